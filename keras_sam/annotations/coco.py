@@ -1,0 +1,175 @@
+"""COCO instances: one JSON file for all images."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from keras_sam.annotations.image_annotations import (
+    ImageAnnotations,
+    plain,
+    read_json,
+    segmentation_to_rle,
+)
+from keras_sam.files import whole_file
+from keras_sam.geometry import xyxy_to_xywh
+from keras_sam.masks import (
+    decode_rle,
+    mask_area,
+    mask_to_box,
+    mask_to_polygons,
+    polygons_to_coco,
+)
+
+_OWN_KEYS = ("id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd")
+
+
+def write_coco(
+    path: str | os.PathLike,
+    images: Iterable[ImageAnnotations],
+    categories: Mapping[int, str] | None = None,
+    polygons: bool = False,
+    tolerance: float = 0.0,
+) -> None:
+    """Writes COCO instances. `pycocotools` loads them (`test_coco_loads_in_pycocotools`).
+
+    Images are written as they come, so an iterator keeps memory small. `area` and `bbox` are
+    counted from the mask, the box by COCO's rule: one pixel wider and higher than the
+    generator's. Whatever else a record holds is kept under its name.
+
+    Args:
+        path: the file, whole or not at all.
+        images: iterable of `ImageAnnotations`. Images without an
+            `image_id` get the next free number.
+        categories: mapping from id to name. Defaults to those that occur: 1, which is that of
+            records without a `category_id`, is called "object", any other by its number.
+        polygons: bool. Writes polygons, with holes cut open, instead of
+            run lengths; crowds stay run lengths. Defaults to `False`.
+        tolerance: float, pixels. Simplifies the polygons, see `mask_to_polygons`.
+
+    Raises:
+        ValueError: if an image occurs twice or a category is unknown.
+        OSError: if the file cannot be written.
+    """
+    names = None if categories is None else {int(key): name for key, name in categories.items()}
+    entries: dict[int, dict] = {}
+    met: set[int] = set()
+    number = 0
+    with whole_file(path, text=True) as file:
+        file.write('{"info": {"description": "masks by keras_sam"},\n"annotations": [')
+        for image in images:
+            image_id = _image_id(image, entries)
+            entries[image_id] = _image_entry(image, image_id)
+            for record in image.records:
+                number += 1
+                entry = _annotation(record, image, image_id, number, polygons, tolerance)
+                met.add(entry["category_id"])
+                if names is not None and entry["category_id"] not in names:
+                    raise ValueError(
+                        f"`categories` must name every category. Received: {sorted(names)}, "
+                        f"and a record of category {entry['category_id']} in {image.file_name!r}."
+                    )
+                file.write("\n" if number == 1 else ",\n")
+                file.write(json.dumps(entry, allow_nan=False))
+        if names is None:
+            names = {key: "object" if key == 1 else f"category {key}" for key in met or {1}}
+        listed = [{"id": key, "name": name} for key, name in sorted(names.items())]
+        file.write('],\n"images": ' + json.dumps(list(entries.values())))
+        file.write(',\n"categories": ' + json.dumps(listed) + "}\n")
+
+
+def read_coco(path: str | os.PathLike) -> tuple[list[ImageAnnotations], dict[int, str]]:
+    """Reads COCO instances.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The images in the file's order, each with its annotations as
+        records, and the categories as a dict from id to name. A record's `segmentation` is
+        as in the file, run lengths or polygons: see `segmentation_to_rle`.
+
+    Raises:
+        ValueError: if the file is no COCO instances file, with what is missing.
+    """
+    data = read_json(path)
+    where = f"`{os.fspath(path)}`"
+    _require(data, ("images", "annotations"), where)
+    records: dict[Any, list[dict]] = {}
+    for image in data["images"]:
+        _require(image, ("id", "width", "height", "file_name"), f"an image in {where}")
+        if image["id"] in records:
+            raise ValueError(f"Images in {where} must have ids of their own: {image['id']}.")
+        records[image["id"]] = []
+    for annotation in data["annotations"]:
+        _require(annotation, ("image_id",), f"an annotation in {where}")
+        if annotation["image_id"] not in records:
+            raise ValueError(
+                f"Annotations in {where} must belong to its images. "
+                f"Received: image_id={annotation['image_id']!r}, which no image has."
+            )
+        record = {key: value for key, value in annotation.items() if key != "image_id"}
+        records[annotation["image_id"]].append(record)
+    images = [
+        ImageAnnotations(
+            image["file_name"], (image["height"], image["width"]), records[image["id"]], image["id"]
+        )
+        for image in data["images"]
+    ]
+    return images, {entry["id"]: entry["name"] for entry in data.get("categories", [])}
+
+
+def _image_id(image: ImageAnnotations, entries: Mapping[int, dict]) -> int:
+    if image.size is None:
+        raise ValueError(f"{image.file_name!r} must have a size. Received: size=None.")
+    if image.image_id is None:
+        return max(entries, default=0) + 1
+    if image.image_id in entries:
+        raise ValueError(
+            "Images must have ids of their own. Received: "
+            f"image_id={image.image_id} for {entries[image.image_id]['file_name']!r} and "
+            f"{image.file_name!r}."
+        )
+    return image.image_id
+
+
+def _image_entry(image: ImageAnnotations, image_id: int) -> dict:
+    height, width = image.size
+    return {"id": image_id, "width": width, "height": height, "file_name": str(image.file_name)}
+
+
+def _annotation(
+    record: Mapping[str, Any],
+    image: ImageAnnotations,
+    image_id: int,
+    number: int,
+    polygons: bool,
+    tolerance: float,
+) -> dict:
+    rle = segmentation_to_rle(record["segmentation"], image.size)
+    crowd = int(record.get("iscrowd", 0))
+    shape: Any = rle
+    if polygons and not crowd:
+        shape = polygons_to_coco(mask_to_polygons(decode_rle(rle), tolerance))
+    entry = {
+        "id": number,
+        "image_id": image_id,
+        "category_id": int(record.get("category_id", 1)),
+        "segmentation": shape,
+        "area": int(mask_area(rle)),
+        "bbox": xyxy_to_xywh(mask_to_box(rle, inclusive=False)).tolist(),
+        "iscrowd": crowd,
+    }
+    extra = {key: plain(value) for key, value in record.items() if key not in _OWN_KEYS}
+    return {**entry, **extra}
+
+
+def _require(entry: Any, keys: tuple[str, ...], where: str) -> None:
+    missing = keys if not isinstance(entry, dict) else [key for key in keys if key not in entry]
+    if missing:
+        raise ValueError(
+            f"COCO instances need {', '.join(f'`{key}`' for key in keys)}. "
+            f"Missing: {', '.join(f'`{key}`' for key in missing)} of {where}."
+        )

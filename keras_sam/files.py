@@ -1,0 +1,104 @@
+"""Files and folders that are there whole or not at all.
+
+Everything is written under another name beside its place and renamed at the end, so a full
+disk, an error or Ctrl-C leaves what was there before, and nothing half done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike, text: bool = False) -> Iterator[IO]:
+    """Opens a file for writing that appears at `path` only when the block ends well.
+
+    Args:
+        path: the file; missing parent folders are made. An existing file is replaced.
+        text: bool. True for UTF-8 text, with a bare line feed on every system. Defaults to `False`.
+
+    Yields:
+        The open file, under a temporary name in the same folder.
+
+    Raises:
+        OSError: if it cannot be written, with `path` and the reason.
+    """
+    path = Path(path)
+    temporary = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        how = {"mode": "x", "encoding": "utf-8", "newline": "\n"} if text else {"mode": "xb"}
+        with open(temporary, **how) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        _raise_with_path(error, path, temporary)
+    finally:
+        with contextlib.suppress(OSError):  # most often it has been renamed
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike, replaceable: str) -> Iterator[Path]:
+    """Makes a folder that appears at `path` only when the block ends well.
+
+    Args:
+        path: the folder; missing parent folders are made.
+        replaceable: str. An existing folder is replaced if it is empty or
+            holds a file of this name, the mark of an earlier result.
+
+    Yields:
+        The path of the folder under its temporary name, to write into.
+
+    Raises:
+        OSError: if it cannot be written, with `path` and the reason.
+        FileExistsError: if there is a file, or a folder with something else in it.
+    """
+    path = Path(path)
+    temporary, old = _beside(path), _beside(path)
+    try:
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(f"`{path}` must be a folder. Received: a file of that name.")
+        if path.is_dir() and any(path.iterdir()) and not (path / replaceable).is_file():
+            raise FileExistsError(
+                f"`{path}` holds other files, and writing would replace them. Choose a new folder."
+            )
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.is_dir():
+            os.rename(path, old)
+        os.rename(temporary, path)
+    except OSError as error:
+        _restore(path, old)
+        _raise_with_path(error, path, temporary)
+    finally:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def _restore(path: Path, old: Path) -> None:
+    if old.is_dir() and not path.exists():
+        os.rename(old, path)
+
+
+def _raise_with_path(error: OSError, path: Path, temporary: Path) -> None:
+    """Says which file could not be written, unless the error is about another one."""
+    about = None if error.filename is None else Path(os.fsdecode(error.filename))
+    own = about is None or about in (path, *path.parents) or temporary in (about, *about.parents)
+    if error.errno is None or not own:
+        raise error
+    raise OSError(
+        error.errno, f"{error.strerror}; `{path}` could not be written and was left as it was"
+    ) from error

@@ -1,0 +1,425 @@
+"""Where things are: one image's scaling and padding and the way back, and box formats.
+
+Numpy (and pillow for pixels) only. Sizes are `(height, width)`, points `(x, y)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+# Logit of 0.001: "certainly outside" for mask prompts, also in the padding.
+OUTSIDE_LOGIT = -math.log(999.0)
+
+RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # pillow's codes 0..5
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizePlan:
+    """How one image is scaled and padded for the model, and the way back.
+
+    The image keeps its proportions: it is scaled by
+    `min(H / H0, W / W0)`, each side rounded half up as the released
+    checkpoints' code does, and padded at the right and the bottom. Points
+    and boxes scale by `scaled / original` of their own axis, which is not
+    the same number on both after rounding. `scaled_size` is the image's
+    `(height, width)` before padding.
+
+    Args:
+        original_size: pair of ints `(H0, W0)`, pixels of the user's image.
+        model_size: int or pair of ints `(H, W)`, pixels of the model's
+            input; an int is a square. Defaults to `(1024, 1024)`.
+        pad_only: bool. Pads without scaling; the image must fit.
+            Defaults to `False`.
+        fit_size: int or pair of ints. Scales the image to fit into this size
+            and pads the rest up to `model_size`. Defaults to `model_size`.
+
+    Raises:
+        ValueError: if the image is empty, if a side would be rounded to no
+            pixel at all, or if `pad_only` and the image does not fit.
+
+    Source:
+        `ResizeLongestSide` and `Sam.postprocess_masks`,
+        facebookresearch/segment-anything@dca509f.
+
+    Example:
+
+    >>> plan = keras_sam.ResizePlan((1200, 1800))
+    >>> plan.scaled_size
+    (683, 1024)
+    >>> plan.to_model([[1800, 1200]]).tolist()
+    [[1024.0, 683.0]]
+    """
+
+    original_size: tuple[int, int]
+    model_size: tuple[int, int] = (1024, 1024)
+    pad_only: bool = False
+    fit_size: tuple[int, int] | None = None
+    scaled_size: tuple[int, int] = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        original = size_pair(self.original_size, "original_size", square=False)
+        model = size_pair(self.model_size, "model_size")
+        fit = model if self.fit_size is None else size_pair(self.fit_size, "fit_size")
+        if self.pad_only:
+            scaled = original
+        else:
+            scale = min(fit[0] / original[0], fit[1] / original[1])
+            scaled = (int(original[0] * scale + 0.5), int(original[1] * scale + 0.5))
+        if min(scaled) < 1:
+            raise ValueError(
+                "The image is too long and thin: scaled to the model's size, a side of it is "
+                f"rounded to 0 pixels. Received: original_size={original}, model_size={model}. "
+                "Crop the image or pad its short side first."
+            )
+        if scaled[0] > model[0] or scaled[1] > model[1]:
+            raise ValueError(
+                f"The image must fit into `model_size` as it is scaled, to {scaled}. Received: "
+                f"original_size={original}, model_size={model}, pad_only={self.pad_only}, "
+                f"fit_size={self.fit_size}. Without `pad_only` and `fit_size` every image fits."
+            )
+        object.__setattr__(self, "original_size", original)
+        object.__setattr__(self, "model_size", model)
+        object.__setattr__(self, "pad_only", bool(self.pad_only))
+        object.__setattr__(self, "fit_size", None if fit == model else fit)
+        object.__setattr__(self, "scaled_size", scaled)
+
+    # --- images ---
+
+    def scale_image(self, image: ArrayLike, resample: str | int = "bilinear") -> np.ndarray:
+        """Scales an image of the original size, with antialiasing.
+
+        Args:
+            image: array `(H0, W0)` or `(H0, W0, C)`, any number of channels.
+                uint8 stays uint8 and equals pillow's result bit by bit;
+                anything else is computed and returned as float32.
+            resample: str or int. A pillow filter: `"nearest"`, `"lanczos"`,
+                `"bilinear"`, `"bicubic"`, `"box"`, `"hamming"` or its code.
+
+        Returns:
+            Array of `scaled_size`, channels as in `image`.
+        """
+        image = self._image_of(image, self.original_size, "original_size")
+        return resize_image(image, self.scaled_size, resample)
+
+    def unscale_image(self, image: ArrayLike, resample: str | int = "bilinear") -> np.ndarray:
+        """Scales an image of `scaled_size` back to the original size."""
+        image = self._image_of(image, self.scaled_size, "scaled_size")
+        return resize_image(image, self.original_size, resample)
+
+    def pad_image(self, image: ArrayLike, value: float | Sequence[float] = 0) -> np.ndarray:
+        """Pads an image of `scaled_size` at the right and the bottom to `model_size`.
+
+        Args:
+            image: array `(h, w)` or `(h, w, C)` of `scaled_size`.
+            value: number, or one number per channel. An integer image
+                padded with a fraction comes back as float32.
+
+        Returns:
+            Array `(H, W)` or `(H, W, C)`.
+        """
+        image = self._image_of(image, self.scaled_size, "scaled_size")
+        fill = np.asarray(value)
+        dtype = image.dtype
+        if np.issubdtype(dtype, np.integer) and not np.array_equal(fill.astype(dtype), fill):
+            dtype = np.dtype("float32")
+        padded = np.empty(self.model_size + image.shape[2:], dtype)
+        padded[...] = fill
+        padded[: image.shape[0], : image.shape[1]] = image
+        return padded
+
+    def unpad_image(self, image: ArrayLike) -> np.ndarray:
+        """Cuts the padding off an image of `model_size`."""
+        image = self._image_of(image, self.model_size, "model_size")
+        return image[: self.scaled_size[0], : self.scaled_size[1]]
+
+    # --- points and boxes ---
+
+    def to_model(self, points: ArrayLike) -> np.ndarray:
+        """Maps points `(..., 2)`, x y in original pixels, to float32 model pixels."""
+        return self._scale_points(points, self.original_size, self.scaled_size, "points", 2)
+
+    def to_original(self, points: ArrayLike) -> np.ndarray:
+        """Maps points `(..., 2)`, x y in model pixels, to float32 original pixels."""
+        return self._scale_points(points, self.scaled_size, self.original_size, "points", 2)
+
+    def boxes_to_model(self, boxes: ArrayLike) -> np.ndarray:
+        """Maps boxes `(..., 4)`, x1 y1 x2 y2 in original pixels, to float32 model pixels."""
+        return self._scale_points(boxes, self.original_size, self.scaled_size, "boxes", 4)
+
+    def boxes_to_original(self, boxes: ArrayLike) -> np.ndarray:
+        """Maps boxes `(..., 4)`, x1 y1 x2 y2 in model pixels, to float32 original pixels."""
+        return self._scale_points(boxes, self.scaled_size, self.original_size, "boxes", 4)
+
+    # --- masks ---
+
+    def masks_to_model(
+        self,
+        masks: ArrayLike,
+        mask_size: int | tuple[int, int],
+        pad_value: float = OUTSIDE_LOGIT,
+    ) -> np.ndarray:
+        """Maps mask logits of the original image to the model's mask frame.
+
+        Each pixel of the mask frame covers the same part of the model's
+        frame that it covers on the way back; where that is larger than a
+        pixel of the image, the pixels under it are averaged (antialiased
+        bilinear).
+
+        Args:
+            masks: float array `(..., H0, W0)`, logits in original pixels.
+            mask_size: int or pair `(Lh, Lw)`, the model's mask frame.
+            pad_value: float. Logit of the padding. Defaults to that of a
+                probability of 0.001.
+
+        Returns:
+            float32 array `(..., Lh, Lw)`.
+        """
+        masks = np.asarray(masks)
+        mask_size = size_pair(mask_size, "mask_size")
+        if masks.shape[-2:] != self.original_size:
+            raise ValueError(
+                f"`masks` must have shape (..., {self.original_size[0]}, {self.original_size[1]}), "
+                f"the size of the original image. Received: shape={masks.shape}."
+            )
+        rows, columns = (
+            _mask_reduction(o, s, m, n)
+            for o, s, m, n in zip(
+                self.original_size, self.scaled_size, self.model_size, mask_size, strict=True
+            )
+        )
+        mapped = np.full(masks.shape[:-2] + mask_size, pad_value, "float32")
+        mapped[..., : len(rows), : len(columns)] = rows @ masks.astype("float32") @ columns.T
+        return mapped
+
+    def masks_to_original(self, masks: ArrayLike) -> np.ndarray:
+        """Maps low-resolution mask logits to the original image, as floats.
+
+        Bilinear to the model's frame, padding cut off, bilinear to the
+        original size, both without antialiasing and with half-pixel centres:
+        two linear, separable steps, hence one small matrix per axis. Apply
+        the threshold afterwards.
+
+        Args:
+            masks: float array `(..., Lh, Lw)`, logits of the model's whole
+                frame at any resolution.
+
+        Returns:
+            float32 array `(..., H0, W0)`.
+        """
+        masks = np.asarray(masks)
+        if masks.ndim < 2 or 0 in masks.shape[-2:]:
+            raise ValueError(
+                "`masks` must have shape (..., Lh, Lw), mask logits of the model's frame. "
+                f"Received: shape={masks.shape}."
+            )
+        rows, columns = self.mask_weights(masks.shape[-2:])
+        return rows @ masks.astype("float32") @ columns.T  # (..., H0, W0)
+
+    def mask_weights(self, mask_size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """The two matrices of `masks_to_original`: `rows @ logits @ columns.T`.
+
+        Each of their rows holds non-negative weights that sum to 1, next to each other, so that
+        a part of the image can be computed from a part of the logits.
+
+        Args:
+            mask_size: int or pair `(Lh, Lw)`, the model's mask frame.
+
+        Returns:
+            float32 arrays `(H0, Lh)` and `(W0, Lw)`, read-only.
+        """
+        rows, columns = (
+            _mask_enlargement(o, s, m, n)
+            for o, s, m, n in zip(
+                self.original_size,
+                self.scaled_size,
+                self.model_size,
+                size_pair(mask_size, "mask_size"),
+                strict=True,
+            )
+        )
+        return rows, columns
+
+    # --- inside ---
+
+    def _image_of(self, image: ArrayLike, size: tuple[int, int], name: str) -> np.ndarray:
+        image = np.asarray(image)
+        if image.ndim not in (2, 3) or image.shape[:2] != size:
+            raise ValueError(
+                f"`image` must have shape (height, width) or (height, width, channels) with the "
+                f"plan's {name}={size}. Received: shape={image.shape}."
+            )
+        return image
+
+    def _scale_points(
+        self,
+        points: ArrayLike,
+        from_size: tuple[int, int],
+        to_size: tuple[int, int],
+        name: str,
+        length: int,
+    ) -> np.ndarray:
+        points = np.asarray(points, "float64")
+        if points.ndim < 1 or points.shape[-1] != length:
+            raise ValueError(
+                f"`{name}` must have shape (..., {length}), in pixels. "
+                f"Received: shape={points.shape}."
+            )
+        # In float64 and rounded once, as the released code computes it.
+        scale = [to_size[1] / from_size[1], to_size[0] / from_size[0]]
+        return (points * (scale * (length // 2))).astype("float32")
+
+
+def resize_image(
+    image: np.ndarray, size: tuple[int, int], resample: str | int = "bilinear"
+) -> np.ndarray:
+    """Resizes an image of any number of channels with pillow, antialiased.
+
+    Args:
+        image: array `(h, w)` or `(h, w, C)`. uint8 stays uint8; anything else
+            becomes float32.
+        size: pair of ints, the new `(height, width)`.
+        resample: str or int. Pillow's filter by name or code.
+
+    Returns:
+        Array of the new size, uint8 or float32.
+    """
+    from PIL import Image
+
+    code = resampling_code(resample)
+    if image.dtype != np.uint8:
+        image = image.astype("float32")
+    size_xy = (size[1], size[0])
+    if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8):
+        return np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size_xy, code))
+    # One channel at a time: pillow has no images of arbitrary depth, and it would multiply the
+    # colours of a four-channel one by its "alpha".
+    channels = [
+        np.asarray(Image.fromarray(np.ascontiguousarray(image[..., c])).resize(size_xy, code))
+        for c in range(image.shape[2])
+    ]
+    return np.stack(channels, axis=-1)  # (height, width, C)
+
+
+def resampling_code(resample: str | int) -> int:
+    """Pillow's code of a resampling filter given by name or code."""
+    if isinstance(resample, str) and resample.lower() in RESAMPLING:
+        return RESAMPLING.index(resample.lower())
+    if isinstance(resample, numbers.Integral) and 0 <= resample < len(RESAMPLING):
+        return int(resample)
+    raise ValueError(
+        f"`resample` must be one of {RESAMPLING} or pillow's code of it. Received: {resample!r}."
+    )
+
+
+def size_pair(size: Any, name: str, square: bool = True) -> tuple[int, int]:
+    """A size given as `(height, width)`, or as one number for a square, as a pair of ints."""
+    if square and isinstance(size, numbers.Integral):
+        size = (size, size)
+    try:
+        pair = tuple(int(n) for n in size)
+        whole = all(int(n) == n for n in size)
+    except (TypeError, ValueError):
+        pair, whole = (), False
+    if len(pair) != 2 or not whole or min(pair) < 1:
+        raise ValueError(
+            f"`{name}` must be two positive integers, (height, width) in pixels"
+            f"{' (or one for a square)' if square else '; an image must not be empty'}. "
+            f"Received: {size!r}."
+        )
+    return pair
+
+
+def _bilinear_matrix(out_size: int, in_size: int) -> np.ndarray:
+    """`(out, in)` weights of bilinear interpolation, half-pixel centres, no antialiasing."""
+    # Scale and positions rounded to float32 where torch rounds them (one fused multiply-add), so
+    # that the weights are the reference's, bit for bit.
+    rows = np.arange(out_size)
+    scale = np.float64(np.float32(in_size) / np.float32(out_size))
+    position = np.maximum((scale * (rows + 0.5) - 0.5).astype("float32"), 0)
+    low = np.minimum(position.astype(int), in_size - 1)
+    high = np.minimum(low + 1, in_size - 1)
+    matrix = np.zeros((out_size, in_size))
+    matrix[rows, low] += 1 - (position - low)
+    matrix[rows, high] += position - low
+    return matrix
+
+
+# A pure function of four sizes; an enlargement to 4000 pixels takes 4 MB, so few are kept.
+@functools.lru_cache(maxsize=16)
+def _mask_enlargement(original: int, scaled: int, model: int, mask: int) -> np.ndarray:
+    """`(original, mask)` weights: mask frame -> model frame -> crop -> original."""
+    matrix = _bilinear_matrix(original, scaled) @ _bilinear_matrix(model, mask)[:scaled]
+    matrix = matrix.astype("float32")
+    matrix.setflags(write=False)
+    return matrix
+
+
+@functools.lru_cache(maxsize=16)
+def _mask_reduction(original: int, scaled: int, model: int, mask: int) -> np.ndarray:
+    """`(filled, original)` weights of an antialiased bilinear resize to the mask frame.
+
+    `filled` is how many of the mask frame's pixels have their centre on the image.
+    """
+    filled = max(1, int(scaled * mask / model + 0.5))
+    step = model / mask * original / scaled  # image pixels per pixel of the mask frame
+    centres = (np.arange(filled) + 0.5) * step
+    distances = np.abs(np.arange(original) + 0.5 - centres[:, None])  # (filled, original)
+    weights = np.maximum(1 - distances / max(step, 1), 0)
+    matrix = (weights / weights.sum(axis=1, keepdims=True)).astype("float32")
+    matrix.setflags(write=False)
+    return matrix
+
+
+# --- box formats ---
+
+
+def xyxy_to_xywh(boxes: ArrayLike) -> np.ndarray:
+    """`(..., 4)` boxes x1 y1 x2 y2 to x1 y1 width height."""
+    boxes = _boxes_array(boxes)
+    return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
+
+
+def xywh_to_xyxy(boxes: ArrayLike) -> np.ndarray:
+    """`(..., 4)` boxes x1 y1 width height to x1 y1 x2 y2."""
+    boxes = _boxes_array(boxes)
+    return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
+
+
+def xyxy_to_cxcywh(boxes: ArrayLike) -> np.ndarray:
+    """`(..., 4)` boxes x1 y1 x2 y2 to centre x, centre y, width, height."""
+    boxes = _boxes_array(boxes)
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+    return np.concatenate([centres, boxes[..., 2:] - boxes[..., :2]], axis=-1)
+
+
+def cxcywh_to_xyxy(boxes: ArrayLike) -> np.ndarray:
+    """`(..., 4)` boxes centre x, centre y, width, height to x1 y1 x2 y2."""
+    boxes = _boxes_array(boxes)
+    halves = boxes[..., 2:] / 2
+    return np.concatenate([boxes[..., :2] - halves, boxes[..., :2] + halves], axis=-1)
+
+
+def xywh_to_cxcywh(boxes: ArrayLike) -> np.ndarray:
+    """`(..., 4)` boxes x1 y1 width height to centre x, centre y, width, height."""
+    return xyxy_to_cxcywh(xywh_to_xyxy(boxes))
+
+
+def cxcywh_to_xywh(boxes: ArrayLike) -> np.ndarray:
+    """`(..., 4)` boxes centre x, centre y, width, height to x1 y1 width height."""
+    return xyxy_to_xywh(cxcywh_to_xyxy(boxes))
+
+
+def _boxes_array(boxes: ArrayLike) -> np.ndarray:
+    boxes = np.asarray(boxes)
+    if boxes.ndim < 1 or boxes.shape[-1] != 4:
+        raise ValueError(f"`boxes` must have shape (..., 4). Received: shape={boxes.shape}.")
+    # Unsigned pixels would wrap around when subtracted.
+    return boxes.astype("int64") if boxes.dtype.kind in "bu" else boxes

@@ -1,0 +1,430 @@
+"""From the candidates of a click grid to Meta's records: what is kept, in which order.
+
+Numpy only. Full-size logits exist for one candidate at a time, and of the part of the image
+alone where its mask can be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from keras_sam.boxes import boxes_near_crop_edge, nms, nms_across_crops, uncrop_boxes
+from keras_sam.geometry import ResizePlan, xywh_to_xyxy, xyxy_to_xywh
+from keras_sam.masks import (
+    compress_rle,
+    decode_rle,
+    decompress_rle,
+    encode_rle,
+    mask_area,
+    mask_to_box,
+    remove_small_regions,
+    stability_score,
+)
+
+OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """What decides which candidates become records, and their form.
+
+    Args:
+        pred_iou_thresh: float. Predicted IoUs above it stay; 0 keeps all.
+        stability_score_thresh: float. Stability scores from it on stay; 0 keeps all.
+        stability_score_offset: float, added to and taken from the mask threshold for stability.
+        box_nms_thresh: float. Of boxes of one crop with a larger IoU, one stays.
+        crop_nms_thresh: float. Likewise among different crops.
+        min_mask_region_area: float, pixels. Smaller holes and islands go; 0 keeps all.
+        output_mode: str, one of `OUTPUT_MODES`.
+        mask_threshold: float. Logits above it belong to the mask.
+
+    Raises:
+        ValueError: if one of them is no finite number, or `output_mode` is another word.
+    """
+
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+    crop_nms_thresh: float = 0.7
+    min_mask_region_area: float = 0
+    output_mode: str = "binary_mask"
+    mask_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if name == "output_mode":
+                if value not in OUTPUT_MODES:
+                    raise ValueError(
+                        f"`output_mode` must be one of {OUTPUT_MODES}. Received: {value!r}."
+                    )
+            elif not isinstance(value, numbers.Real) or not math.isfinite(value):
+                raise ValueError(f"`{name}` must be a finite number. Received: {value!r}.")
+
+    def accept_score(self, score: float) -> bool:
+        """Whether a predicted IoU is high enough."""
+        return bool(self.pred_iou_thresh <= 0 or score > self.pred_iou_thresh)
+
+    def accept_stability(self, stability: float) -> bool:
+        """Whether a mask is stable enough; 0 / 0, of one without any pixel, is NaN and is not."""
+        return bool(self.stability_score_thresh <= 0 or stability >= self.stability_score_thresh)
+
+    def replaced(self, changes: dict[str, Any]) -> Thresholds:
+        """A copy with other values; a name that is none of its own is refused."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "mask_threshold"]
+        unknown = sorted(set(changes) - set(names))
+        if unknown:
+            raise ValueError(f"`filter` takes {', '.join(names)}. Received: {', '.join(unknown)}.")
+        return dataclasses.replace(self, **changes)
+
+    def looser_than(self, other: Thresholds) -> list[str]:
+        """The names of what would bring back candidates that `other` has dropped."""
+        stricter_is_more = ("pred_iou_thresh", "stability_score_thresh", "min_mask_region_area")
+        stricter_is_less = ("box_nms_thresh", "crop_nms_thresh")
+        return [
+            *(n for n in stricter_is_more if getattr(self, n) < getattr(other, n)),
+            *(n for n in stricter_is_less if getattr(self, n) > getattr(other, n)),
+            *(
+                n
+                for n in ("stability_score_offset", "mask_threshold")
+                if getattr(self, n) != getattr(other, n)
+            ),
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """A part of an image that is segmented by itself.
+
+    Args:
+        box: tuple of four ints, x1 y1 x2 y2 in original pixels.
+        plan: how the crop is scaled for the model.
+    """
+
+    box: tuple[int, int, int, int]
+    plan: ResizePlan
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The masks of some clicks into one crop.
+
+    Args:
+        points: float64 array `(N, 2)`, x y in pixels of the crop.
+        scores: float32 array `(N, K)`, predicted IoUs.
+        logits: float32 array `(N, K, Lh, Lw)`.
+    """
+
+    points: np.ndarray
+    scores: np.ndarray
+    logits: np.ndarray
+
+
+@dataclasses.dataclass
+class _Mask:
+    """A candidate that is still in; the fields of its record, boxes as x1 y1 x2 y2."""
+
+    rle: dict  # compressed, of the whole image
+    box: np.ndarray
+    score: float
+    stability: float
+    point: list
+    crop_box: tuple[int, int, int, int]
+
+
+class CandidateFile:
+    """Candidates of one image in a temporary file, which goes when this object does."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="keras_sam_")  # noqa: SIM115
+        self._size = 0
+        self._crops: list[tuple[Crop, list[tuple]]] = []
+
+    def recorded(
+        self, crops: Iterable[tuple[Crop, Iterable[Candidates]]]
+    ) -> Iterator[tuple[Crop, Iterator[Candidates]]]:
+        """Passes candidates on, and writes them down on the way."""
+        for crop, batches in crops:
+            written: list[tuple] = []
+            self._crops.append((crop, written))
+            yield crop, self._write(batches, written)
+
+    def _write(self, batches, written):
+        for batch in batches:
+            # By `write`, not through the map: a disk that is full then is an OSError, no crash.
+            logits = np.ascontiguousarray(batch.logits, "float32")
+            self._file.write(logits.data)
+            written.append((batch.points, batch.scores.copy(), self._size, logits.shape))
+            self._size += logits.nbytes
+            yield batch
+
+    def crops(self) -> Iterator[tuple[Crop, Iterator[Candidates]]]:
+        """The candidates again, as they came; logits are mapped from the file."""
+        self._file.flush()
+        for crop, written in self._crops:
+            yield (
+                crop,
+                (
+                    Candidates(
+                        points,
+                        scores,
+                        np.memmap(self._file, "float32", "r", offset=offset, shape=shape),
+                    )
+                    for points, scores, offset, shape in written
+                ),
+            )
+
+
+class MaskRecords(list):
+    """The masks of one image: a list of Meta's records that can be filtered again.
+
+    Each record is a dict: `segmentation`, bool `(H0, W0)` or run lengths; `area`, pixels;
+    `bbox`, x y width height from inclusive corners; `predicted_iou`; `point_coords`,
+    `[[x, y]]`; `stability_score`; `crop_box`, x y width height.
+
+    Args:
+        records: iterable of records.
+        original_size: pair of ints, `(H0, W0)`.
+        thresholds: what the records were chosen by.
+        candidates: optional `CandidateFile`, all that they were chosen from.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[dict],
+        original_size: tuple[int, int],
+        thresholds: Thresholds,
+        candidates: CandidateFile | None = None,
+    ) -> None:
+        super().__init__(records)
+        self.original_size = original_size
+        self.thresholds = thresholds
+        self.candidates = candidates
+
+    def filter(self, **thresholds: Any) -> MaskRecords:
+        """Chooses again by other thresholds, without running the model.
+
+        Of records that were generated with `keep_candidates=True`, this equals generating with
+        those thresholds. Otherwise thresholds can only be stricter, and are applied to the
+        records that are left: a mask that lost against one which now goes does not come back.
+
+        Args:
+            **thresholds: any of `pred_iou_thresh`, `stability_score_thresh`,
+                `stability_score_offset`, `box_nms_thresh`, `crop_nms_thresh`,
+                `min_mask_region_area` and `output_mode`; what is not given stays as it was.
+
+        Returns:
+            New `MaskRecords`; these stay as they are.
+
+        Raises:
+            ValueError: for other names, or if a threshold is looser and there are no candidates.
+        """
+        changed = self.thresholds.replaced(thresholds)
+        if self.candidates is not None:
+            return choose(self.candidates.crops(), self.original_size, changed, self.candidates)
+        looser = changed.looser_than(self.thresholds)
+        if looser:
+            values = [f"{name}={getattr(changed, name)}" for name in looser]
+            raise ValueError(
+                "Without candidates, thresholds can only be stricter than those of the records. "
+                f"Received: {', '.join(values)}. Generate with `keep_candidates=True` first."
+            )
+        return _filter_records(self, changed)
+
+    def __reduce__(self):
+        # A copy or pickle is of the records, not of a temporary file.
+        return MaskRecords, (list(self), self.original_size, self.thresholds)
+
+
+def choose(
+    crops: Iterable[tuple[Crop, Iterable[Candidates]]],
+    original_size: tuple[int, int],
+    thresholds: Thresholds,
+    candidates: CandidateFile | None = None,
+) -> MaskRecords:
+    """Chooses the masks of one image from the candidates of its crops.
+
+    Per crop: predicted IoU, stability, boxes cut off by the crop's edge, suppression by
+    predicted IoU. Then suppression across crops, smaller crops first, and small regions.
+
+    Args:
+        crops: the image's crops, each with its candidates in the order of the points.
+        original_size: pair of ints, `(H0, W0)`.
+        thresholds: what to keep.
+        candidates: optional `CandidateFile`, for the result to keep.
+
+    Returns:
+        `MaskRecords`.
+
+    Source:
+        `SamAutomaticMaskGenerator`, facebookresearch/segment-anything@dca509f.
+    """
+    found, count = [], 0
+    for crop, batches in crops:
+        count += 1
+        of_crop = [
+            mask for batch in batches for mask in _survivors(batch, crop, original_size, thresholds)
+        ]
+        found += _suppress_in_crop(of_crop, thresholds)
+    if count > 1:
+        found = _suppress_across_crops(found, thresholds)
+    found = _clean(found, thresholds)
+    return _records(found, original_size, thresholds, candidates)
+
+
+def _survivors(
+    batch: Candidates, crop: Crop, original_size: tuple[int, int], thresholds: Thresholds
+) -> Iterator[_Mask]:
+    """Enlarges the candidates whose predicted IoU is high enough, one by one, and looks closer."""
+    for place in np.ndindex(batch.scores.shape):
+        score = batch.scores[place]
+        if not thresholds.accept_score(score):
+            continue
+        part, (x, y) = _enlarge(batch.logits[place], crop.plan, thresholds)
+        stability = stability_score(
+            part, thresholds.mask_threshold, thresholds.stability_score_offset
+        )
+        if not thresholds.accept_stability(stability):
+            continue
+        mask = part > thresholds.mask_threshold
+        box = mask_to_box(mask) + ([x, y, x, y] if mask.any() else 0)
+        if boxes_near_crop_edge(box, crop.box, original_size)[0]:
+            continue
+        x1, y1 = crop.box[0] + x, crop.box[1] + y
+        place_in_image = (x1, y1, x1 + mask.shape[1], y1 + mask.shape[0])
+        yield _Mask(
+            rle=encode_rle(mask, crop_box=place_in_image, original_size=original_size),
+            box=uncrop_boxes(box, crop.box),
+            score=float(score),
+            stability=float(stability),
+            point=(batch.points[place[0]] + crop.box[:2]).tolist(),
+            crop_box=crop.box,
+        )
+
+
+def _enlarge(
+    logits: np.ndarray, plan: ResizePlan, thresholds: Thresholds
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Full-size logits of the part of a crop where anything of the mask can be, and its x y.
+
+    Enlarging takes weighted means, which exceed no level that all their pixels are below. So
+    what is left out belongs to neither of the masks that stability compares.
+    """
+    rows, columns = plan.mask_weights(logits.shape)
+    level = thresholds.mask_threshold - abs(thresholds.stability_score_offset)
+    above = np.asarray(logits) > level
+    y, v = _reach(rows, above.any(axis=1))
+    x, u = _reach(columns, above.any(axis=0))
+    return rows[y, v] @ np.asarray(logits[v, u]) @ columns[x, u].T, (x.start, y.start)
+
+
+def _reach(weights: np.ndarray, wanted: np.ndarray) -> tuple[slice, slice]:
+    """The output pixels that any wanted input pixel has weight in, and all inputs of those."""
+    hits = np.flatnonzero(wanted)
+    if not len(hits):
+        return slice(0, 1), slice(0, weights.shape[1])  # one pixel, so that there is a mask
+    reached = np.flatnonzero(weights[:, hits[0] : hits[-1] + 1].any(axis=1))
+    if not len(reached):
+        return slice(0, 1), slice(0, weights.shape[1])  # all in the padding
+    outputs = slice(int(reached[0]), int(reached[-1]) + 1)
+    inputs = np.flatnonzero(weights[outputs].any(axis=0))
+    return outputs, slice(int(inputs[0]), int(inputs[-1]) + 1)
+
+
+def _boxes(masks: list[_Mask]) -> np.ndarray:
+    return np.array([mask.box for mask in masks]).reshape(-1, 4)
+
+
+def _suppress_in_crop(masks: list[_Mask], thresholds: Thresholds) -> list[_Mask]:
+    scores = np.array([mask.score for mask in masks])
+    return [masks[i] for i in nms(_boxes(masks), scores, thresholds.box_nms_thresh)]
+
+
+def _suppress_across_crops(masks: list[_Mask], thresholds: Thresholds) -> list[_Mask]:
+    crop_boxes = [mask.crop_box for mask in masks]
+    kept = nms_across_crops(_boxes(masks), crop_boxes, thresholds.crop_nms_thresh)
+    return [masks[i] for i in kept]
+
+
+def _clean(masks: list[_Mask], thresholds: Thresholds) -> list[_Mask]:
+    """Fills small holes, drops small islands, and suppresses what became alike, changed last."""
+    area = thresholds.min_mask_region_area
+    if area <= 0:
+        return masks
+    cleaned, unchanged = [], []
+    for mask in masks:
+        pixels, filled = remove_small_regions(decode_rle(mask.rle), area, "holes")
+        pixels, dropped = remove_small_regions(pixels, area, "islands")
+        unchanged.append(float(not filled and not dropped))
+        if filled or dropped:
+            mask = dataclasses.replace(mask, rle=encode_rle(pixels), box=mask_to_box(pixels))
+        cleaned.append(mask)
+    threshold = max(thresholds.box_nms_thresh, thresholds.crop_nms_thresh)
+    return [cleaned[i] for i in nms(_boxes(cleaned), np.array(unchanged), threshold)]
+
+
+def _records(
+    masks: list[_Mask],
+    original_size: tuple[int, int],
+    thresholds: Thresholds,
+    candidates: CandidateFile | None,
+) -> MaskRecords:
+    forms = {"binary_mask": decode_rle, "uncompressed_rle": decompress_rle, "coco_rle": dict}
+    form = forms[thresholds.output_mode]
+    records = (
+        {
+            "segmentation": form(mask.rle),
+            "area": int(mask_area(mask.rle)),
+            "bbox": xyxy_to_xywh(mask.box).tolist(),
+            "predicted_iou": mask.score,
+            "point_coords": [mask.point],
+            "stability_score": mask.stability,
+            "crop_box": xyxy_to_xywh(mask.crop_box).tolist(),
+        }
+        for mask in masks
+    )
+    return MaskRecords(records, original_size, thresholds, candidates)
+
+
+def _filter_records(records: MaskRecords, thresholds: Thresholds) -> MaskRecords:
+    """Applies stricter thresholds to records: only what has changed is looked at again."""
+    before = records.thresholds
+    masks = [
+        _read_record(record)
+        for record in records
+        if thresholds.accept_score(record["predicted_iou"])
+        and thresholds.accept_stability(record["stability_score"])
+    ]
+    if thresholds.box_nms_thresh < before.box_nms_thresh:
+        crops = dict.fromkeys(mask.crop_box for mask in masks)
+        kept = [
+            id(mask)
+            for crop in crops
+            for mask in _suppress_in_crop([m for m in masks if m.crop_box == crop], thresholds)
+        ]
+        masks = [mask for mask in masks if id(mask) in set(kept)]
+    crops = {mask.crop_box for mask in masks}
+    if thresholds.crop_nms_thresh < before.crop_nms_thresh and len(crops) > 1:
+        masks = _suppress_across_crops(masks, thresholds)
+    if thresholds.min_mask_region_area > before.min_mask_region_area:
+        masks = _clean(masks, thresholds)
+    return _records(masks, records.original_size, thresholds, None)
+
+
+def _read_record(record: dict) -> _Mask:
+    mask = record["segmentation"]
+    return _Mask(
+        rle=compress_rle(mask) if isinstance(mask, dict) else encode_rle(mask),
+        box=xywh_to_xyxy(record["bbox"]),
+        score=record["predicted_iou"],
+        stability=record["stability_score"],
+        point=record["point_coords"][0],
+        crop_box=tuple(xywh_to_xyxy(record["crop_box"]).tolist()),
+    )

@@ -1,0 +1,356 @@
+"""COCO run lengths: a mask as the lengths of its runs, column after column.
+
+A run-length dict is `{"size": [H0, W0], "counts": counts}`. The counts start
+with a run of background (0 long where the first pixel is inside) and are a
+list of ints, or COCO's compressed string of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_sam.geometry import size_pair
+
+# Masks are encoded a few at a time: enough to spread the cost of numpy's calls, few enough for
+# their bits (an eighth of this in bytes) to stay in the processor's cache.
+_CHUNK_PIXELS = 1 << 24
+_MAX_GROUPS = 7  # 5 bits each: 35 bits hold every count of a mask with fewer than 2**34 pixels.
+
+
+def encode_rle(
+    masks: ArrayLike,
+    compressed: bool = True,
+    crop_box: Sequence[int] | None = None,
+    original_size: Sequence[int] | None = None,
+) -> dict | list[dict]:
+    """Encodes binary masks as COCO run lengths.
+
+    Equal to `pycocotools.mask.encode`, with the string as `str`, so that the
+    dicts go into JSON as they are (`test_encode_equals_pycocotools`). Masks of a crop are
+    encoded as masks of the whole image without being padded to its size.
+
+    Args:
+        masks: bool or integer array `(H0, W0)` or `(M, H0, W0)`; everything
+            but 0 is inside.
+        compressed: bool. True for COCO's string, False for a list of ints.
+            Defaults to `True`.
+        crop_box: four ints, x1 y1 x2 y2 in original pixels: the part of the
+            image that `masks` show; outside it is background. Defaults to
+            the whole image.
+        original_size: pair of ints `(H0, W0)`, with `crop_box`: the size of
+            the image.
+
+    Returns:
+        A dict with `size`, `[H0, W0]`, and `counts`; for a stack a list of `M`.
+
+    Raises:
+        ValueError: if `masks` is not a stack of masks or holds logits, or if
+            the crop has another size or leaves the image.
+
+    Example:
+
+    >>> keras_sam.masks.encode_rle([[0, 1], [1, 1]], compressed=False)
+    {'size': [2, 2], 'counts': [1, 3]}
+    >>> keras_sam.masks.encode_rle([[1]], False, crop_box=[2, 0, 3, 1], original_size=(2, 3))
+    {'size': [2, 3], 'counts': [4, 1, 1]}
+    """
+    stack = as_mask_stack(masks)
+    corner, size = _place(stack.shape[1:], crop_box, original_size)
+    step = max(1, _CHUNK_PIXELS // (stack.shape[1] * stack.shape[2]))
+    encoded = []
+    for first in range(0, len(stack), step):
+        encoded += _encode_chunk(stack[first : first + step], compressed, corner, size)
+    return encoded[0] if np.ndim(masks) == 2 else encoded
+
+
+def decode_rle(rle: dict | Sequence[dict]) -> np.ndarray:
+    """Decodes COCO run lengths, compressed or not, to binary masks.
+
+    Args:
+        rle: a run-length dict, or a sequence of dicts of one size.
+
+    Returns:
+        Bool array `(H0, W0)`, for a sequence `(M, H0, W0)`.
+
+    Raises:
+        ValueError: if a dict is malformed, the counts do not fill the size, or
+            the sizes of a sequence differ.
+
+    Example:
+
+    >>> keras_sam.masks.decode_rle({"size": [2, 2], "counts": [1, 3]}).astype(int)
+    array([[0, 1],
+           [1, 1]])
+    """
+    if isinstance(rle, dict):
+        return _decode(rle)
+    if not len(rle):
+        raise ValueError("`rle` must hold at least one run-length dict. Received: an empty list.")
+    masks = None
+    for i, one in enumerate(rle):
+        mask = _decode(one)
+        if masks is None:
+            masks = np.empty((len(rle), *mask.shape), bool)
+        if mask.shape != masks.shape[1:]:
+            raise ValueError(
+                "`rle` must hold masks of one size, or be decoded one dict at a time. "
+                f"Received: sizes {masks.shape[1:]} and {mask.shape}."
+            )
+        masks[i] = mask
+    return masks
+
+
+def compress_rle(rle: dict) -> dict:
+    """Returns the dict with its counts as COCO's string. `pycocotools` reads it.
+
+    Args:
+        rle: a run-length dict, compressed or not.
+
+    Returns:
+        A new dict with `size` and the string `counts`.
+
+    Raises:
+        ValueError: as `decode_rle`.
+    """
+    counts, (h0, w0) = read_counts(rle)
+    characters, _ = _compress(counts, np.arange(len(counts)))
+    return {"size": [h0, w0], "counts": characters.tobytes().decode("ascii")}
+
+
+def decompress_rle(rle: dict) -> dict:
+    """Returns the dict with its counts as a list of ints, as Meta's `uncompressed_rle`.
+
+    Args:
+        rle: a run-length dict, compressed or not.
+
+    Returns:
+        A new dict with `size` and the int list `counts`.
+
+    Raises:
+        ValueError: as `decode_rle`.
+    """
+    counts, (h0, w0) = read_counts(rle)
+    return {"size": [h0, w0], "counts": counts.tolist()}
+
+
+def as_mask_stack(masks: ArrayLike, name: str = "masks") -> np.ndarray:
+    """Checks binary masks and gives them a leading axis: `(M, H0, W0)`, bool or integer."""
+    stack = np.asarray(masks)
+    if stack.ndim not in (2, 3) or 0 in stack.shape[-2:]:
+        raise ValueError(
+            f"`{name}` must have shape (H0, W0) or (M, H0, W0) with at least one pixel. "
+            f"Received: shape={stack.shape}."
+        )
+    if stack.dtype.kind not in "bui":
+        raise ValueError(
+            f"`{name}` must be binary masks, of a bool or integer dtype. Received: "
+            f"dtype={stack.dtype}. Turn logits into masks first: logits > mask_threshold."
+        )
+    return stack[None] if stack.ndim == 2 else stack
+
+
+def read_counts(rle: dict) -> tuple[np.ndarray, tuple[int, int]]:
+    """Checks a run-length dict. Returns its counts as int64 `(runs,)` and `(H0, W0)`."""
+    if not isinstance(rle, dict) or "size" not in rle or "counts" not in rle:
+        raise ValueError(
+            f"A run-length mask must be a dict with `size` and `counts`. Received: {_shorten(rle)}."
+        )
+    size = size_pair(rle["size"], "size", square=False)
+    counts = rle["counts"]
+    if isinstance(counts, (str, bytes)):
+        counts = _decompress(counts)
+    else:
+        counts = np.asarray(counts)
+        if counts.ndim != 1 or not np.array_equal(counts, counts.astype("int64")):
+            raise ValueError(
+                "`counts` of a run-length mask must be a list of ints or COCO's string. "
+                f"Received: {_shorten(rle['counts'])}."
+            )
+        counts = counts.astype("int64")
+    if (counts < 0).any() or counts.sum() != size[0] * size[1]:
+        raise ValueError(
+            "`counts` of a run-length mask must be run lengths that fill height * width = "
+            f"{size[0] * size[1]} pixels. Received: sum={int(counts.sum())}, "
+            f"smallest={int(counts.min(initial=0))}."
+        )
+    return counts, size
+
+
+def flips_to_mask(flips: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Paints a mask from the positions at which its value changes.
+
+    Args:
+        flips: int array `(runs - 1,)`, positions `x * H0 + y` in ascending
+            order; a position that occurs twice changes nothing.
+        size: `(H0, W0)` pixels.
+
+    Returns:
+        Bool array `(H0, W0)`.
+    """
+    h0, w0 = size
+    x, y = np.divmod(flips[flips < h0 * w0], h0)
+    bits = np.zeros((h0, -(-w0 // 64) * 8), "uint8")  # one bit per pixel, rows of whole words
+    below = y > 0
+    column_bit = (128 >> (x & 7)).astype("uint8")
+    flat = y * bits.shape[1] + (x >> 3)
+    np.bitwise_xor.at(bits.reshape(-1), flat[below], column_bit[below])
+    # The runs go on from the foot of a column to the head of the next: the top row holds values,
+    # the rows below hold changes, which a running exclusive-or down the rows turns into values.
+    top = np.searchsorted(flips, np.arange(w0) * h0, side="right") & 1
+    bits[0, : -(-w0 // 8)] = np.packbits(top.astype(bool))
+    words = bits.view("uint64")
+    np.bitwise_xor.accumulate(words, axis=0, out=words)
+    return np.unpackbits(bits, axis=1, count=w0).view(bool)
+
+
+def mask_flips(
+    stack: np.ndarray, corner: tuple[int, int] = (0, 0), size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Finds where the values of masks change, going down their columns.
+
+    Every mask starts with background, so a mask whose first pixel is inside
+    changes at position 0.
+
+    Args:
+        stack: bool or integer array `(M, h, w)`.
+        corner: `(x, y)`, where the stack lies in the image.
+        size: `(H0, W0)` of the image. Defaults to `(h, w)`.
+
+    Returns:
+        Int64 array of `m * H0 * W0 + x * H0 + y` in ascending order, each once.
+    """
+    m, h, w = stack.shape
+    h0, w0 = size or (h, w)
+    # One bit per pixel makes each later step 8 to 64 times as short as on bytes. Rows of whole
+    # bytes are packed in one go, which is a third faster than row by row.
+    bits = np.packbits(stack.reshape(m, -1) if w % 8 == 0 else stack, axis=-1).reshape(m, h, -1)
+    shape = (m, h + 1, bits.shape[2])
+    flat = np.empty(-(-m * shape[1] * shape[2] // 8) * 8, "uint8")  # whole words
+    flat[m * shape[1] * shape[2] :] = 0
+    change = flat[: m * shape[1] * shape[2]].reshape(shape)
+    change[:, 0], change[:, h] = bits[:, 0], bits[:, -1]
+    np.bitwise_xor(bits[:, 1:], bits[:, :-1], out=change[:, 1:h])
+    # From words to bytes to bits, looking only into those that are not zero.
+    word = np.flatnonzero(flat.view("uint64") != 0)
+    byte = flat.reshape(-1, 8)[word].reshape(-1)
+    busy = np.flatnonzero(byte != 0)
+    bit = np.flatnonzero(np.unpackbits(byte[busy]))
+    row, column = np.divmod((word[busy >> 3] * 8 + (busy & 7))[bit >> 3], shape[2])
+    mask, y = np.divmod(row, h + 1)
+    place = (column * 8 + (bit & 7) + corner[0]) * h0 + y + corner[1]
+    # Each column was closed at its foot. Where the next goes on from there, the two cancel; at
+    # the end of the image there is nothing to close.
+    flips = np.sort((mask * (h0 * w0) + place)[place < h0 * w0])
+    twice = np.flatnonzero(flips[1:] == flips[:-1])
+    return np.delete(flips, np.concatenate([twice, twice + 1])) if len(twice) else flips
+
+
+def _decode(rle: dict) -> np.ndarray:
+    counts, size = read_counts(rle)
+    return flips_to_mask(np.cumsum(counts[:-1]), size)
+
+
+def _place(
+    shape: tuple[int, int], crop_box: Sequence[int] | None, original_size: Sequence[int] | None
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Checks where masks of `shape` lie. Returns `(x, y)` and the image's `(H0, W0)`."""
+    if crop_box is None and original_size is None:
+        return (0, 0), shape
+    if crop_box is None or original_size is None:
+        raise ValueError("`crop_box` and `original_size` must be given together, or neither.")
+    h0, w0 = size_pair(original_size, "original_size", square=False)
+    x1, y1, x2, y2 = (int(n) for n in crop_box)
+    if shape != (y2 - y1, x2 - x1) or min(x1, y1) < 0 or x2 > w0 or y2 > h0:
+        raise ValueError(
+            "`crop_box` must be x1 y1 x2 y2 inside the image, as large as the masks. Received: "
+            f"crop_box={(x1, y1, x2, y2)}, original_size={(h0, w0)}, masks of size {shape}."
+        )
+    return (x1, y1), (h0, w0)
+
+
+def _encode_chunk(
+    stack: np.ndarray, compressed: bool, corner: tuple[int, int], size: tuple[int, int]
+) -> list[dict]:
+    h0, w0 = size
+    flips = mask_flips(stack, corner, size)
+    last = np.arange(1, len(stack) + 1) * (h0 * w0)
+    ends_before = np.searchsorted(flips, last)
+    counts = np.diff(np.insert(flips, ends_before, last), prepend=0)
+    stops = ends_before + np.arange(1, len(stack) + 1)
+    starts = np.concatenate([[0], stops[:-1]])
+    if not compressed:
+        values = counts.tolist()
+    else:
+        index = np.arange(len(counts)) - np.repeat(starts, stops - starts)
+        characters, ends = _compress(counts, index)
+        values = characters.tobytes().decode("ascii")
+        stops = ends[stops - 1]
+        starts = np.concatenate([[0], stops[:-1]])
+    return [{"size": [h0, w0], "counts": values[a:b]} for a, b in zip(starts, stops, strict=True)]
+
+
+def _compress(counts: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Writes counts as COCO's string: 5 bits a character, least significant first.
+
+    From the fourth run on, a count is written as its difference to the count
+    of the same colour before it. Bit 5 of a character says that more follow.
+
+    Args:
+        counts: int64 array `(runs,)`, the runs of one or several masks.
+        index: int array `(runs,)`, the place of each run in its own mask.
+
+    Returns:
+        The characters, uint8, and the place after each run's last character.
+    """
+    value = counts.copy()
+    value[2:] -= np.where(index[2:] > 2, counts[:-2], 0)
+    magnitude = value ^ (value >> 63)  # -1 is all ones: as long as 0
+    groups = np.ones(len(value), "int64")
+    for group in range(1, _MAX_GROUPS):
+        longer = magnitude >> (5 * group - 1) > 0  # one bit is for the sign
+        if not longer.any():
+            break
+        groups += longer
+    ends = np.cumsum(groups)
+    characters = np.empty(groups.sum(), "uint8")
+    place = ends - groups
+    while len(value):
+        more = groups > 1
+        characters[place] = (value & 31) + np.where(more, 32 + 48, 48)
+        value, place, groups = value[more] >> 5, place[more] + 1, groups[more] - 1
+    return characters, ends
+
+
+def _decompress(string: str | bytes) -> np.ndarray:
+    """Reads COCO's string of counts: the inverse of `_compress` for one mask."""
+    malformed = ValueError(
+        "`counts` of a run-length mask must be COCO's compressed string. "
+        f"Received: {_shorten(string)}."
+    )
+    try:
+        raw = string.encode("ascii") if isinstance(string, str) else bytes(string)
+    except UnicodeEncodeError:
+        raise malformed from None
+    character = np.frombuffer(raw, "uint8").astype("int64") - 48
+    last = np.flatnonzero(character & 32 == 0)
+    if not len(last) or last[-1] != len(character) - 1 or (character >> 6).any():
+        raise malformed
+    first = np.concatenate([[0], last[:-1] + 1])
+    groups = last + 1 - first
+    if groups.max() > _MAX_GROUPS:
+        raise malformed
+    place = 5 * (np.arange(len(character)) - np.repeat(first, groups))
+    value = np.add.reduceat((character & 31) << place, first)
+    value -= (character[last] >> 4 & 1) << (5 * groups)
+    value[1::2] = np.cumsum(value[1::2])
+    value[2::2] = np.cumsum(value[2::2])
+    return value
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
