@@ -1,0 +1,113 @@
+"""Attention with decomposed relative positions: the one place that picks how it is computed.
+
+Every form here gives the same numbers as `attention_map(...) @ value`, up to
+rounding. The forms differ in the memory they touch.
+"""
+
+import math
+
+from keras import ops
+
+# Above this many tokens the logits of all queries at once (805 MB for a global
+# block of ViT-B at 1024 x 1024) fall out of every cache, so queries are taken
+# one row of the grid at a time. Windows (14 x 14) stay below it.
+_ROWS_FROM_TOKENS = 1024
+
+
+def gather_relative_positions(table, size: int):
+    """Rows of a relative-position table for every query and key index of one axis.
+
+    Args:
+        table: float tensor `(2 size - 1, c)`; row `q - k + size - 1` belongs to
+            query `q` and key `k`.
+        size: int. Cells along the axis.
+
+    Returns:
+        Float tensor `(size, size, c)`, indexed by query, then key.
+    """
+    index = ops.arange(size)
+    index = ops.expand_dims(index, 1) - ops.expand_dims(index, 0) + (size - 1)
+    return ops.take(table, index, axis=0)
+
+
+def relative_terms(query, rel_pos_h, rel_pos_w, grid):
+    """The two parts of the relative-position bias, which uses the unscaled query.
+
+    Args:
+        query: float tensor `(N, D, h * w, c)`.
+        rel_pos_h: float tensor `(2 h - 1, c)`.
+        rel_pos_w: float tensor `(2 w - 1, c)`.
+        grid: tuple `(h, w)`.
+
+    Returns:
+        Float tensors `(N, D, h, w, h)`, by key row, and `(N, D, h, w, w)`, by key column.
+    """
+    h, w = grid
+    heads, channels = query.shape[1], query.shape[3]
+    query = ops.reshape(query, (-1, heads, h, w, channels))
+    rows = gather_relative_positions(ops.cast(rel_pos_h, query.dtype), h)
+    columns = gather_relative_positions(ops.cast(rel_pos_w, query.dtype), w)
+    return (
+        ops.einsum("ndhwc,hkc->ndhwk", query, rows),
+        ops.einsum("ndhwc,wkc->ndhwk", query, columns),
+    )
+
+
+def softmax_float32(logits):
+    """Softmax over the last axis in float32, back in the dtype of `logits`."""
+    return ops.cast(ops.softmax(ops.cast(logits, "float32"), axis=-1), logits.dtype)
+
+
+def attention_map(query, key, terms, grid):
+    """The whole attention map, `(N, D, h * w, h * w)`: for small grids, dropout or inspection."""
+    h, w = grid
+    heads, channels = query.shape[1], query.shape[3]
+    logits = ops.matmul(query * channels**-0.5, ops.transpose(key, (0, 1, 3, 2)))
+    if terms is not None:
+        by_row, by_column = terms
+        logits = ops.reshape(logits, (-1, heads, h, w, h, w))
+        logits = logits + ops.expand_dims(by_row, -1) + ops.expand_dims(by_column, -2)
+        logits = ops.reshape(logits, (-1, heads, h * w, h * w))
+    return softmax_float32(logits)
+
+
+def attend(query, key, value, terms, grid):
+    """Attention over a grid of tokens, in the form that suits the grid's size.
+
+    Args:
+        query: float tensor `(N, D, h * w, c)`.
+        key: float tensor `(N, D, h * w, c)`.
+        value: float tensor `(N, D, h * w, c)`.
+        terms: `None`, or what `relative_terms` returned.
+        grid: tuple `(h, w)`.
+
+    Returns:
+        Float tensor `(N, D, h * w, c)`.
+    """
+    if math.prod(grid) < _ROWS_FROM_TOKENS:
+        return ops.matmul(attention_map(query, key, terms, grid), value)
+    return _attend_by_rows(query, key, value, terms, grid)
+
+
+def _attend_by_rows(query, key, value, terms, grid):
+    """`attend`, holding the logits of one row of queries at a time."""
+    h, w = grid
+    heads, channels = query.shape[1], query.shape[3]
+    keys = ops.transpose(key * channels**-0.5, (0, 1, 3, 2))  # (N, D, c, h * w)
+
+    def by_grid_row(x):  # (N, D, h, w, k) -> (h, N, D, w, k)
+        return ops.transpose(x, (2, 0, 1, 3, 4))
+
+    query_rows = by_grid_row(ops.reshape(query, (-1, heads, h, w, channels)))
+
+    def one_row(row):
+        logits = ops.matmul(row[0], keys)  # (N, D, w, h * w)
+        if terms is not None:
+            logits = ops.reshape(logits, (-1, heads, w, h, w))
+            logits = logits + ops.expand_dims(row[1], -1) + ops.expand_dims(row[2], -2)
+            logits = ops.reshape(logits, (-1, heads, w, h * w))
+        return ops.matmul(softmax_float32(logits), value)  # (N, D, w, c)
+
+    rows = (query_rows,) if terms is None else (query_rows, *map(by_grid_row, terms))
+    out = ops.map(one_row, rows)  # (h, N, D, w, c)
+    return ops.reshape(ops.transpose(out, (1, 2, 0, 3, 4)), (-1, heads, h * w, channels))

@@ -1,0 +1,71 @@
+"""Initial values of the released code, and the one way our layers build their parts."""
+
+import contextlib
+import contextvars
+import math
+
+import keras
+
+_BLANK = contextvars.ContextVar("blank", default=False)
+
+
+@contextlib.contextmanager
+def blank_values():
+    """Kernels and biases that are built in here start at zero.
+
+    Drawing them takes most of the time of building a large model, and as much memory
+    again. A model that is about to be given its weights can do without.
+    """
+    token = _BLANK.set(True)
+    try:
+        yield
+    finally:
+        _BLANK.reset(token)
+
+
+def released_initializer(fan_in: int, initializer_range: float | None = None):
+    """The initialiser of one kernel or bias of the released code.
+
+    The released code leaves its linear and convolution layers at PyTorch's
+    default, which draws kernels *and* biases uniformly within
+    `1 / sqrt(fan_in)`; Keras would draw Glorot kernels and zero biases.
+
+    Args:
+        fan_in: int. Number of inputs that one output sums over.
+        initializer_range: optional float. Standard deviation of a truncated
+            normal distribution to draw from instead.
+
+    Returns:
+        A `keras.initializers.Initializer`.
+    """
+    if _BLANK.get():
+        return keras.initializers.Zeros()
+    if initializer_range is not None:
+        return keras.initializers.TruncatedNormal(stddev=initializer_range)
+    limit = 1.0 / math.sqrt(fan_in)
+    return keras.initializers.RandomUniform(-limit, limit)
+
+
+def build_part(layer, input_shape, initializer_range: float | None = None):
+    """Builds a Dense, Conv2D or Conv2DTranspose part with its released initial values.
+
+    Args:
+        layer: an unbuilt `Dense`, `Conv2D` or `Conv2DTranspose` layer.
+        input_shape: tuple. Only the last entry, the channels, has to be known.
+        initializer_range: see `released_initializer`. Biases are then zero.
+
+    Returns:
+        The same layer, built.
+    """
+    fan_in = input_shape[-1]
+    if isinstance(layer, keras.layers.Conv2DTranspose):
+        # PyTorch counts the output channels here, because its transposed
+        # kernels are stored (in, out, h, w).
+        fan_in = layer.filters * math.prod(layer.kernel_size)
+    elif isinstance(layer, keras.layers.Conv2D):
+        fan_in = input_shape[-1] * math.prod(layer.kernel_size)
+    layer.kernel_initializer = released_initializer(fan_in, initializer_range)
+    if initializer_range is None:
+        layer.bias_initializer = released_initializer(fan_in)
+    layer.build(input_shape)
+    return layer

@@ -1,0 +1,397 @@
+"""Embeddings to masks: tokens and image through the transformer, then one product per mask."""
+
+import keras
+from keras import ops
+
+from keras_sam.layers.initialization import build_part
+from keras_sam.layers.mlp import MLP
+from keras_sam.layers.two_way_transformer import TwoWayTransformer
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class MaskUpscaler(keras.layers.Layer):
+    """Enlarges the decoder's image features four times per side, with an eighth of the channels.
+
+    Args:
+        hidden_size: int. Input channels `C`, a multiple of 8.
+        activation: str or callable. Defaults to `"gelu"`.
+        layer_norm_epsilon: float. Defaults to `1e-6`.
+        initializer_range: see `SAMMaskDecoder`.
+
+    Call arguments:
+        x: float tensor `(B, Eh, Ew, C)`.
+
+    Returns:
+        Float tensor `(B, 4 Eh, 4 Ew, C / 8)`.
+
+    Raises:
+        ValueError: if `hidden_size` is not a multiple of 8.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        activation="gelu",
+        layer_norm_epsilon: float = 1e-6,
+        initializer_range: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if hidden_size % 8:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of 8. Received: hidden_size={hidden_size}."
+            )
+        self.hidden_size = hidden_size
+        self.activation = keras.activations.get(activation)
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.initializer_range = initializer_range
+        policy = self.dtype_policy
+        self.conv1 = keras.layers.Conv2DTranspose(
+            hidden_size // 4, 2, strides=2, dtype=policy, name="conv1"
+        )
+        self.norm1 = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=policy, name="norm1"
+        )
+        self.conv2 = keras.layers.Conv2DTranspose(
+            hidden_size // 8, 2, strides=2, dtype=policy, name="conv2"
+        )
+
+    def build(self, input_shape=None):
+        quarter = (None, None, None, self.hidden_size // 4)
+        build_part(self.conv1, (None, None, None, self.hidden_size), self.initializer_range)
+        self.norm1.build(quarter)
+        build_part(self.conv2, quarter, self.initializer_range)
+
+    def call(self, x):
+        x = self.activation(self.norm1(self.conv1(x)))  # (B, 2 Eh, 2 Ew, C / 4)
+        return self.activation(self.conv2(x))
+
+    def compute_output_shape(self, input_shape):
+        batch, h, w, _ = input_shape
+        return (batch, h and 4 * h, w and 4 * w, self.hidden_size // 8)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden_size": self.hidden_size,
+            "activation": keras.activations.serialize(self.activation),
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "initializer_range": self.initializer_range,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class SAMMaskDecoder(keras.layers.Layer):
+    """Predicts masks and their quality from image and prompt embeddings.
+
+    One learned token per mask and one for the quality join the prompt's tokens in the
+    two-way transformer. Each mask token then becomes, through an MLP of its own, the
+    weights of a product with the upscaled image features. Mask 0 is the one for
+    unambiguous prompts, the others are candidates for ambiguous ones.
+
+    Args:
+        hidden_size: int. Channels `C`, a multiple of 8. Defaults to `256`.
+        num_layers: int. Two-way blocks of the transformer. Defaults to `2`.
+        intermediate_dim: int. Hidden channels of the transformer's MLPs. Defaults to `2048`.
+        num_heads: int. Attention heads, `D`. Defaults to `8`.
+        embedding_dim: optional int. Channels of the image embedding; equals `hidden_size`.
+        num_multimask_outputs: int. Masks besides mask 0. Defaults to `3`.
+        iou_head_depth: int. Dense layers of the quality head. Defaults to `3`.
+        iou_head_hidden_dim: int. Its hidden channels. Defaults to `256`.
+        activation: str or callable. Activation of the upscaling. Defaults to `"gelu"`.
+        layer_norm_epsilon: float, of the upscaling. Defaults to `1e-6`.
+        attention_downsample_rate: int. Defaults to `2`.
+        skip_first_layer_pos_embedding: bool. Defaults to `True`.
+        transformer_activation: str or callable. Activation of the transformer's MLPs.
+            Defaults to `"relu"`.
+        transformer_layer_norm_epsilon: float. Defaults to `1e-5`.
+        dropout_rate: float. Dropout in the transformer; the paper trains with `0.1`.
+        initializer_range: optional float. Standard deviation of the initial kernels and
+            tokens; by default they start as in the released code.
+        transformer: optional layer to use instead of a `TwoWayTransformer`. It is called
+            as `transformer(image (B, P, Eh, Ew, C), positions (1, Eh, Ew, C),
+            tokens (B, P, T, C), point_mask=(B, P, T))` and returns the tokens and the
+            image `(B, P, Eh * Ew, C)`; the image's `P` is 1 while no prompt has a mask.
+
+    Call arguments:
+        image_embeddings: float tensor `(B, Eh, Ew, C)`; a batch of 1 serves all prompts.
+        prompt_dense_positional_embeddings: float tensor `(1, Eh, Ew, C)`.
+        prompt_sparse_embeddings: float tensor `(B, T, C)` or `(B, P, T, C)`.
+        prompt_dense_embeddings: float tensor `(B, [P,] Eh, Ew, C)`; `P` may be 1.
+        prompt_sparse_mask: optional bool tensor `(B, [P,] T)`, False where a token is padding.
+        attention_similarity: optional float tensor that broadcasts to
+            `(B, [P,] D, 1 + K + T, Eh * Ew)`: added to the logits of the blocks' attention
+            from tokens to image (PerSAM).
+        target_embedding: optional float tensor that broadcasts to
+            `(B, [P,] 1 + K + T, C)`: added to the tokens before each block (PerSAM).
+        return_attentions: bool. Also return the transformer's attention maps.
+
+    Returns:
+        Dict of `masks`, logits `(B, [P,] K, 4 Eh, 4 Ew)`, and `iou_pred` `(B, [P,] K)`, with
+        `K = 1 + num_multimask_outputs`; with `return_attentions=True` also `attentions`,
+        see `TwoWayTransformer`.
+
+    Raises:
+        ValueError: if `embedding_dim` and `hidden_size` differ, or `hidden_size` is not a
+            multiple of 8 and of `num_heads`.
+
+    Source:
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, figure 14.
+
+    Example:
+
+    ```python
+    decoder = keras_sam.SAMMaskDecoder(
+        hidden_size=16, intermediate_dim=32, num_heads=2, iou_head_hidden_dim=16
+    )
+    outputs = decoder(
+        image_embeddings=np.zeros((1, 4, 4, 16), "float32"),
+        prompt_dense_positional_embeddings=np.zeros((1, 4, 4, 16), "float32"),
+        prompt_sparse_embeddings=np.zeros((1, 2, 16), "float32"),
+        prompt_dense_embeddings=np.zeros((1, 4, 4, 16), "float32"),
+    )
+    outputs["masks"].shape  # (1, 4, 16, 16)
+    ```
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int = 256,
+        num_layers: int = 2,
+        intermediate_dim: int = 2048,
+        num_heads: int = 8,
+        embedding_dim: int | None = None,
+        num_multimask_outputs: int = 3,
+        iou_head_depth: int = 3,
+        iou_head_hidden_dim: int = 256,
+        activation="gelu",
+        layer_norm_epsilon: float = 1e-6,
+        attention_downsample_rate: int = 2,
+        skip_first_layer_pos_embedding: bool = True,
+        transformer_activation="relu",
+        transformer_layer_norm_epsilon: float = 1e-5,
+        dropout_rate: float = 0.0,
+        initializer_range: float | None = None,
+        transformer: keras.layers.Layer | None = None,
+        name: str = "mask_decoder",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        if embedding_dim not in (None, hidden_size):
+            raise ValueError(
+                "`embedding_dim` must equal `hidden_size`: the image embedding is added to the "
+                "prompt's. "
+                f"Received: embedding_dim={embedding_dim}, hidden_size={hidden_size}."
+            )
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.intermediate_dim = intermediate_dim
+        self.num_heads = num_heads
+        self.embedding_dim = hidden_size
+        self.num_multimask_outputs = num_multimask_outputs
+        self.num_mask_tokens = num_multimask_outputs + 1
+        self.iou_head_depth = iou_head_depth
+        self.iou_head_hidden_dim = iou_head_hidden_dim
+        self.activation = keras.activations.get(activation)
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.attention_downsample_rate = attention_downsample_rate
+        self.skip_first_layer_pos_embedding = skip_first_layer_pos_embedding
+        self.transformer_activation = keras.activations.get(transformer_activation)
+        self.transformer_layer_norm_epsilon = transformer_layer_norm_epsilon
+        self.dropout_rate = dropout_rate
+        self.initializer_range = initializer_range
+        self.own_transformer = transformer is not None
+        self.transformer = transformer or TwoWayTransformer(
+            num_layers=num_layers,
+            hidden_size=hidden_size,
+            num_heads=num_heads,
+            intermediate_dim=intermediate_dim,
+            activation=transformer_activation,
+            attention_downsample_rate=attention_downsample_rate,
+            skip_first_layer_pos_embedding=skip_first_layer_pos_embedding,
+            layer_norm_epsilon=transformer_layer_norm_epsilon,
+            dropout_rate=dropout_rate,
+            initializer_range=initializer_range,
+            dtype=self.dtype_policy,
+            name="transformer",
+        )
+        self.output_upscaling = MaskUpscaler(
+            hidden_size,
+            activation=activation,
+            layer_norm_epsilon=layer_norm_epsilon,
+            initializer_range=initializer_range,
+            dtype=self.dtype_policy,
+            name="output_upscaling",
+        )
+        self.output_hypernetworks_mlps = [
+            self._mlp(hidden_size, hidden_size // 8, 3, f"hypernetwork_{k}")
+            for k in range(self.num_mask_tokens)
+        ]
+        self.iou_prediction_head = self._mlp(
+            iou_head_hidden_dim, self.num_mask_tokens, iou_head_depth, "iou_prediction_head"
+        )
+
+    def _mlp(self, hidden_dim, output_dim, num_layers, name):
+        return MLP(
+            hidden_dim,
+            output_dim,
+            num_layers,
+            initializer_range=self.initializer_range,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def build(
+        self,
+        image_embeddings_shape=None,
+        prompt_dense_positional_embeddings_shape=None,
+        prompt_sparse_embeddings_shape=None,
+        prompt_dense_embeddings_shape=None,
+        prompt_sparse_mask_shape=None,
+    ):
+        self.iou_token = self._token_weights("iou_token", 1)
+        self.mask_tokens = self._token_weights("mask_tokens", self.num_mask_tokens)
+        tokens_shape = (None, None, self.hidden_size)
+        if not self.transformer.built:
+            self._build_transformer(image_embeddings_shape)
+        self.output_upscaling.build()
+        for head in (*self.output_hypernetworks_mlps, self.iou_prediction_head):
+            head.build(tokens_shape)
+
+    def _build_transformer(self, image_shape):
+        """Makes its variables now: what is made at the first real call, no file is loaded into."""
+        if isinstance(self.transformer, TwoWayTransformer):
+            self.transformer.build((None, None, self.hidden_size))
+        elif image_shape is not None:
+            grid = (*image_shape[1:3], self.hidden_size)
+            self.transformer(
+                keras.KerasTensor((None, None, *grid), dtype=self.compute_dtype),
+                keras.KerasTensor((1, *grid), dtype=self.compute_dtype),
+                keras.KerasTensor((None, None, None, self.hidden_size), dtype=self.compute_dtype),
+                point_mask=keras.KerasTensor((None, None, None), dtype="bool"),
+            )
+
+    def _token_weights(self, name, count):
+        stddev = 1.0 if self.initializer_range is None else self.initializer_range
+        # An initializer of its own: one that is used twice draws the same values twice.
+        initializer = keras.initializers.RandomNormal(stddev=stddev)
+        return self.add_weight(name=name, shape=(count, self.hidden_size), initializer=initializer)
+
+    def call(
+        self,
+        image_embeddings,
+        prompt_dense_positional_embeddings,
+        prompt_sparse_embeddings,
+        prompt_dense_embeddings,
+        prompt_sparse_mask=None,
+        attention_similarity=None,
+        target_embedding=None,
+        return_attentions=False,
+        training=None,
+    ):
+        single_object = len(prompt_sparse_embeddings.shape) == 3
+        if single_object:
+            prompt_sparse_embeddings, prompt_dense_embeddings = (
+                ops.expand_dims(x, 1) for x in (prompt_sparse_embeddings, prompt_dense_embeddings)
+            )
+            prompt_sparse_mask, attention_similarity, target_embedding = (
+                None if x is None else ops.expand_dims(x, 1)
+                for x in (prompt_sparse_mask, attention_similarity, target_embedding)
+            )
+        tokens, token_mask = self._tokens(prompt_sparse_embeddings, prompt_sparse_mask)
+        hooks = {
+            "attention_similarity": attention_similarity,
+            "target_embedding": target_embedding,
+            "return_attentions": return_attentions or None,
+        }
+        out = self.transformer(
+            ops.expand_dims(image_embeddings, 1) + prompt_dense_embeddings,  # (B, P, Eh, Ew, C)
+            prompt_dense_positional_embeddings,
+            tokens,
+            point_mask=token_mask,
+            **{name: value for name, value in hooks.items() if value is not None},
+            training=training,
+        )
+        tokens, image, *attentions = out
+        outputs = self._masks(tokens, image, image_embeddings.shape[1:3])
+        if single_object:
+            outputs = {name: x[:, 0] for name, x in outputs.items()}
+        if return_attentions:
+            outputs["attentions"] = attentions[0]
+        return outputs
+
+    def _tokens(self, sparse, sparse_mask):
+        """The quality token, the mask tokens, then the prompt's; and which of them are real."""
+        own = ops.concatenate([self.iou_token, self.mask_tokens], axis=0)
+        lead = ops.shape(sparse)[:2]
+        own = ops.broadcast_to(own, (*lead, *own.shape))
+        tokens = ops.concatenate([own, ops.cast(sparse, own.dtype)], axis=2)  # (B, P, T', C)
+        if sparse_mask is None:
+            return tokens, None
+        real = ops.ones((*lead, own.shape[2]), dtype="bool")
+        return tokens, ops.concatenate([real, sparse_mask], axis=2)
+
+    def _masks(self, tokens, image, grid):
+        eh, ew = grid
+        lead = ops.shape(image)[:2]
+        image = ops.reshape(image, (-1, eh, ew, self.hidden_size))
+        pixels = self.output_upscaling(image)  # (B * P, 4 Eh, 4 Ew, C / 8)
+        pixels = ops.reshape(pixels, (*lead, 16 * eh * ew, self.hidden_size // 8))
+        weights = ops.stack(
+            [mlp(tokens[:, :, 1 + k]) for k, mlp in enumerate(self.output_hypernetworks_mlps)],
+            axis=2,
+        )  # (B, P, K, C / 8)
+        masks = ops.matmul(weights, ops.swapaxes(pixels, -1, -2))  # (B, P, K, 16 Eh Ew)
+        masks = ops.reshape(masks, (*ops.shape(masks)[:-1], 4 * eh, 4 * ew))
+        return {"masks": masks, "iou_pred": self.iou_prediction_head(tokens[:, :, 0])}
+
+    def compute_output_spec(
+        self,
+        image_embeddings,
+        prompt_dense_positional_embeddings,
+        prompt_sparse_embeddings,
+        prompt_dense_embeddings,
+        prompt_sparse_mask=None,
+        training=None,
+    ):
+        lead = tuple(prompt_sparse_embeddings.shape[:-2])
+        eh, ew = image_embeddings.shape[1:3]
+        shape = (*lead, self.num_mask_tokens)
+        return {
+            "masks": keras.KerasTensor((*shape, 4 * eh, 4 * ew), dtype=self.compute_dtype),
+            "iou_pred": keras.KerasTensor(shape, dtype=self.compute_dtype),
+        }
+
+    def get_config(self):
+        own = keras.layers.serialize(self.transformer) if self.own_transformer else None
+        return {
+            **super().get_config(),
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "intermediate_dim": self.intermediate_dim,
+            "num_heads": self.num_heads,
+            "embedding_dim": self.embedding_dim,
+            "num_multimask_outputs": self.num_multimask_outputs,
+            "iou_head_depth": self.iou_head_depth,
+            "iou_head_hidden_dim": self.iou_head_hidden_dim,
+            "activation": keras.activations.serialize(self.activation),
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "attention_downsample_rate": self.attention_downsample_rate,
+            "skip_first_layer_pos_embedding": self.skip_first_layer_pos_embedding,
+            "transformer_activation": keras.activations.serialize(self.transformer_activation),
+            "transformer_layer_norm_epsilon": self.transformer_layer_norm_epsilon,
+            "dropout_rate": self.dropout_rate,
+            "initializer_range": self.initializer_range,
+            "transformer": own,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        if config.get("transformer") is not None:
+            # Without what Keras knows of its shapes, so that it is not built here but by the
+            # decoder, whose name starts its variables' paths.
+            transformer = {k: v for k, v in config["transformer"].items() if k != "build_config"}
+            config["transformer"] = keras.layers.deserialize(transformer)
+        return cls(**config)

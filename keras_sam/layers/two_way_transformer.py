@@ -1,0 +1,518 @@
+"""The mask decoder's transformer: tokens and image attend to each other, both ways."""
+
+import keras
+from keras import ops
+
+from keras_sam.layers.attention_kernels import softmax_float32
+from keras_sam.layers.initialization import build_part
+from keras_sam.layers.mlp import MLP
+
+# Far below every logit, yet finite: exp() of it is exactly 0, so a masked key has no influence.
+_MASKED_LOGIT = -1e9
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
+    """Multi-head attention whose heads may be narrower than its inputs.
+
+    Queries, keys and values are projected from `C = num_heads * key_dim` channels to
+    `C / downsample_rate`, attended over, and projected back. The leading axes of the
+    query and of key and value broadcast, so prompts can share one image.
+
+    Args:
+        num_heads: int. Number of heads, `D`.
+        key_dim: int. Channels per head before downsampling.
+        downsample_rate: int. Divides `key_dim`; of a smaller `key_dim` one channel is left.
+            Defaults to `1`.
+        initializer_range: optional float. Standard deviation of the initial
+            kernels; by default they start as in the released code.
+
+    Call arguments:
+        query: float tensor `(B, Tq, C)`, or `(B, P, Tq, C)`.
+        value: float tensor `(B, Tk, C)`, or `(B, P, Tk, C)`.
+        key: float tensor, shaped as `value`.
+        key_mask: optional bool tensor `(B, Tk)` or `(B, P, Tk)`, False where a key is padding.
+        attention_bias: optional float tensor that broadcasts to the logits
+            `(B, [P,] D, Tq, Tk)` and is added to them.
+        return_attention: bool. Also return the attention map.
+
+    Returns:
+        Float tensor `(B, [P,] Tq, C)`, in the layer's compute dtype; with
+        `return_attention=True`, a tuple of it and the map `(B, [P,] D, Tq, Tk)`.
+
+    Raises:
+        ValueError: if `downsample_rate` does not divide a larger `key_dim`.
+
+    Source:
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix A.
+
+    Example:
+
+    ```python
+    attention = keras_sam.MultiHeadAttentionWithDownsampling(
+        num_heads=2, key_dim=8, downsample_rate=2
+    )
+    tokens, image = np.zeros((1, 7, 16), "float32"), np.zeros((1, 99, 16), "float32")
+    attention(query=tokens, value=image, key=image).shape  # (1, 7, 16)
+    ```
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        key_dim: int,
+        downsample_rate: int = 1,
+        initializer_range: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if key_dim % downsample_rate and key_dim > downsample_rate:
+            raise ValueError(
+                "`downsample_rate` must divide `key_dim`. "
+                f"Received: key_dim={key_dim}, downsample_rate={downsample_rate}."
+            )
+        self.num_heads = num_heads
+        self.key_dim = key_dim
+        self.downsample_rate = downsample_rate
+        self.initializer_range = initializer_range
+        inner = self._inner_channels
+        self.query_proj = keras.layers.Dense(inner, dtype=self.dtype_policy, name="query_proj")
+        self.key_proj = keras.layers.Dense(inner, dtype=self.dtype_policy, name="key_proj")
+        self.value_proj = keras.layers.Dense(inner, dtype=self.dtype_policy, name="value_proj")
+        self.out_proj = keras.layers.Dense(
+            num_heads * key_dim, dtype=self.dtype_policy, name="out_proj"
+        )
+
+    @property
+    def _inner_channels(self):
+        return self.num_heads * max(self.key_dim // self.downsample_rate, 1)
+
+    def build(self, query_shape=None, value_shape=None, key_shape=None):
+        outer = (None, self.num_heads * self.key_dim)
+        inner = (None, self._inner_channels)
+        for dense in (self.query_proj, self.key_proj, self.value_proj):
+            build_part(dense, outer, self.initializer_range)
+        build_part(self.out_proj, inner, self.initializer_range)
+
+    def call(self, query, value, key, key_mask=None, attention_bias=None, return_attention=False):
+        query = self._split_heads(self.query_proj(query))  # (B, [P,] D, Tq, c)
+        key = self._split_heads(self.key_proj(key))  # (B, [P,] D, Tk, c)
+        value = self._split_heads(self.value_proj(value))
+        logits = ops.matmul(query * query.shape[-1] ** -0.5, ops.swapaxes(key, -1, -2))
+        if attention_bias is not None:
+            logits = logits + ops.cast(attention_bias, logits.dtype)
+        if key_mask is not None:
+            key_mask = ops.expand_dims(ops.expand_dims(key_mask, -2), -2)  # (B, [P,] 1, 1, Tk)
+            logits = ops.where(key_mask, logits, ops.cast(_MASKED_LOGIT, logits.dtype))
+        attention = softmax_float32(logits)
+        out = ops.swapaxes(ops.matmul(attention, value), -2, -3)  # (B, [P,] Tq, D, c)
+        out = ops.reshape(out, (*ops.shape(out)[:-2], out.shape[-2] * out.shape[-1]))
+        out = self.out_proj(out)
+        return (out, attention) if return_attention else out
+
+    def _split_heads(self, x):
+        channels = x.shape[-1] // self.num_heads
+        x = ops.reshape(x, (*ops.shape(x)[:-1], self.num_heads, channels))
+        return ops.swapaxes(x, -2, -3)
+
+    def compute_output_shape(self, query_shape, value_shape=None, key_shape=None):
+        return (*query_shape[:-1], self.num_heads * self.key_dim)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "key_dim": self.key_dim,
+            "downsample_rate": self.downsample_rate,
+            "initializer_range": self.initializer_range,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class TwoWayMultiHeadAttention(keras.layers.Layer):
+    """One two-way block: tokens look at themselves and at the image, then the image at the tokens.
+
+    Four steps, each with a residual connection and a layer norm: self-attention of the
+    tokens, attention from tokens to image, an MLP on the tokens, attention from image to
+    tokens.
+
+    Args:
+        num_heads: int. Number of heads, `D`.
+        key_dim: int. Channels per head before downsampling.
+        intermediate_dim: int. Hidden channels of the MLP.
+        skip_first_layer_pos_embedding: bool. Whether the self-attention runs without
+            positional encoding and without residual connection, as in the first block.
+        attention_downsample_rate: int. Narrows the heads of the two cross-attentions.
+            Defaults to `2`.
+        activation: str or callable. Activation of the MLP. Defaults to `"relu"`.
+        layer_norm_epsilon: float. Defaults to `1e-5`.
+        dropout_rate: float. Dropout of every residual branch in training.
+        initializer_range: see `MultiHeadAttentionWithDownsampling`.
+
+    Call arguments:
+        queries: float tensor `(B, [P,] T, C)`, the tokens.
+        keys: float tensor `(B, [P,] Eh * Ew, C)`, the image; `P` may be 1 while the
+            prompts still share it.
+        query_pos_embedding: float tensor, shaped as `queries`.
+        key_pos_embedding: float tensor that broadcasts to `keys`.
+        query_mask: optional bool tensor `(B, [P,] T)`, False where a token is padding.
+        attention_similarity: optional float tensor that broadcasts to
+            `(B, [P,] D, T, Eh * Ew)`, added to the logits of the attention from tokens
+            to image.
+        return_attention: bool. Also return the three attention maps.
+
+    Returns:
+        Tuple of the updated `queries` and `keys`; with `return_attention=True` also a
+        dict of the maps `self_attention`, `token_to_image`, `image_to_token`.
+
+    Source:
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, figure 14.
+
+    Example:
+
+    ```python
+    block = keras_sam.TwoWayMultiHeadAttention(
+        num_heads=2, key_dim=8, intermediate_dim=20, skip_first_layer_pos_embedding=False
+    )
+    tokens, image = np.zeros((1, 7, 16), "float32"), np.zeros((1, 99, 16), "float32")
+    queries, keys = block(tokens, image, tokens, image)
+    keys.shape  # (1, 99, 16)
+    ```
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        key_dim: int,
+        intermediate_dim: int,
+        skip_first_layer_pos_embedding: bool,
+        attention_downsample_rate: int = 2,
+        activation="relu",
+        layer_norm_epsilon: float = 1e-5,
+        dropout_rate: float = 0.0,
+        initializer_range: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.key_dim = key_dim
+        self.intermediate_dim = intermediate_dim
+        self.skip_first_layer_pos_embedding = skip_first_layer_pos_embedding
+        self.attention_downsample_rate = attention_downsample_rate
+        self.activation = keras.activations.get(activation)
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.dropout_rate = dropout_rate
+        self.initializer_range = initializer_range
+        self.self_attention = self._attention(1, "self_attention")
+        self.layer_norm1 = self._norm("layer_norm1")
+        self.cross_attention_token_to_image = self._attention(
+            attention_downsample_rate, "cross_attention_token_to_image"
+        )
+        self.layer_norm2 = self._norm("layer_norm2")
+        self.mlp = MLP(
+            intermediate_dim,
+            num_heads * key_dim,
+            num_layers=2,
+            activation=activation,
+            initializer_range=initializer_range,
+            dtype=self.dtype_policy,
+            name="mlp",
+        )
+        self.layer_norm3 = self._norm("layer_norm3")
+        self.cross_attention_image_to_token = self._attention(
+            attention_downsample_rate, "cross_attention_image_to_token"
+        )
+        self.layer_norm4 = self._norm("layer_norm4")
+        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
+
+    def _attention(self, downsample_rate, name):
+        return MultiHeadAttentionWithDownsampling(
+            self.num_heads,
+            self.key_dim,
+            downsample_rate,
+            initializer_range=self.initializer_range,
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def _norm(self, name):
+        return keras.layers.LayerNormalization(
+            epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
+        )
+
+    def build(
+        self,
+        queries_shape=None,
+        keys_shape=None,
+        query_pos_embedding_shape=None,
+        key_pos_embedding_shape=None,
+    ):
+        shape = (None, None, self.num_heads * self.key_dim)
+        self.self_attention.build(shape)
+        self.cross_attention_token_to_image.build(shape)
+        self.cross_attention_image_to_token.build(shape)
+        self.mlp.build(shape)
+        for norm in (self.layer_norm1, self.layer_norm2, self.layer_norm3, self.layer_norm4):
+            norm.build(shape)
+
+    def call(
+        self,
+        queries,
+        keys,
+        query_pos_embedding,
+        key_pos_embedding,
+        query_mask=None,
+        attention_similarity=None,
+        return_attention=False,
+        training=None,
+    ):
+        positioned = queries
+        if not self.skip_first_layer_pos_embedding:
+            positioned = queries + query_pos_embedding
+        out, self_map = self.self_attention(
+            positioned, queries, positioned, key_mask=query_mask, return_attention=True
+        )
+        out = self._drop(out, training)
+        queries = self.layer_norm1(out if self.skip_first_layer_pos_embedding else queries + out)
+
+        positioned_keys = keys + key_pos_embedding
+        out, token_map = self.cross_attention_token_to_image(
+            queries + query_pos_embedding,
+            keys,
+            positioned_keys,
+            attention_bias=attention_similarity,
+            return_attention=True,
+        )
+        queries = self.layer_norm2(queries + self._drop(out, training))
+
+        out = self.mlp(queries, training=training)
+        queries = self.layer_norm3(queries + self._drop(out, training))
+
+        out, image_map = self.cross_attention_image_to_token(
+            positioned_keys,
+            queries,
+            queries + query_pos_embedding,
+            key_mask=query_mask,
+            return_attention=True,
+        )
+        keys = self.layer_norm4(keys + self._drop(out, training))
+        if not return_attention:
+            return queries, keys
+        maps = {
+            "self_attention": self_map,
+            "token_to_image": token_map,
+            "image_to_token": image_map,
+        }
+        return queries, keys, maps
+
+    def _drop(self, x, training):
+        return self.dropout(x, training=training) if self.dropout_rate else x
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "key_dim": self.key_dim,
+            "intermediate_dim": self.intermediate_dim,
+            "skip_first_layer_pos_embedding": self.skip_first_layer_pos_embedding,
+            "attention_downsample_rate": self.attention_downsample_rate,
+            "activation": keras.activations.serialize(self.activation),
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "dropout_rate": self.dropout_rate,
+            "initializer_range": self.initializer_range,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class TwoWayTransformer(keras.layers.Layer):
+    """The decoder's transformer: two-way blocks, then a last look of the tokens at the image.
+
+    Positional encodings are added to the image whenever it takes part in attention, and
+    the original tokens are added back to the queries likewise.
+
+    Args:
+        num_layers: int. Number of two-way blocks. Defaults to `2`.
+        hidden_size: int. Channels `C`. Defaults to `256`.
+        num_heads: int. Number of heads, `D`. Defaults to `8`.
+        intermediate_dim: int. Hidden channels of the blocks' MLPs. Defaults to `2048`.
+        activation: str or callable. Activation of the MLPs. Defaults to `"relu"`.
+        attention_downsample_rate: int. See `TwoWayMultiHeadAttention`. Defaults to `2`.
+        skip_first_layer_pos_embedding: bool. Whether the first block's self-attention
+            runs without positional encoding and residual. Defaults to `True`.
+        layer_norm_epsilon: float. Defaults to `1e-5`.
+        dropout_rate: float. Dropout of every residual branch in training; the paper
+            trains with `0.1`.
+        initializer_range: see `MultiHeadAttentionWithDownsampling`.
+
+    Call arguments:
+        image_embedding: float tensor `(B, Eh, Ew, C)`, or `(B, P, Eh, Ew, C)` where `P`
+            may be 1 while all prompts of an image share it.
+        image_positional_embeddings: float tensor `(1, Eh, Ew, C)` or `(B, Eh, Ew, C)`.
+        point_embedding: float tensor `(B, T, C)`, or `(B, P, T, C)`, the tokens.
+        point_mask: optional bool tensor `(B, T)` or `(B, P, T)`, False where a token is
+            padding.
+        attention_similarity: optional float tensor, see `TwoWayMultiHeadAttention`.
+        target_embedding: optional float tensor that broadcasts to `point_embedding`,
+            added to the tokens before every block (PerSAM's target-semantic prompting).
+        return_attentions: bool. Also return all attention maps.
+
+    Returns:
+        Tuple of the tokens `(B, [P,] T, C)` and the image `(B, [P,] Eh * Ew, C)`; with
+        `return_attentions=True` also a list with one dict of maps per block, and one for
+        the last attention.
+
+    Raises:
+        ValueError: if `num_heads` does not divide `hidden_size`.
+
+    Source:
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix A;
+        Zhang et al. 2023, https://arxiv.org/abs/2305.03048 (the two PerSAM hooks).
+
+    Example:
+
+    ```python
+    transformer = keras_sam.TwoWayTransformer(hidden_size=16, num_heads=2, intermediate_dim=20)
+    grid = np.zeros((1, 9, 11, 16), "float32")
+    tokens, image = transformer(grid, grid, np.zeros((1, 7, 16), "float32"))
+    image.shape  # (1, 99, 16)
+    ```
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int = 2,
+        hidden_size: int = 256,
+        num_heads: int = 8,
+        intermediate_dim: int = 2048,
+        activation="relu",
+        attention_downsample_rate: int = 2,
+        skip_first_layer_pos_embedding: bool = True,
+        layer_norm_epsilon: float = 1e-5,
+        dropout_rate: float = 0.0,
+        initializer_range: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if hidden_size % num_heads:
+            raise ValueError(
+                "`num_heads` must divide `hidden_size`. "
+                f"Received: hidden_size={hidden_size}, num_heads={num_heads}."
+            )
+        self.num_layers = num_layers
+        self.hidden_size = hidden_size
+        self.num_heads = num_heads
+        self.intermediate_dim = intermediate_dim
+        self.activation = keras.activations.get(activation)
+        self.attention_downsample_rate = attention_downsample_rate
+        self.skip_first_layer_pos_embedding = skip_first_layer_pos_embedding
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.dropout_rate = dropout_rate
+        self.initializer_range = initializer_range
+        key_dim = hidden_size // num_heads
+        self.blocks = [
+            TwoWayMultiHeadAttention(
+                num_heads,
+                key_dim,
+                intermediate_dim,
+                skip_first_layer_pos_embedding=skip_first_layer_pos_embedding and i == 0,
+                attention_downsample_rate=attention_downsample_rate,
+                activation=activation,
+                layer_norm_epsilon=layer_norm_epsilon,
+                dropout_rate=dropout_rate,
+                initializer_range=initializer_range,
+                dtype=self.dtype_policy,
+                name=f"layer_{i}",
+            )
+            for i in range(num_layers)
+        ]
+        self.final_attention_token_to_image = MultiHeadAttentionWithDownsampling(
+            num_heads,
+            key_dim,
+            attention_downsample_rate,
+            initializer_range=initializer_range,
+            dtype=self.dtype_policy,
+            name="final_attention_token_to_image",
+        )
+        self.final_layer_norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="final_layer_norm"
+        )
+        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
+
+    def build(
+        self,
+        image_embedding_shape=None,
+        image_positional_embeddings_shape=None,
+        point_embedding_shape=None,
+    ):
+        shape = (None, None, self.hidden_size)
+        for block in self.blocks:
+            block.build(shape)
+        self.final_attention_token_to_image.build(shape)
+        self.final_layer_norm.build(shape)
+
+    def call(
+        self,
+        image_embedding,
+        image_positional_embeddings,
+        point_embedding,
+        point_mask=None,
+        attention_similarity=None,
+        target_embedding=None,
+        return_attentions=False,
+        training=None,
+    ):
+        keys = _flatten_grid(image_embedding)  # (B, [P,] Eh * Ew, C)
+        key_positions = _flatten_grid(image_positional_embeddings)
+        if len(keys.shape) == 4:
+            key_positions = ops.expand_dims(key_positions, 1)
+        if target_embedding is not None:
+            # PerSAM adds the target to the tokens themselves before the first block, so the
+            # tokens that serve as their positional encoding carry it too.
+            target_embedding = ops.cast(target_embedding, point_embedding.dtype)
+            point_embedding = point_embedding + target_embedding
+        queries = point_embedding
+        attentions = []
+        for i, block in enumerate(self.blocks):
+            if target_embedding is not None and i > 0:
+                queries = queries + target_embedding
+            queries, keys, maps = block(
+                queries,
+                keys,
+                point_embedding,
+                key_positions,
+                query_mask=point_mask,
+                attention_similarity=attention_similarity,
+                return_attention=True,
+                training=training,
+            )
+            attentions.append(maps)
+        out, final_map = self.final_attention_token_to_image(
+            queries + point_embedding, keys, keys + key_positions, return_attention=True
+        )
+        if self.dropout_rate:
+            out = self.dropout(out, training=training)
+        queries = self.final_layer_norm(queries + out)
+        if not return_attentions:
+            return queries, keys
+        return queries, keys, [*attentions, {"token_to_image": final_map}]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_layers": self.num_layers,
+            "hidden_size": self.hidden_size,
+            "num_heads": self.num_heads,
+            "intermediate_dim": self.intermediate_dim,
+            "activation": keras.activations.serialize(self.activation),
+            "attention_downsample_rate": self.attention_downsample_rate,
+            "skip_first_layer_pos_embedding": self.skip_first_layer_pos_embedding,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "dropout_rate": self.dropout_rate,
+            "initializer_range": self.initializer_range,
+        }
+
+
+def _flatten_grid(x):
+    """`(..., Eh, Ew, C)` to `(..., Eh * Ew, C)`."""
+    return ops.reshape(x, (*ops.shape(x)[:-3], x.shape[-3] * x.shape[-2], x.shape[-1]))

@@ -1,0 +1,379 @@
+"""The transformer block of the image encoder: attention in windows or over the whole image."""
+
+import keras
+from keras import ops
+
+from keras_sam.layers import attention_kernels
+from keras_sam.layers.initialization import build_part
+from keras_sam.layers.mlp import MLP
+
+
+def window_partition(x, window_size: int):
+    """Cuts a feature map into square windows that do not overlap.
+
+    Args:
+        x: tensor `(B, h, w, C)` whose sides are multiples of `window_size`.
+        window_size: int. Side of a window.
+
+    Returns:
+        Tensor `(B * windows, window_size, window_size, C)`, windows in row-major order.
+    """
+    _, h, w, channels = x.shape
+    rows, columns = h // window_size, w // window_size
+    x = ops.reshape(x, (-1, rows, window_size, columns, window_size, channels))
+    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))  # (B, rows, columns, window, window, C)
+    return ops.reshape(x, (-1, window_size, window_size, channels))
+
+
+def window_unpartition(windows, grid):
+    """Puts windows back together; the inverse of `window_partition`.
+
+    Args:
+        windows: tensor `(B * windows, window_size, window_size, C)`.
+        grid: tuple `(h, w)` of the whole map, multiples of the window's side.
+
+    Returns:
+        Tensor `(B, h, w, C)`.
+    """
+    h, w = grid
+    size, channels = windows.shape[1], windows.shape[3]
+    x = ops.reshape(windows, (-1, h // size, w // size, size, size, channels))
+    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))  # (B, rows, window, columns, window, C)
+    return ops.reshape(x, (-1, h, w, channels))
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class DropPath(keras.layers.Layer):
+    """Drops a residual branch for whole samples in training (stochastic depth).
+
+    The branches that stay are divided by the chance to stay, so that the
+    expectation does not change.
+
+    Args:
+        rate: float in `[0, 1)`. Chance to drop a sample's branch.
+
+    Call arguments:
+        x: float tensor `(B, ...)`.
+
+    Returns:
+        Float tensor of the same shape.
+
+    Raises:
+        ValueError: if `rate` is outside `[0, 1)`.
+
+    Source:
+        Huang et al. 2016, https://arxiv.org/abs/1603.09382.
+    """
+
+    def __init__(self, rate: float, seed: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        if not 0.0 <= rate < 1.0:
+            raise ValueError(f"`rate` must lie in [0, 1). Received: rate={rate}.")
+        self.rate = rate
+        self.seed = seed
+        if rate:
+            self.seed_generator = keras.random.SeedGenerator(seed)
+        self.built = True  # without it `quantize` refuses a model that was never trained
+
+    def call(self, x, training=None):
+        if not training or not self.rate:
+            return x
+        shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
+        keep = 1.0 - self.rate
+        uniform = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
+        return x * ops.cast(uniform < keep, x.dtype) / keep
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class WindowAttention(keras.layers.Layer):
+    """Multi-head self-attention over a grid, in windows, with decomposed relative positions.
+
+    The logits of query `q` and key `k` are `q k / sqrt(c) + q (R_h[dy] + R_w[dx])`:
+    the bias uses the unscaled query and one learned table per axis, which start at
+    zero. The map is padded on the right and bottom to whole windows. Padded tokens
+    have the projection's bias as query, key and value, and do take part as keys:
+    the checkpoints were trained so.
+
+    Args:
+        num_heads: int. Number of heads, `D`.
+        window_size: int. Side of a window, or `0` for one window over the whole map.
+        use_bias: bool. Whether the fused query-key-value projection has a bias.
+        use_rel_pos: bool. Whether to use relative positions.
+        attention_dropout_rate: float. Dropout of the attention map in training.
+        initializer_range: see `MLP`.
+
+    Call arguments:
+        x: float tensor `(B, Eh, Ew, C)`.
+        return_attention: bool. Also return the attention map.
+
+    Returns:
+        Float tensor `(B, Eh, Ew, C)`; with `return_attention=True`, a tuple of it and
+        the map `(B * windows, D, tokens, tokens)`, where `tokens` counts one window's
+        cells, padding included.
+
+    Raises:
+        ValueError: if `num_heads` does not divide `C`.
+
+    Source:
+        Li et al. 2022, https://arxiv.org/abs/2203.16527 (windows in a plain ViT);
+        Li et al. 2021, https://arxiv.org/abs/2112.01526 (decomposed positions).
+
+    Example:
+
+    ```python
+    attention = keras_sam.WindowAttention(num_heads=3, window_size=4)
+    attention(np.zeros((1, 9, 11, 24), "float32")).shape  # (1, 9, 11, 24)
+    ```
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        window_size: int = 0,
+        use_bias: bool = True,
+        use_rel_pos: bool = True,
+        attention_dropout_rate: float = 0.0,
+        initializer_range: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.use_bias = use_bias
+        self.use_rel_pos = use_rel_pos
+        self.attention_dropout_rate = attention_dropout_rate
+        self.initializer_range = initializer_range
+        self.dropout = keras.layers.Dropout(
+            attention_dropout_rate, dtype=self.dtype_policy, name="dropout"
+        )
+
+    def build(self, input_shape):
+        _, h, w, channels = input_shape
+        if channels % self.num_heads:
+            raise ValueError(
+                "`num_heads` must divide the input channels. "
+                f"Received: num_heads={self.num_heads}, channels={channels}."
+            )
+        self.grid = (h, w)
+        self.qkv = keras.layers.Dense(
+            3 * channels, use_bias=self.use_bias, dtype=self.dtype_policy, name="qkv"
+        )
+        self.projection = keras.layers.Dense(channels, dtype=self.dtype_policy, name="projection")
+        build_part(self.qkv, input_shape, self.initializer_range)
+        build_part(self.projection, input_shape, self.initializer_range)
+        if self.use_rel_pos:
+            window_h, window_w = self.window_grid
+            c = channels // self.num_heads
+            self.rel_pos_h = self.add_weight(
+                name="rel_pos_h", shape=(2 * window_h - 1, c), initializer="zeros"
+            )
+            self.rel_pos_w = self.add_weight(
+                name="rel_pos_w", shape=(2 * window_w - 1, c), initializer="zeros"
+            )
+
+    @property
+    def window_grid(self):
+        """Cells `(h, w)` that attend to each other."""
+        return (self.window_size, self.window_size) if self.window_size else self.grid
+
+    def call(self, x, return_attention=False, training=None):
+        h, w = self.grid
+        window_h, window_w = self.window_grid
+        padded_h, padded_w = -(-h // window_h) * window_h, -(-w // window_w) * window_w
+        # Padding comes after norm1, so projecting it would only give the bias:
+        # project the real tokens and pad with the bias.
+        qkv = self._pad_with_bias(self.qkv(x), padded_h - h, padded_w - w)
+        if self.window_size:
+            qkv = window_partition(qkv, self.window_size)
+        query, key, value = self._split_heads(qkv)  # (N, D, window cells, c) each
+        terms = None
+        if self.use_rel_pos:
+            terms = attention_kernels.relative_terms(
+                query, self.rel_pos_h, self.rel_pos_w, self.window_grid
+            )
+        attention = None
+        if return_attention or (training and self.attention_dropout_rate):
+            attention = attention_kernels.attention_map(query, key, terms, self.window_grid)
+            out = ops.matmul(self.dropout(attention, training=training), value)
+        else:
+            out = attention_kernels.attend(query, key, value, terms, self.window_grid)
+        out = ops.transpose(out, (0, 2, 1, 3))  # (N, window cells, D, c)
+        out = ops.reshape(out, (-1, window_h, window_w, x.shape[-1]))
+        if self.window_size:
+            out = window_unpartition(out, (padded_h, padded_w))[:, :h, :w]
+        out = self.projection(out)
+        return (out, attention) if return_attention else out
+
+    def _pad_with_bias(self, qkv, bottom, right):
+        """Appends rows and columns that hold the projection's bias."""
+        if not bottom and not right:
+            return qkv
+        h, w, channels = qkv.shape[1:]
+        batch = ops.shape(qkv)[0]
+        bias = self.qkv.bias if self.use_bias else ops.zeros((channels,))
+        bias = ops.cast(bias, qkv.dtype)
+        if right:
+            columns = ops.broadcast_to(bias, (batch, h, right, channels))
+            qkv = ops.concatenate([qkv, columns], axis=2)
+        if bottom:
+            rows = ops.broadcast_to(bias, (batch, bottom, w + right, channels))
+            qkv = ops.concatenate([qkv, rows], axis=1)
+        return qkv
+
+    def _split_heads(self, qkv):
+        window_h, window_w = self.window_grid
+        c = qkv.shape[-1] // (3 * self.num_heads)
+        qkv = ops.reshape(qkv, (-1, window_h * window_w, 3, self.num_heads, c))
+        qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))  # (3, N, D, window cells, c)
+        return qkv[0], qkv[1], qkv[2]
+
+    def compute_output_spec(self, x, return_attention=False, training=None):
+        out = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+        if not return_attention:
+            return out
+        window_h, window_w = self.window_grid
+        tokens = window_h * window_w
+        shape = (None, self.num_heads, tokens, tokens)
+        return out, keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "window_size": self.window_size,
+            "use_bias": self.use_bias,
+            "use_rel_pos": self.use_rel_pos,
+            "attention_dropout_rate": self.attention_dropout_rate,
+            "initializer_range": self.initializer_range,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class WindowedTransformerEncoder(keras.layers.Layer):
+    """One block of the image encoder: windowed attention and an MLP, each after a norm.
+
+    Args:
+        intermediate_dim: int. Hidden channels of the MLP.
+        num_heads: int. Number of attention heads, `D`.
+        window_size: int. Side of an attention window, or `0` for global attention.
+        use_bias: bool. Whether the query-key-value projection has a bias.
+        use_rel_pos: bool. Whether attention uses relative positions.
+        layer_norm_epsilon: float. Defaults to `1e-6`.
+        activation: str or callable. Activation of the MLP. Defaults to `"gelu"`, the exact one.
+        dropout_rate: float. Dropout in the MLP and after the attention.
+        attention_dropout_rate: float. Dropout of the attention map.
+        drop_path_rate: float. Chance that a residual branch is dropped.
+        initializer_range: see `MLP`.
+
+    Call arguments:
+        x: float tensor `(B, Eh, Ew, C)`.
+        return_attention: bool. Also return the attention map, see `WindowAttention`.
+
+    Returns:
+        Float tensor `(B, Eh, Ew, C)`, or a tuple of it and the attention map.
+
+    Source:
+        Li et al. 2022, https://arxiv.org/abs/2203.16527, section 3.
+
+    Example:
+
+    ```python
+    block = keras_sam.WindowedTransformerEncoder(intermediate_dim=40, num_heads=3, window_size=4)
+    block(np.zeros((1, 9, 11, 24), "float32")).shape  # (1, 9, 11, 24)
+    ```
+    """
+
+    def __init__(
+        self,
+        intermediate_dim: int,
+        num_heads: int,
+        window_size: int = 0,
+        use_bias: bool = True,
+        use_rel_pos: bool = True,
+        layer_norm_epsilon: float = 1e-6,
+        activation="gelu",
+        dropout_rate: float = 0.0,
+        attention_dropout_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        initializer_range: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.intermediate_dim = intermediate_dim
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.use_bias = use_bias
+        self.use_rel_pos = use_rel_pos
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.activation = keras.activations.get(activation)
+        self.dropout_rate = dropout_rate
+        self.attention_dropout_rate = attention_dropout_rate
+        self.drop_path_rate = drop_path_rate
+        self.initializer_range = initializer_range
+        policy = self.dtype_policy
+        self.norm1 = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=policy, name="norm1"
+        )
+        self.attention = WindowAttention(
+            num_heads,
+            window_size=window_size,
+            use_bias=use_bias,
+            use_rel_pos=use_rel_pos,
+            attention_dropout_rate=attention_dropout_rate,
+            initializer_range=initializer_range,
+            dtype=policy,
+            name="attention",
+        )
+        self.dropout = keras.layers.Dropout(dropout_rate, dtype=policy, name="dropout")
+        self.drop_path = DropPath(drop_path_rate, dtype=policy, name="drop_path")
+        self.norm2 = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=policy, name="norm2"
+        )
+
+    def build(self, input_shape):
+        self.mlp = MLP(
+            self.intermediate_dim,
+            input_shape[-1],
+            num_layers=2,
+            activation=self.activation,
+            dropout_rate=self.dropout_rate,
+            initializer_range=self.initializer_range,
+            dtype=self.dtype_policy,
+            name="mlp",
+        )
+        for part in (self.norm1, self.attention, self.norm2, self.mlp):
+            part.build(input_shape)
+
+    def call(self, x, return_attention=False, training=None):
+        out = self.attention(self.norm1(x), return_attention=return_attention, training=training)
+        out, attention = out if return_attention else (out, None)
+        if self.dropout_rate:
+            out = self.dropout(out, training=training)
+        x = x + self.drop_path(out, training=training)
+        x = x + self.drop_path(self.mlp(self.norm2(x), training=training), training=training)
+        return (x, attention) if return_attention else x
+
+    def compute_output_spec(self, x, return_attention=False, training=None):
+        return self.attention.compute_output_spec(x, return_attention=return_attention)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "intermediate_dim": self.intermediate_dim,
+            "num_heads": self.num_heads,
+            "window_size": self.window_size,
+            "use_bias": self.use_bias,
+            "use_rel_pos": self.use_rel_pos,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "activation": keras.activations.serialize(self.activation),
+            "dropout_rate": self.dropout_rate,
+            "attention_dropout_rate": self.attention_dropout_rate,
+            "drop_path_rate": self.drop_path_rate,
+            "initializer_range": self.initializer_range,
+        }

@@ -1,0 +1,196 @@
+"""SAM's training loss: focal, dice and predicted IoU, for the masks that a prompt trains."""
+
+import dataclasses
+
+from keras import ops
+
+VOID = 255
+
+
+def _sum_pixels(x):
+    return ops.sum(x, axis=(-2, -1))
+
+
+def focal_loss(logits, targets, valid, alpha: float = 0.25, gamma: float = 2.0):
+    """Sigmoid focal loss, averaged over the pixels that count.
+
+    Args:
+        logits: float32 tensor `(..., L, L)`.
+        targets: float32 tensor that broadcasts to it, 0 or 1.
+        valid: float32 tensor that broadcasts to it, 0 for void pixels, otherwise 1.
+        alpha: float. Weight of foreground pixels; background has `1 - alpha`.
+        gamma: float. How much easy pixels are played down.
+
+    Returns:
+        Float32 tensor `(...)`.
+
+    Source:
+        Lin et al. 2017, https://arxiv.org/abs/1708.02002.
+    """
+    logits, targets, valid = map(ops.convert_to_tensor, (logits, targets, valid))
+    # log(sigmoid(x)) = -softplus(-x) keeps confident logits finite.
+    cross_entropy = ops.softplus(logits) - logits * targets
+    probability = ops.sigmoid(logits)
+    miss = probability + targets - 2.0 * probability * targets  # 1 - p of the true class
+    weight = alpha * targets + (1.0 - alpha) * (1.0 - targets)
+    loss = weight * miss**gamma * cross_entropy * valid
+    return _sum_pixels(loss) / ops.maximum(_sum_pixels(valid), 1.0)
+
+
+def dice_loss(logits, targets, valid, smooth: float = 1.0):
+    """One minus the dice coefficient of probabilities and target, over the pixels that count.
+
+    Args:
+        logits: float32 tensor `(..., L, L)`.
+        targets: float32 tensor that broadcasts to it, 0 or 1.
+        valid: float32 tensor that broadcasts to it, 0 for void pixels, otherwise 1.
+        smooth: float. Added to numerator and denominator.
+
+    Returns:
+        Float32 tensor `(...)`.
+
+    Source:
+        Milletari et al. 2016, https://arxiv.org/abs/1606.04797.
+    """
+    logits, targets, valid = map(ops.convert_to_tensor, (logits, targets, valid))
+    probability = ops.sigmoid(logits) * valid
+    targets = targets * valid
+    overlap = 2.0 * _sum_pixels(probability * targets)
+    total = _sum_pixels(probability) + _sum_pixels(targets)
+    return 1.0 - (overlap + smooth) / (total + smooth)
+
+
+def mask_iou(logits, targets, valid):
+    """Intersection over union of `logits > 0` with the target, over the pixels that count.
+
+    Args:
+        logits: float tensor `(..., L, L)`.
+        targets: float32 tensor that broadcasts to it, 0 or 1.
+        valid: float32 tensor that broadcasts to it, 0 for void pixels, otherwise 1.
+
+    Returns:
+        Float32 tensor `(...)`; 1 where both are empty.
+    """
+    targets, valid = map(ops.convert_to_tensor, (targets, valid))
+    predicted = ops.cast(logits > 0, "float32") * valid
+    targets = targets * valid
+    intersection = _sum_pixels(predicted * targets)
+    union = _sum_pixels(predicted) + _sum_pixels(targets) - intersection
+    return ops.where(union > 0, intersection / ops.maximum(union, 1.0), 1.0)
+
+
+def lone_click(labels, mask_given=None):
+    """Whether each prompt set is one click and nothing else, as `select_masks` means it.
+
+    Args:
+        labels: int tensor `(B, P, T)`.
+        mask_given: optional bool tensor `(B, P)`, or `(B, 0)` when nobody has a mask.
+
+    Returns:
+        Bool tensor `(B, P)`.
+    """
+    labels = ops.convert_to_tensor(labels)
+    is_click = ops.logical_or(ops.equal(labels, 0), ops.equal(labels, 1))
+    clicks = ops.sum(ops.cast(is_click, "int32"), axis=-1)
+    corners = ops.sum(ops.cast(labels >= 2, "int32"), axis=-1)
+    lone = ops.logical_and(ops.equal(clicks, 1), ops.equal(corners, 0))
+    if mask_given is None or mask_given.shape[1] == 0:
+        return lone
+    return ops.logical_and(lone, ops.logical_not(mask_given))
+
+
+@dataclasses.dataclass(frozen=True)
+class SAMLoss:
+    """The loss that SAM was trained with.
+
+    Of a lone click's candidates, masks 1 to K - 1, only the one that fits best is
+    pulled towards the target: the click does not say which object is meant. Any other
+    prompt trains mask 0. The predicted IoU of all masks that were candidates is trained.
+
+    Args:
+        focal_weight: float. Defaults to `20.0`.
+        dice_weight: float. Defaults to `1.0`.
+        iou_weight: float. Weight of the squared error of the predicted IoU. Defaults to `1.0`.
+        alpha: float, of the focal loss. Defaults to `0.25`.
+        gamma: float, of the focal loss. Defaults to `2.0`.
+
+    Source:
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix A.
+    """
+
+    focal_weight: float = 20.0
+    dice_weight: float = 1.0
+    iou_weight: float = 1.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def __call__(self, outputs, targets, ambiguous):
+        """The loss of every prompt set.
+
+        Args:
+            outputs: dict of `masks`, logits `(B, P, K, L, L)`, and `iou_pred` `(B, P, K)`.
+            targets: tensor `(B, P, L, L)` of 0, 1 and 255 for void.
+            ambiguous: bool tensor `(B, P)`, True for lone clicks.
+
+        Returns:
+            Float32 tensor `(B, P)`; 0 where a target is void altogether.
+        """
+        logits = ops.cast(outputs["masks"], "float32")
+        targets, valid = split_void(targets)
+        shared = (ops.expand_dims(targets, 2), ops.expand_dims(valid, 2))  # (B, P, 1, L, L)
+        focal = focal_loss(logits, *shared, self.alpha, self.gamma)  # (B, P, K)
+        fit = self.focal_weight * focal + self.dice_weight * dice_loss(logits, *shared)
+        candidates = candidate_masks(ambiguous, logits.shape[2])  # (B, P, K)
+        best = ops.argmin(ops.where(candidates > 0, ops.stop_gradient(fit), 1e9), axis=-1)
+        chosen = ops.one_hot(best, logits.shape[2], dtype="float32")
+        iou = ops.stop_gradient(mask_iou(logits, *shared))
+        error = ops.square(ops.cast(outputs["iou_pred"], "float32") - iou)
+        error = ops.sum(error * candidates, -1) / ops.sum(candidates, -1)
+        loss = ops.sum(fit * chosen, -1) + self.iou_weight * error
+        return loss * ops.cast(ops.any(valid > 0, axis=(-2, -1)), "float32")
+
+
+def split_void(targets):
+    """Targets of 0, 1 and 255 as two float32 tensors: the target, and 1 where it counts."""
+    valid = ops.cast(ops.not_equal(targets, VOID), "float32")
+    return ops.cast(ops.equal(targets, 1), "float32"), valid
+
+
+def candidate_masks(ambiguous, num_masks: int):
+    """Which masks may answer each prompt set: 1 to K - 1 for a lone click, otherwise mask 0.
+
+    Args:
+        ambiguous: bool tensor `(B, P)`.
+        num_masks: int, `K`.
+
+    Returns:
+        Float32 tensor `(B, P, K)` of 0 and 1.
+    """
+    first = ops.cast(ops.arange(num_masks) == 0, "float32")
+    if num_masks == 1:
+        return ops.broadcast_to(first, (*ops.shape(ambiguous), 1))
+    ambiguous = ops.expand_dims(ops.cast(ambiguous, "float32"), -1)
+    return ambiguous * (1.0 - first) + (1.0 - ambiguous) * first
+
+
+def selected_iou(outputs, targets, ambiguous):
+    """How good the mask is that `select_masks(..., "auto")` picks, and how well that was foreseen.
+
+    Args:
+        outputs: dict of `masks` `(B, P, K, L, L)` and `iou_pred` `(B, P, K)`.
+        targets: tensor `(B, P, L, L)` of 0, 1 and 255 for void.
+        ambiguous: bool tensor `(B, P)`.
+
+    Returns:
+        Tuple of float32 tensors `(B, P)`: the selected mask's IoU with the target, the
+        absolute error of its predicted IoU, and 1 where the target counts.
+    """
+    targets, valid = split_void(targets)
+    num_masks = outputs["masks"].shape[2]
+    iou = mask_iou(outputs["masks"], ops.expand_dims(targets, 2), ops.expand_dims(valid, 2))
+    predicted = ops.cast(outputs["iou_pred"], "float32")
+    candidates = candidate_masks(ambiguous, num_masks)
+    chosen = ops.argmax(ops.where(candidates > 0, predicted, -1e9), axis=-1)
+    chosen = ops.one_hot(chosen, num_masks, dtype="float32")
+    iou, predicted = ops.sum(iou * chosen, -1), ops.sum(predicted * chosen, -1)
+    return iou, ops.abs(predicted - iou), ops.cast(ops.any(valid > 0, axis=(-2, -1)), "float32")
