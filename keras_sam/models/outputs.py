@@ -1,0 +1,145 @@
+"""What a segmenter returns: joining batches, and picking masks."""
+
+import numpy as np
+
+from keras_sam.nested import to_numpy
+
+_PER_PROMPT = ("masks", "iou_pred", "lone_click")
+
+
+def join_batches(batches: list[dict]) -> dict:
+    """Joins the outputs of several batches into what `SAMImageSegmenter.predict` returns.
+
+    Args:
+        batches: list of dicts of `masks` `(B, P, K, Lh, Lw)`, `iou_pred` `(B, P, K)`,
+            `lone_click` `(B, P)`, `num_prompts` `(B,)`, the prompt sets that each image really
+            has, and `single_object`, bool or `(B,)`. Each batch has a `P` of its own.
+
+    Returns:
+        One dict with the largest `P` of all, where masks and scores of prompt sets that do not
+        exist are NaN. If `single_object` is True everywhere, without `num_prompts` and without
+        the axis `P`, which is 1.
+    """
+    joined = {}
+    most = max(batch["masks"].shape[1] for batch in batches)
+    for name in _PER_PROMPT:
+        arrays = [batch[name] for batch in batches]
+        filler = np.nan if name != "lone_click" else False
+        joined[name] = _concatenate(arrays, most, filler)
+    num_prompts = np.concatenate([np.asarray(batch["num_prompts"], "int32") for batch in batches])
+    missing = np.arange(most) >= num_prompts[:, None]  # (B, P)
+    if missing.any():
+        for name in _PER_PROMPT[:2]:
+            joined[name] = np.require(joined[name], requirements="W")
+            joined[name][missing] = np.nan
+    if all(np.all(batch["single_object"]) for batch in batches):
+        return {name: array[:, 0] for name, array in joined.items()}
+    return {**joined, "num_prompts": num_prompts}
+
+
+def _concatenate(arrays, prompt_sets, filler):
+    """Arrays `(B, P, ...)` one after the other, filled up to `P = prompt_sets`."""
+    if len(arrays) == 1:
+        return arrays[0]
+    total = sum(len(array) for array in arrays)
+    joined = np.full((total, prompt_sets, *arrays[0].shape[2:]), filler, arrays[0].dtype)
+    start = 0
+    for array in arrays:
+        joined[start : start + len(array), : array.shape[1]] = array
+        start += len(array)
+    return joined
+
+
+def is_lone_click(labels, mask_given) -> np.ndarray:
+    """Whether each prompt set is one click and nothing else, which leaves open what it means.
+
+    Args:
+        labels: int array `(B, P, T)`.
+        mask_given: bool array `(B, P)`, or `(B, 0)` when nobody has a mask.
+
+    Returns:
+        Bool array `(B, P)`.
+    """
+    clicks = np.sum((labels == 0) | (labels == 1), axis=-1)
+    corners = np.sum(labels >= 2, axis=-1)
+    lone = (clicks == 1) & (corners == 0)
+    return lone & ~mask_given if mask_given.shape[1] else lone
+
+
+def select_masks(outputs: dict, multimask_output: bool | str = "auto") -> dict:
+    """Picks which of a segmenter's masks answer a prompt.
+
+    Mask 0 is the model's answer to an unambiguous prompt. Masks 1 to K - 1 are its
+    candidates for an ambiguous one: whole, part and subpart.
+
+    Args:
+        outputs: dict with `masks` `(..., K, Lh, Lw)`, `iou_pred` `(..., K)` and, for
+            `"auto"`, `lone_click` `(...)`, as `predict` and `decode` return it.
+        multimask_output: `True` for masks 1 to K - 1, `False` for mask 0, or `"auto"`: a
+            lone click is ambiguous and gets the best of masks 1 to K - 1 by predicted
+            IoU, anything more gets mask 0. A box counts as two points, a mask as more
+            than a click. Training follows the same rule.
+
+    Returns:
+        Dict with all entries of `outputs`, `masks` and `iou_pred` cut down to
+        `(..., K', Lh, Lw)` and `(..., K')` with `K' = K - 1` for `True`, otherwise 1.
+
+    Raises:
+        ValueError: if `multimask_output` is none of the three, if it is `True` for a model
+            without candidates, or `"auto"` for outputs without `lone_click`.
+
+    Source:
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, section 3 and appendix A.
+    """
+    masks, scores = to_numpy(outputs["masks"]), to_numpy(outputs["iou_pred"])
+    if isinstance(multimask_output, (bool, np.bool_)):
+        if multimask_output and scores.shape[-1] == 1:
+            raise ValueError(
+                "`multimask_output=True` needs more masks than mask 0. Received: one mask per "
+                'prompt. Use `multimask_output=False` or "auto".'
+            )
+        kept = slice(1, None) if multimask_output else slice(0, 1)
+        return {**outputs, "masks": masks[..., kept, :, :], "iou_pred": scores[..., kept]}
+    if multimask_output != "auto":
+        raise ValueError(
+            f'`multimask_output` must be True, False or "auto". Received: {multimask_output!r}.'
+        )
+    if scores.shape[-1] == 1:
+        return dict(outputs)
+    if "lone_click" not in outputs:
+        raise ValueError(
+            '`multimask_output="auto"` needs `lone_click` in `outputs`, as `predict` and `decode` '
+            f"return it. Received: the keys {sorted(outputs)}. Use True or False for outputs of "
+            "the model called directly."
+        )
+    ambiguous = to_numpy(outputs["lone_click"]).astype(bool)
+    index = np.where(ambiguous, 1 + _argmax(scores[..., 1:]), 0)
+    return {**outputs, **_take(masks, scores, index)}
+
+
+def best_mask(outputs: dict) -> dict:
+    """Keeps the mask with the highest predicted IoU, among those in `outputs`.
+
+    Args:
+        outputs: dict with `masks` `(..., K, Lh, Lw)` and `iou_pred` `(..., K)`, such as
+            `select_masks` returns.
+
+    Returns:
+        Dict with all entries of `outputs`, `masks` being `(..., 1, Lh, Lw)` and
+        `iou_pred` `(..., 1)`.
+    """
+    masks, scores = to_numpy(outputs["masks"]), to_numpy(outputs["iou_pred"])
+    return {**outputs, **_take(masks, scores, _argmax(scores))}
+
+
+def _argmax(scores):
+    """Index of the highest score; NaN, the score of a prompt that does not exist, never wins."""
+    return np.argmax(np.where(np.isnan(scores), -np.inf, scores), axis=-1)
+
+
+def _take(masks, scores, index):
+    index = index[..., None]
+    return {
+        "masks": np.take_along_axis(masks, index[..., None, None], axis=-3),
+        "iou_pred": np.take_along_axis(scores, index, axis=-1),
+    }

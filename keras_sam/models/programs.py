@@ -1,0 +1,208 @@
+"""SAM's two halves as Keras models that each backend compiles once and keeps."""
+
+import math
+import threading
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_sam.prompts import PADDING
+
+_PROMPTS = ("points", "labels", "masks", "mask_given")
+
+
+class Program:
+    """A Keras model that runs batch by batch, compiled once per input shape.
+
+    Threads take turns, so that two of them need no more memory than one.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self._lock = threading.Lock()
+        self._paths = None
+        self._run = None
+
+    def __call__(self, inputs):
+        with self._lock:
+            paths = [variable.path for variable in self._model.variables]
+            if paths != self._paths:
+                # New, or changed by `quantize` or `enable_lora`, of which compiled code knows
+                # nothing.
+                self._run, self._paths = self._compile(), paths
+            return self._run(inputs)
+
+    def _compile(self):
+        if keras.backend.backend() == "jax":
+            return _compile_for_jax(self._model)
+        self._model.predict_function = None
+        return self._model.predict_on_batch
+
+
+def _compile_for_jax(model):
+    """`predict_on_batch` that only reads the model's variables.
+
+    Keras's own donates them to the computation and puts them back afterwards: in between
+    another thread finds deleted arrays, and an interrupt or an exhausted memory leaves them
+    deleted. May go when Keras predicts without donating its state.
+    """
+    import jax
+
+    @jax.jit
+    def run(values, inputs):
+        state = zip(model.variables, values, strict=True)
+        with keras.StatelessScope(state_mapping=list(state)):
+            return model(inputs, training=False)
+
+    def predict(inputs):
+        outputs = run([variable.value for variable in model.variables], inputs)
+        # A copy: numpy's view of JAX's memory would be read-only.
+        return keras.tree.map_structure(np.array, outputs)
+
+    return predict
+
+
+class Programs:
+    """The encoder and decoder programs of one backbone, each made at its first use.
+
+    Embeddings and masks leave in float32 whatever the backbone computes in, so that numpy
+    has a type for them on every backend.
+    """
+
+    def __init__(self, backbone):
+        self._backbone = backbone
+        self._made = {}
+        self._lock = threading.Lock()
+
+    def encode(self, images):
+        """Images `(B, H, W, channels)` to embeddings `(B, Eh, Ew, C)`, both numpy."""
+        return self._program("encoder", self._make_encoder)(np.asarray(images, "float32"))
+
+    def inspect(self, images, hidden_states, attentions):
+        """`encode`, with what happens inside as `ViTDetBackbone.with_outputs` names it."""
+        name = f"encoder, {hidden_states=}, {attentions=}"
+        encoder = self._backbone.image_encoder
+        program = self._program(name, lambda: encoder.with_outputs(hidden_states, attentions))
+        return _float32(program(np.asarray(images, "float32")))
+
+    def decode(self, embeddings, prompts, chunk):
+        """Canonical prompts to `masks` `(B, P, K, Lh, Lw)` and `iou_pred` `(B, P, K)`.
+
+        Args:
+            embeddings: float array `(B, Eh, Ew, C)`.
+            prompts: dict of `points`, `labels`, `masks`, `mask_given`, numpy.
+            chunk: int. Prompt sets of an image that are decoded at once.
+        """
+        total = prompts["labels"].shape[1]
+        parts = []
+        for start in range(0, total, chunk):
+            part = {k: v[:, start : start + chunk] for k, v in prompts.items()}
+            parts.append(self._decode_chunk(embeddings, part, chunk))
+        if len(parts) == 1:
+            return parts[0]
+        return {k: np.concatenate([part[k] for part in parts], axis=1) for k in parts[0]}
+
+    def inspect_decoder(self, embeddings, prompts, hooks, attentions):
+        """`decode` of all prompt sets at once, with PerSAM's hooks and the attention maps.
+
+        Args:
+            embeddings: float array `(B, Eh, Ew, C)`.
+            prompts: dict as for `decode`.
+            hooks: dict of `attention_similarity` and `target_embedding`, as far as there are any.
+            attentions: bool. Whether to return `attentions` too.
+        """
+        inputs = {"image_embeddings": embeddings, **_without_absent(prompts), **hooks}
+        name = f"decoder, {attentions=}, {sorted(inputs)}"
+        program = self._program(name, lambda: _InspectedDecoder(self._backbone, attentions))
+        return _float32(program(inputs))
+
+    def _decode_chunk(self, embeddings, prompts, chunk):
+        real = prompts["labels"].shape[1]
+        if keras.backend.backend() != "torch":  # which compiles nothing
+            prompts = pad_to_bucket(prompts, chunk)
+        prompts = _without_absent(prompts)
+        if "masks" in prompts:
+            program = self._program("decoder with masks", lambda: self._make_decoder(True))
+        else:
+            program = self._program("decoder", lambda: self._make_decoder(False))
+        outputs = program({"image_embeddings": embeddings, **prompts})
+        return {k: v[:, :real] for k, v in outputs.items()}
+
+    def _program(self, name, make):
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = Program(make())
+            return self._made[name]
+
+    def _make_encoder(self):
+        encoder = self._backbone.image_encoder
+        return keras.Model(encoder.input, ops.cast(encoder.output, "float32"))
+
+    def _make_decoder(self, with_masks):
+        backbone = self._backbone
+        inputs = {name: backbone.input[name] for name in _PROMPTS[: 4 if with_masks else 2]}
+        grid = backbone.image_encoder.output.shape[1:]
+        embeddings = keras.Input(grid, dtype="float32", name="image_embeddings")
+        outputs = backbone.mask_decoder(
+            image_embeddings=embeddings, **backbone.prompt_encoder(**inputs)
+        )
+        outputs = {name: ops.cast(x, "float32") for name, x in outputs.items()}
+        return keras.Model({"image_embeddings": embeddings, **inputs}, outputs)
+
+
+class _InspectedDecoder(keras.Model):
+    """Prompt encoder and mask decoder with what only some calls ask for."""
+
+    def __init__(self, backbone, attentions):
+        # Without autocast: coordinates stay float32.
+        super().__init__(name="inspected_decoder", dtype=backbone.dtype_policy, autocast=False)
+        self.prompt_encoder = backbone.prompt_encoder
+        self.mask_decoder = backbone.mask_decoder
+        self.attentions = attentions
+        self.built = True  # its parts are
+
+    def call(self, inputs):
+        prompts = {k: inputs[k] for k in _PROMPTS if k in inputs}
+        others = {k: v for k, v in inputs.items() if k not in prompts}
+        return self.mask_decoder(
+            **self.prompt_encoder(**prompts), **others, return_attentions=self.attentions
+        )
+
+
+def _without_absent(prompts):
+    """Canonical prompts without masks where nobody has one."""
+    present = _PROMPTS if prompts["masks"].shape[1] else _PROMPTS[:2]
+    return {name: prompts[name] for name in present}
+
+
+def _float32(outputs):
+    return keras.tree.map_structure(lambda x: np.asarray(x, "float32"), outputs)
+
+
+def pad_to_bucket(prompts, chunk=None):
+    """Pads tokens and prompt sets to powers of two, so that few shapes are ever compiled.
+
+    Padding tokens are masked in every attention and padded prompt sets are cut off again,
+    so the masks are those of the prompts alone.
+    """
+    prompt_sets, tokens = prompts["labels"].shape[1:]
+    more_sets = min(next_power_of_two(prompt_sets), chunk or math.inf) - prompt_sets
+    more_tokens = max(2, next_power_of_two(tokens)) - tokens
+
+    def pad(x, *widths, value=0):
+        widths = [(0, 0), *((0, n) for n in widths), *([(0, 0)] * (x.ndim - 1 - len(widths)))]
+        return np.pad(x, widths, constant_values=value)
+
+    mask_sets = more_sets if prompts["masks"].shape[1] else 0
+    return {
+        "points": pad(prompts["points"], more_sets, more_tokens),
+        "labels": pad(prompts["labels"], more_sets, more_tokens, value=PADDING),
+        "masks": pad(prompts["masks"], mask_sets),
+        "mask_given": pad(prompts["mask_given"], mask_sets),
+    }
+
+
+def next_power_of_two(n: int) -> int:
+    """The smallest power of two that is at least `n`, and at least 1."""
+    return 1 << max(n - 1, 0).bit_length()

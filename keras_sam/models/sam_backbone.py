@@ -1,0 +1,245 @@
+"""SAM's three parts wired into one functional model, up to the mask decoder's input."""
+
+import keras
+
+from keras_sam import presets
+from keras_sam.layers.mask_decoder import SAMMaskDecoder
+from keras_sam.layers.prompt_encoder import (
+    SAMPromptEncoder,
+    append_not_a_point,
+    canonical_prompts,
+)
+from keras_sam.models import preset_models
+from keras_sam.models.backbone import Backbone
+from keras_sam.models.vit_det_backbone import ViTDetBackbone
+
+PROMPT_KEYS = ("points", "labels", "boxes", "masks", "mask_given")
+
+
+def canonical_inputs(inputs: dict, mask_size) -> tuple[dict, bool]:
+    """Every tensor form of images and prompts, as the five canonical inputs.
+
+    Args:
+        inputs: dict of `images` `(B, H, W, channels)` and any of `points`, `labels`,
+            `boxes`, `masks` in the forms of `canonical_prompts`. A dict that holds
+            `mask_given` is canonical already.
+        mask_size: tuple `(Lh, Lw)` of mask prompts.
+
+    Returns:
+        Tuple of the canonical dict and whether every prompt came in the single-object
+        form, so that the prompt axis is to be dropped from outputs.
+
+    Raises:
+        ValueError: for a mask of another size, and see `canonical_prompts`.
+    """
+    if "mask_given" in inputs:
+        return {name: inputs[name] for name in ("images", *PROMPT_KEYS) if name in inputs}, False
+    prompts, single = canonical_prompts(**{k: inputs[k] for k in PROMPT_KEYS if k in inputs})
+    masks, mask_given = prompts["masks"], prompts["mask_given"]
+    batch = keras.ops.shape(prompts["labels"])[0]
+    if masks is None:
+        masks = keras.ops.zeros((batch, 0, *mask_size, 1))
+        mask_given = keras.ops.zeros((batch, 0), dtype="bool")
+    elif tuple(masks.shape[2:]) != (*mask_size, 1):
+        raise ValueError(
+            f"`masks` must be logits of shape (B, P, {mask_size[0]}, {mask_size[1]}, 1), the size "
+            f"of this model's mask prompts. Received: shape={tuple(masks.shape)}."
+        )
+    points, labels = prompts["points"], prompts["labels"]
+    boxes = inputs.get("boxes")
+    if labels.shape[2] != 0 and (boxes is None or 0 in boxes.shape[1:-1]):
+        points, labels = append_not_a_point(points, labels)
+    return {
+        "images": inputs["images"],
+        "points": points,
+        "labels": labels,
+        "masks": masks,
+        "mask_given": mask_given,
+    }, single
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class SAMBackbone(Backbone):
+    """Image encoder and prompt encoder in one graph; its outputs are the mask decoder's inputs.
+
+    Args:
+        image_encoder: a `ViTDetBackbone`, or any functional model from images
+            `(B, H, W, channels)` to embeddings `(B, Eh, Ew, C)`.
+        prompt_encoder: a `SAMPromptEncoder` for that frame.
+        mask_decoder: a `SAMMaskDecoder`; it is not part of this graph, but travels with it:
+            `backbone.mask_decoder(**backbone(inputs))` gives masks.
+        dtype: optional str or `keras.DTypePolicy` of this model itself; its parts have
+            their own.
+
+    Call arguments:
+        inputs: dict of `images` `(B, H, W, channels)`, pixel values 0..255, and the
+            canonical prompts in the model frame: `points` `(B, P, T, 2)`, `labels`
+            `(B, P, T)`, `masks` `(B, P, Lh, Lw, 1)` and `mask_given` `(B, P)`, where the
+            last two have `P = 0` when nobody has a mask. Any subset of prompts in the forms
+            of `SAMPromptEncoder` is accepted too; a not-a-point token is then appended to
+            prompts with points and no box.
+
+    Returns:
+        Dict of `image_embeddings` `(B, Eh, Ew, C)` and what `SAMPromptEncoder` returns.
+
+    Raises:
+        ValueError: if the parts do not fit together.
+
+    Source:
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, figure 4.
+
+    Example:
+
+    ```python
+    backbone = keras_sam.SAMBackbone(
+        keras_sam.ViTDetBackbone(
+            hidden_size=12,
+            num_layers=2,
+            intermediate_dim=24,
+            num_heads=3,
+            global_attention_layer_indices=[1],
+            image_shape=(64, 96, 3),
+            window_size=3,
+            num_output_channels=16,
+        ),
+        keras_sam.SAMPromptEncoder(
+            hidden_size=16, image_embedding_size=(4, 6), input_image_size=(64, 96)
+        ),
+        keras_sam.SAMMaskDecoder(
+            hidden_size=16, intermediate_dim=20, num_heads=2, iou_head_hidden_dim=12
+        ),
+    )
+    outputs = backbone(
+        {
+            "images": np.zeros((1, 64, 96, 3), "float32"),
+            "points": np.array([[[20.0, 30.0]]]),
+            "labels": np.array([[1]]),
+        }
+    )
+    outputs["image_embeddings"].shape  # (1, 4, 6, 16)
+    ```
+    """
+
+    def __init__(
+        self,
+        image_encoder: ViTDetBackbone,
+        prompt_encoder: SAMPromptEncoder,
+        mask_decoder: SAMMaskDecoder,
+        dtype=None,
+        **kwargs,
+    ):
+        _check_fit(image_encoder, prompt_encoder, mask_decoder)
+        mask_size = prompt_encoder.mask_size
+        inputs = {
+            "images": image_encoder.input,
+            "points": keras.Input((None, None, 2), dtype="float32", name="points"),
+            "labels": keras.Input((None, None), dtype="int32", name="labels"),
+            "masks": keras.Input((None, *mask_size, 1), dtype="float32", name="masks"),
+            "mask_given": keras.Input((None,), dtype="bool", name="mask_given"),
+        }
+        outputs = {
+            "image_embeddings": image_encoder.output,
+            **prompt_encoder(**{k: v for k, v in inputs.items() if k != "images"}),
+        }
+        if not mask_decoder.built:
+            mask_decoder.build(image_encoder.output.shape)
+        super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+
+    @property
+    def input_spec(self):
+        # The graph's own specs would refuse the other forms before `call` can convert them.
+        return None
+
+    @property
+    def embedding_size(self) -> tuple[int, int]:
+        """Size `(Eh, Ew)` of the image embedding."""
+        return self.prompt_encoder.image_embedding_size
+
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """Size `(Lh, Lw)` of mask prompts and mask logits."""
+        return self.prompt_encoder.mask_size
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape `(H, W, channels)` of the model frame."""
+        return tuple(self.image_encoder.input.shape[1:])
+
+    def call(self, inputs, training=None, mask=None):
+        inputs, single_object = canonical_inputs(inputs, self.mask_size)
+        outputs = super().call(inputs, training=training)
+        if single_object:
+            for name in ("sparse_embeddings", "sparse_mask", "dense_embeddings"):
+                outputs[f"prompt_{name}"] = outputs[f"prompt_{name}"][:, 0]
+        return outputs
+
+    def at_image_shape(self, image_shape) -> "SAMBackbone":
+        """A new backbone with the same weights for another input size.
+
+        The position tables are interpolated as `from_preset(image_shape=...)` does it, so this
+        equals loading at that size. Nothing is shared with this backbone.
+
+        Args:
+            image_shape: tuple `(H, W)` or `(H, W, channels)` of the new model frame.
+
+        Returns:
+            A `SAMBackbone`.
+
+        Raises:
+            ValueError: if the sides are no multiples of the patch size.
+        """
+        return self.from_loaded_preset(presets.fit(preset_models.in_memory(self), image_shape))
+
+    @classmethod
+    def from_loaded_preset(cls, preset, dtype=None):
+        if "prompt_encoder" not in preset.parts:
+            raise ValueError(
+                "The preset holds an image encoder alone. Load it with ViTDetBackbone.from_preset."
+            )
+        own = dict(preset.backbone["config"])
+        if dtype is not None:
+            own["dtype"] = dtype
+        with preset_models.values_of(preset):
+            parts = {name: preset_models.make(part, dtype) for name, part in preset.parts.items()}
+            model = cls(**parts, **own)
+        preset_models.load_into(model, preset)
+        return model
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "image_encoder": keras.layers.serialize(self.image_encoder),
+            "prompt_encoder": keras.layers.serialize(self.prompt_encoder),
+            "mask_decoder": keras.layers.serialize(self.mask_decoder),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        for part in ("image_encoder", "prompt_encoder", "mask_decoder"):
+            config[part] = keras.layers.deserialize(config[part])
+        return cls(**config)
+
+
+def _check_fit(image_encoder, prompt_encoder, mask_decoder):
+    embedding = tuple(image_encoder.output.shape[1:])
+    wanted = (*prompt_encoder.image_embedding_size, prompt_encoder.hidden_size)
+    if embedding != wanted:
+        raise ValueError(
+            "`prompt_encoder` must expect what `image_encoder` gives, (Eh, Ew, C). Received: an "
+            f"encoder of {embedding}, image_embedding_size and hidden_size {wanted}."
+        )
+    frame = tuple(image_encoder.input.shape[1:3])
+    if frame != prompt_encoder.input_image_size:
+        raise ValueError(
+            "`prompt_encoder.input_image_size` must be the image encoder's (H, W). Received: "
+            f"input_image_size={prompt_encoder.input_image_size}, an encoder of {frame}."
+        )
+    if mask_decoder.hidden_size != prompt_encoder.hidden_size:
+        raise ValueError(
+            "`mask_decoder.hidden_size` must equal `prompt_encoder.hidden_size`. Received: "
+            f"{mask_decoder.hidden_size} and {prompt_encoder.hidden_size}."
+        )

@@ -1,0 +1,200 @@
+"""What `compile`, `fit` and `evaluate` mean for a promptable segmenter."""
+
+import keras
+from keras import ops
+
+from keras_sam.losses import VOID, SAMLoss, lone_click, selected_iou
+from keras_sam.models.training_batches import TrainingBatches, prepare_training_batch
+
+
+class _FitState:
+    """Loss and metrics of a compiled segmenter; a plain object, so that Keras saves none of it."""
+
+    def __init__(self, loss, has_metrics):
+        self.loss = loss
+        self.has_metrics = has_metrics
+        self.miou = keras.metrics.Mean(name="miou")
+        self.iou_error = keras.metrics.Mean(name="iou_error")
+
+
+class TrainableSegmenter:
+    """Training for models from the canonical inputs to `masks` and `iou_pred`.
+
+    A mixin before `keras.Model`. It overrides public methods only: data is brought into the
+    model frame before Keras sees it, and the loss is `SAMLoss` unless another is given.
+    """
+
+    _fit_state = None
+
+    def compile(self, optimizer="adamw", loss="auto", metrics="auto", **kwargs) -> None:
+        """Configures training, as `keras.Model.compile` does.
+
+        Args:
+            optimizer: str or `keras.optimizers.Optimizer`.
+            loss: `"auto"` for the loss that SAM was trained with; a `SAMLoss` with other weights;
+                or a function from `(outputs, targets, ambiguous)` to `(B, P)`, see
+                `SAMLoss.__call__`.
+            metrics: `"auto"` for `miou`, the mean IoU of the mask that `select_masks` picks, and
+                `iou_error`, the mean absolute error of its predicted IoU; or None.
+            **kwargs: passed on to `keras.Model.compile`.
+
+        Raises:
+            ValueError: if `loss` or `metrics` is none of these.
+        """
+        if loss == "auto":
+            loss = SAMLoss()
+        if not callable(loss):
+            raise ValueError(
+                '`loss` must be "auto", a `SAMLoss` or a function from (outputs, targets, '
+                f"ambiguous) to (B, P). Received: loss={loss!r}."
+            )
+        if metrics not in ("auto", None):
+            raise ValueError(
+                '`metrics` must be "auto" or None; for others override `compute_metrics`. '
+                f"Received: metrics={metrics!r}."
+            )
+        super().compile(optimizer=optimizer, loss=None, metrics=None, **kwargs)
+        self._fit_state = _FitState(loss, metrics == "auto")
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config and isinstance(self._fit_state.loss, SAMLoss):
+            config["loss"] = "auto"
+            config["metrics"] = "auto" if self._fit_state.has_metrics else None
+        return config
+
+    def compile_from_config(self, config):
+        config = keras.saving.deserialize_keras_object(config)
+        self.compile(**config)
+        if self.built:
+            self.optimizer.build(self.trainable_variables)  # so that its state can be loaded
+
+    @property
+    def metrics(self):
+        state = self._fit_state
+        ours = [state.miou, state.iou_error] if state and state.has_metrics else []
+        return [*super().metrics, *ours]
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True, **kwargs
+    ):
+        """The mean loss of all prompt sets that have a target, and the layers' own losses."""
+        ambiguous = lone_click(x["labels"], x["mask_given"])
+        loss = self._fit_state.loss(y_pred, y["masks"], ambiguous)  # (B, P)
+        return mean_over_prompts(loss, y["masks"], sample_weight) + self.added_losses()
+
+    def added_losses(self):
+        """The sum of what layers added, such as regularisation."""
+        return sum((ops.sum(ops.cast(loss, "float32")) for loss in self.losses), 0.0)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        ambiguous = lone_click(x["labels"], x["mask_given"])
+        self.update_metrics(selected_iou(y_pred, y["masks"], ambiguous), sample_weight)
+        return self.get_metrics_result()
+
+    def update_metrics(self, measured, sample_weight=None) -> None:
+        """Takes in what `selected_iou` measured, unless `compile` was called without metrics."""
+        state = self._fit_state
+        if not state.has_metrics:
+            return
+        iou, error, weight = measured
+        if sample_weight is not None:
+            weight = weight * ops.cast(sample_weight, weight.dtype)
+        state.miou.update_state(iou, sample_weight=weight)
+        state.iou_error.update_state(error, sample_weight=weight)
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size: int | None = None,
+        sample_weight=None,
+        validation_data=None,
+        validation_batch_size: int | None = None,
+        shuffle: bool = True,
+        **kwargs,
+    ):
+        """Trains the segmenter, as `keras.Model.fit` does, on images and prompts as they are.
+
+        Args:
+            x: dict of images and prompts as `predict` takes it; or a `keras.utils.PyDataset`,
+                `tf.data.Dataset`, torch `DataLoader` or generator of batches `(x, y)` or
+                `(x, y, sample_weight)`.
+            y: dict with `masks`, when `x` is a dict: targets in the original frame,
+                `(B, H0, W0)` or `(B, P, H0, W0)` or ragged lists, one per prompt set; 0 is
+                background, 1 foreground, 255 void, which counts for nothing.
+            batch_size: int. Images in a batch, when `x` is a dict. Defaults to 1.
+            sample_weight: optional array `(B,)` or `(B, P)`, when `x` is a dict.
+            validation_data: optional tuple `(x, y)` or `(x, y, sample_weight)`, or data set.
+            validation_batch_size: int. Defaults to `batch_size`.
+            shuffle: bool. Whether a dict's images come in a new order every epoch.
+            **kwargs: passed on to `keras.Model.fit`.
+
+        Returns:
+            A `keras.callbacks.History`.
+
+        Raises:
+            ValueError: if prompts or targets are malformed.
+            RuntimeError: if the segmenter is not compiled.
+        """
+        self._require_compiled("fit")
+        batches = self._batches(x, y, sample_weight, batch_size or 1, shuffle)
+        if validation_data is not None:
+            size = validation_batch_size or batch_size or 1
+            if isinstance(validation_data, (tuple, list)):
+                x_val, y_val, *weight = validation_data
+                validation_data = self._batches(x_val, y_val, *(weight or [None]), size)
+            else:
+                validation_data = self._batches(validation_data, None, None, size)
+        return super().fit(batches, validation_data=validation_data, **kwargs)
+
+    def evaluate(
+        self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs
+    ):
+        """Loss and metrics over a data set, as `keras.Model.evaluate`; arguments as in `fit`."""
+        self._require_compiled("evaluate")
+        batches = self._batches(x, y, sample_weight, batch_size or 1)
+        return super().evaluate(batches, verbose=verbose, **kwargs)
+
+    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """One optimizer step, as `keras.Model.train_on_batch`; arguments as in `fit`."""
+        self._require_compiled("train_on_batch")
+        return super().train_on_batch(*self.prepare_training(x, y, sample_weight), **kwargs)
+
+    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+        """Loss and metrics of one batch, as `keras.Model.test_on_batch`; arguments as in `fit`."""
+        self._require_compiled("test_on_batch")
+        return super().test_on_batch(*self.prepare_training(x, y, sample_weight), **kwargs)
+
+    def prepare_training(self, x, y, sample_weight=None):
+        """One batch in the model frame, see `prepare_training_batch`."""
+        return prepare_training_batch(self, x, y, sample_weight)
+
+    def _batches(self, x, y, sample_weight, batch_size, shuffle=False):
+        if isinstance(x, TrainingBatches):  # `fit` hands its validation data to `evaluate`
+            return x
+        return TrainingBatches(self.prepare_training, x, y, sample_weight, batch_size, shuffle)
+
+    def _require_compiled(self, name):
+        if self._fit_state is None:
+            raise RuntimeError(
+                f"`{name}` needs a compiled segmenter: call "
+                "`segmenter.compile(optimizer=keras.optimizers.AdamW(1e-4))` first."
+            )
+
+
+def mean_over_prompts(loss, targets, sample_weight=None):
+    """The weighted mean over the prompt sets that have a target.
+
+    Args:
+        loss: float32 tensor `(B, P)`.
+        targets: tensor `(B, P, Lh, Lw)`, void altogether where there is none.
+        sample_weight: optional tensor that broadcasts to `(B, P)`.
+
+    Returns:
+        Float32 scalar tensor.
+    """
+    weight = ops.cast(ops.any(ops.not_equal(targets, VOID), axis=(-2, -1)), "float32")
+    if sample_weight is not None:
+        weight = weight * ops.cast(sample_weight, "float32")
+    return ops.sum(loss * weight) / ops.maximum(ops.sum(weight), 1e-6)

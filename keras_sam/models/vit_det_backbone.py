@@ -1,0 +1,318 @@
+"""The image encoder: a plain vision transformer with windows, and a neck."""
+
+import hashlib
+
+import keras
+import numpy as np
+
+from keras_sam.layers.initialization import build_part
+from keras_sam.layers.positional_embedding import PositionEmbedding
+from keras_sam.layers.window_attention import WindowedTransformerEncoder
+from keras_sam.models.backbone import Backbone
+
+# Mean and standard deviation of RGB in 0..255 that every released checkpoint was trained with.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class ViTDetBackbone(Backbone):
+    """SAM's image encoder: ViT blocks with attention in windows, a few of them global.
+
+    Images come in as pixel values 0..255 and are normalised inside the graph, in
+    float32. So images smaller than the frame are padded with `pixel_mean`.
+
+    Args:
+        hidden_size: int. Channels of the blocks.
+        num_layers: int. Number of blocks.
+        intermediate_dim: int. Hidden channels of the blocks' MLPs.
+        num_heads: int. Attention heads, `D`.
+        global_attention_layer_indices: list of ints. Blocks that attend over the whole
+            image instead of windows.
+        image_shape: tuple `(H, W, channels)`, sides that are multiples of `patch_size`.
+            Defaults to `(1024, 1024, 3)`.
+        patch_size: int. Side of a patch in pixels. Defaults to `16`.
+        num_output_channels: int. Channels `C` of the embedding. Defaults to `256`.
+        use_bias: bool. Whether query, key and value projections have a bias.
+        use_abs_pos: bool. Whether patches get an absolute position embedding.
+        use_rel_pos: bool. Whether attention uses relative positions.
+        window_size: int. Side of a window in patches. Defaults to `14`.
+        layer_norm_epsilon: float. Defaults to `1e-6`.
+        activation: str or callable. Activation of the MLPs. Defaults to `"gelu"`.
+        dropout_rate: float. Dropout in the blocks, in training.
+        attention_dropout_rate: float. Dropout of the attention maps, in training.
+        drop_path_rate: float. Chance to drop the last block's residual branches in
+            training; it grows linearly from 0 at the first block.
+        initializer_range: optional float. Standard deviation of the initial kernels; by
+            default they start as in the released code.
+        pixel_mean: sequence of floats, one per channel. The default is the mean of RGB
+            in SAM's training; other channel counts take the average of the three. If mean and
+            deviation are below 1, images are 0..1.
+        pixel_std: sequence of floats, likewise.
+        dtype: optional str or `keras.DTypePolicy`.
+
+    Call arguments:
+        images: float or uint8 tensor `(B, H, W, channels)`, pixel values 0..255.
+
+    Returns:
+        Float tensor `(B, Eh, Ew, C)` with `Eh, Ew = H / patch_size, W / patch_size`.
+
+    Raises:
+        ValueError: if the sides of `image_shape` are no multiples of `patch_size`, or
+            `pixel_mean` does not fit its channels.
+
+    Source:
+        Li et al. 2022, https://arxiv.org/abs/2203.16527; Kirillov et al. 2023,
+        https://arxiv.org/abs/2304.02643, appendix A.
+
+    Example:
+
+    ```python
+    encoder = keras_sam.ViTDetBackbone(
+        hidden_size=12,
+        num_layers=2,
+        intermediate_dim=24,
+        num_heads=3,
+        global_attention_layer_indices=[1],
+        image_shape=(64, 96, 3),
+        window_size=3,
+        num_output_channels=8,
+    )
+    encoder.predict(np.zeros((1, 64, 96, 3)), verbose=0).shape  # (1, 4, 6, 8)
+    ```
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_layers: int,
+        intermediate_dim: int,
+        num_heads: int,
+        global_attention_layer_indices,
+        image_shape=(1024, 1024, 3),
+        patch_size: int = 16,
+        num_output_channels: int = 256,
+        use_bias: bool = True,
+        use_abs_pos: bool = True,
+        use_rel_pos: bool = True,
+        window_size: int = 14,
+        layer_norm_epsilon: float = 1e-6,
+        activation="gelu",
+        dropout_rate: float = 0.0,
+        attention_dropout_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        initializer_range: float | None = None,
+        pixel_mean=PIXEL_MEAN,
+        pixel_std=PIXEL_STD,
+        dtype=None,
+        **kwargs,
+    ):
+        h, w, channels = _checked_image_shape(image_shape, patch_size)
+        dtype = keras.dtype_policies.get(dtype)
+        activation = keras.activations.get(activation)
+        pixel_mean = _per_channel("pixel_mean", pixel_mean, PIXEL_MEAN, channels)
+        pixel_std = _per_channel("pixel_std", pixel_std, PIXEL_STD, channels)
+
+        images = keras.Input((h, w, channels), dtype="float32", name="images")
+        x = (images - np.float32(pixel_mean)) / np.float32(pixel_std)
+        patches = keras.layers.Conv2D(
+            hidden_size, patch_size, strides=patch_size, dtype=dtype, name="patch_embedding"
+        )
+        x = build_part(patches, x.shape, initializer_range)(x)  # (B, Eh, Ew, hidden_size)
+        if use_abs_pos:
+            x = PositionEmbedding(dtype=dtype, name="position_embedding")(x)
+        states = [x]
+        for i in range(num_layers):
+            block = WindowedTransformerEncoder(
+                intermediate_dim,
+                num_heads,
+                window_size=0 if i in global_attention_layer_indices else window_size,
+                use_bias=use_bias,
+                use_rel_pos=use_rel_pos,
+                layer_norm_epsilon=layer_norm_epsilon,
+                activation=activation,
+                dropout_rate=dropout_rate,
+                attention_dropout_rate=attention_dropout_rate,
+                drop_path_rate=drop_path_rate * i / max(num_layers - 1, 1),
+                initializer_range=initializer_range,
+                dtype=dtype,
+                name=f"block_{i}",
+            )
+            states.append(block(states[-1]))
+        x = _neck(states[-1], num_output_channels, initializer_range, dtype)
+        super().__init__(inputs=images, outputs=x, dtype=dtype, **kwargs)
+
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.intermediate_dim = intermediate_dim
+        self.num_heads = num_heads
+        self.global_attention_layer_indices = list(global_attention_layer_indices)
+        self.image_shape = (h, w, channels)
+        self.patch_size = patch_size
+        self.num_output_channels = num_output_channels
+        self.use_bias = use_bias
+        self.use_abs_pos = use_abs_pos
+        self.use_rel_pos = use_rel_pos
+        self.window_size = window_size
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.activation = activation
+        self.dropout_rate = dropout_rate
+        self.attention_dropout_rate = attention_dropout_rate
+        self.drop_path_rate = drop_path_rate
+        self.initializer_range = initializer_range
+        self.pixel_mean = pixel_mean
+        self.pixel_std = pixel_std
+
+    @property
+    def embedding_size(self) -> tuple[int, int]:
+        """Size `(Eh, Ew)` of the embedding."""
+        return tuple(n // self.patch_size for n in self.image_shape[:2])
+
+    def with_outputs(self, hidden_states: bool = False, attentions: bool = False) -> keras.Model:
+        """A model with the same weights that also returns what happens inside.
+
+        Args:
+            hidden_states: bool. The embedded patches and every block's output.
+            attentions: bool. Every block's attention map, which the fast paths never form:
+                805 MB for each global block of ViT-B at 1024 x 1024.
+
+        Returns:
+            A `keras.Model` from images to a dict of `image_embeddings` `(B, Eh, Ew, C)`
+            and, as asked for, `hidden_states`, a list of `num_layers + 1` tensors
+            `(B, Eh, Ew, hidden_size)`, and `attentions`, a list of `num_layers` tensors
+            `(B * windows, D, tokens, tokens)`.
+        """
+        return _InspectedEncoder(self, hidden_states, attentions)
+
+    def fingerprint(self) -> str:
+        """A hash of everything that an embedding depends on: weights, frame, settings.
+
+        Returns:
+            Hexadecimal string of 32 characters, equal on all backends.
+        """
+        # What the weights' shapes do not tell. Dropout and names change no embedding.
+        names = "image_shape num_heads global_attention_layer_indices window_size use_rel_pos "
+        names += "layer_norm_epsilon activation pixel_mean pixel_std"
+        config = self.get_config()
+        return hash_model(self, {name: config[name] for name in names.split()})
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "intermediate_dim": self.intermediate_dim,
+            "num_heads": self.num_heads,
+            "global_attention_layer_indices": self.global_attention_layer_indices,
+            "image_shape": self.image_shape,
+            "patch_size": self.patch_size,
+            "num_output_channels": self.num_output_channels,
+            "use_bias": self.use_bias,
+            "use_abs_pos": self.use_abs_pos,
+            "use_rel_pos": self.use_rel_pos,
+            "window_size": self.window_size,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "activation": keras.activations.serialize(self.activation),
+            "dropout_rate": self.dropout_rate,
+            "attention_dropout_rate": self.attention_dropout_rate,
+            "drop_path_rate": self.drop_path_rate,
+            "initializer_range": self.initializer_range,
+            "pixel_mean": self.pixel_mean,
+            "pixel_std": self.pixel_std,
+        }
+
+
+class _InspectedEncoder(keras.Model):
+    """`ViTDetBackbone.with_outputs`: the encoder's own layers, called with their inner results."""
+
+    def __init__(self, encoder, hidden_states, attentions):
+        # Without autocast: pixels are normalised in float32.
+        name = f"{encoder.name}_inspected"
+        super().__init__(name=name, dtype=encoder.dtype_policy, autocast=False)
+        first = encoder.get_layer("block_0" if encoder.num_layers else "neck_conv1")
+        self.stem = keras.Model(encoder.input, first.input)
+        self.blocks = [encoder.get_layer(f"block_{i}") for i in range(encoder.num_layers)]
+        self.neck = [
+            encoder.get_layer(name)
+            for name in ("neck_conv1", "neck_norm1", "neck_conv2", "neck_norm2")
+        ]
+        self.hidden_states = hidden_states
+        self.attentions = attentions
+        self.built = True  # its layers are
+
+    def call(self, images):
+        states, maps = [self.stem(images)], []
+        for block in self.blocks:
+            x = block(states[-1], return_attention=self.attentions)
+            if self.attentions:
+                x, attention = x
+                maps.append(attention)
+            states.append(x)
+        x = states[-1]
+        for layer in self.neck:
+            x = layer(x)
+        outputs = {"image_embeddings": x}
+        if self.hidden_states:
+            outputs["hidden_states"] = states
+        if self.attentions:
+            outputs["attentions"] = maps
+        return outputs
+
+
+def _neck(x, channels, initializer_range, dtype):
+    """Two convolutions without bias, each with a norm, from the blocks' channels to `channels`."""
+    for i, kernel_size in enumerate((1, 3), start=1):
+        conv = keras.layers.Conv2D(
+            channels,
+            kernel_size,
+            padding="same",
+            use_bias=False,
+            dtype=dtype,
+            name=f"neck_conv{i}",
+        )
+        x = build_part(conv, x.shape, initializer_range)(x)
+        x = keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name=f"neck_norm{i}")(x)
+    return x
+
+
+def hash_model(model, settings) -> str:
+    """A hash of a model's weights, in the order of its layers, and of what else matters.
+
+    Args:
+        model: a `keras.Model`.
+        settings: anything whose `repr` tells what else the outputs depend on.
+
+    Returns:
+        Hexadecimal string of 32 characters, equal on all backends.
+    """
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+    for variable in model.weights:
+        if "float" in variable.dtype:
+            variable = keras.ops.cast(variable, "float32")  # bfloat16 too, which numpy lacks
+        values = keras.ops.convert_to_numpy(variable)
+        digest.update(str(values.shape).encode())
+        digest.update(np.ascontiguousarray(values))
+    return digest.hexdigest()
+
+
+def _checked_image_shape(image_shape, patch_size):
+    valid = len(image_shape) == 3 and None not in image_shape
+    if not valid or any(n % patch_size or n < patch_size for n in image_shape[:2]):
+        raise ValueError(
+            "`image_shape` must be (H, W, channels) with sides that are multiples of "
+            f"`patch_size`. Received: image_shape={tuple(image_shape)}, patch_size={patch_size}."
+        )
+    return tuple(int(n) for n in image_shape)
+
+
+def _per_channel(name, values, default, channels):
+    """One float per channel; the RGB default serves other channel counts by its average."""
+    values = [float(v) for v in values]
+    if len(values) != channels and values == list(default):
+        return [sum(values) / len(values)] * channels
+    if len(values) != channels:
+        raise ValueError(
+            f"`{name}` must have one value per image channel, of which there are {channels}. "
+            f"Received: {name}={values}."
+        )
+    return values

@@ -1,0 +1,400 @@
+"""Clicking on an image: encode it once, then ask for masks as often as you like."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from keras_sam.files import whole_file
+from keras_sam.geometry import ResizePlan
+from keras_sam.models.model_frame import check_batch, check_preprocessor, preprocessor_for
+from keras_sam.models.outputs import select_masks
+from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
+from keras_sam.models.vit_det_backbone import hash_model
+from keras_sam.nested import (
+    describe,
+    is_empty,
+    leaves,
+    nesting_depth,
+    outline,
+    read_nested,
+    to_numpy,
+)
+
+_EMBEDDING_FORMAT = "keras_sam image embedding 1"
+
+_FORMS = {
+    "points": "(N, 2) for one object or (P, N, 2) for P objects, x y in pixels of the original "
+    "image",
+    "labels": "(N,) for one object or (P, N) for P objects, one label per point",
+    "boxes": "(4,) for one object, (P, 4) for P objects or (P, M, 4) for M boxes of each, "
+    "x1 y1 x2 y2 in pixels of the original image",
+    "masks": "(L, L) for one object or (P, L, L) for P objects, mask logits",
+}
+
+
+class SAMPredictor:
+    """Segments one image, or a few, prompt after prompt: original pixels in, original size out.
+
+    `set_image` runs the image encoder, which takes seconds; each `predict` after it runs only the
+    prompt encoder and the mask decoder. A predictor belongs to one thread, but predictors in
+    several threads may share a segmenter.
+
+    Args:
+        segmenter: a `SAMImageSegmenter`.
+        preprocessor: optional `SAMImageSegmenterPreprocessor`. Defaults to the segmenter's own,
+            or to one that fits its backbone if it has none.
+
+    Raises:
+        ValueError: if the preprocessor makes images of another size than the model takes.
+
+    Source:
+        `SamPredictor` in facebookresearch/segment-anything@dca509f.
+
+    Example:
+
+    ```python
+    predictor = keras_sam.SAMPredictor(tiny_segmenter)
+    predictor.set_image(np.zeros((60, 90, 3), "uint8"))
+    masks, scores, logits = predictor.predict(points=[[45, 30]], labels=[1])
+    masks.shape  # (3, 60, 90)
+    best = logits[np.argmax(scores)]
+    refined, _, _ = predictor.predict(
+        points=[[45, 30], [10, 10]], labels=[1, 0], masks=best, multimask_output=False
+    )
+    ```
+    """
+
+    def __init__(self, segmenter: SAMImageSegmenter, preprocessor=None):
+        self.segmenter = segmenter
+        self.preprocessor = preprocessor or segmenter.preprocessor
+        if self.preprocessor is None:
+            self.preprocessor = preprocessor_for(segmenter.backbone)
+        check_preprocessor(self.preprocessor, segmenter.backbone)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the image, so that `predict` cannot answer for an old one."""
+        # Embeddings (B, Eh, Ew, C) and plans, together: whatever interrupts, they belong together.
+        self._images: tuple[np.ndarray, list[ResizePlan]] | None = None
+
+    @property
+    def is_image_set(self) -> bool:
+        """Whether there is an image to predict for."""
+        return self._images is not None
+
+    @property
+    def image_embeddings(self) -> np.ndarray:
+        """Float32 array `(B, Eh, Ew, C)`, read-only: the embeddings of the images that are set."""
+        return self._images_set()[0]
+
+    @property
+    def original_sizes(self) -> list[tuple[int, int]]:
+        """Height and width in pixels of each image that is set."""
+        return [plan.original_size for plan in self._images_set()[1]]
+
+    def set_image(self, image: Any, channel_order: str | None = None) -> None:
+        """Encodes an image for the calls of `predict` that follow.
+
+        Args:
+            image: array `(H0, W0, 3)` or `(H0, W0)`, PIL image or path; values 0..255.
+            channel_order: optional `"rgb"` or `"bgr"`, the order of an array's channels.
+                Defaults to the preprocessor's, which is `"rgb"` unless it was made otherwise.
+
+        Raises:
+            ValueError: if the image is empty, not finite or has the wrong channels; the
+                image that was set before is then gone.
+            FileNotFoundError: if there is no such file.
+        """
+        self.set_images([image], channel_order=channel_order, verbose=0)
+
+    def set_images(
+        self, images: Sequence[Any], channel_order: str | None = None, verbose="auto"
+    ) -> None:
+        """Encodes several images; `predict(..., image_index=i)` picks one.
+
+        Args:
+            images: list of images of any size, each as in `set_image`.
+            channel_order: optional `"rgb"` or `"bgr"`, see `set_image`.
+            verbose: `"auto"` or 1 for a progress bar over several images, 0 for none.
+
+        Raises:
+            ValueError: if there is no image, and see `set_image`.
+        """
+        self.reset()
+        check_batch(images)
+        overrides = {} if channel_order is None else {"channel_order": channel_order}
+        progress = verbose not in (0, False) and len(images) > 1
+        bar = keras.utils.Progbar(len(images), unit_name="image") if progress else None
+        embeddings, plans = [], []
+        for image in images:
+            frame, plan = self.preprocessor.image_converter.convert([image], **overrides)
+            embeddings.append(self.segmenter.encode_frames(frame))
+            plans += plan
+            if bar:
+                bar.add(1)
+        self._set(np.concatenate(embeddings), plans)
+
+    def predict(
+        self,
+        points: Any = None,
+        labels: Any = None,
+        boxes: Any = None,
+        masks: Any = None,
+        multimask_output: bool | str = True,
+        return_logits: bool = False,
+        mask_threshold: float | None = None,
+        image_index: int = 0,
+        prompt_chunk: int = PROMPT_CHUNK,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks of the original image for one object, or for P objects at once.
+
+        Args:
+            points: `(N, 2)`, or `(P, N, 2)` for P objects, or a ragged list; x, y in pixels of
+                the original image.
+            labels: as `points` without the last axis: 1 foreground, 0 background.
+            boxes: `(4,)`, or `(P, 4)` for P objects, or `(P, M, 4)` for M boxes of each;
+                x1, y1, x2, y2 in pixels of the original image.
+            masks: mask logits to refine, `(L, L)` or `(P, L, L)`, from an earlier call or from
+                `mask_to_logits`; or logits of the original image's size. `(1, L, L)` counts as
+                one object's, too.
+            multimask_output: `True` for the three candidates of an ambiguous prompt, `False`
+                for the one mask of an unambiguous prompt, `"auto"` for one mask, chosen as
+                `select_masks` says.
+            return_logits: bool. Return float logits of the original size instead of masks.
+            mask_threshold: optional float. Logits above it belong to the mask. Defaults to
+                the segmenter's.
+            image_index: int. Which of the images of `set_images`.
+            prompt_chunk: int. Prompts that are decoded at once.
+
+        Returns:
+            Tuple of `masks`, bool `(K, H0, W0)`, or float32 with `return_logits=True`;
+            `scores`, float32 `(K,)`, the predicted IoU of each; and `logits`, float32
+            `(K, L, L)`, to be passed as `masks` again. With prompts for P objects each has one
+            more axis `P` in front.
+
+        Raises:
+            RuntimeError: if no image is set.
+            ValueError: if a prompt is malformed; the message names it and the remedy.
+            IndexError: if there is no image `image_index`.
+        """
+        embedding, plan = self._image(image_index)
+        sizes = (self.segmenter.mask_size, plan.original_size)
+        outputs = self.segmenter.decode(
+            embedding,
+            _prompts_of_batch({"points": points, "labels": labels, "boxes": boxes}, masks, sizes),
+            original_sizes=[plan],
+            prompt_chunk=prompt_chunk,
+        )
+        outputs = select_masks(outputs, multimask_output)
+        scores, logits = outputs["iou_pred"][0], outputs["masks"][0]  # ([P,] K), ([P,] K, L, L)
+        threshold = self.segmenter.mask_threshold if mask_threshold is None else mask_threshold
+        restored = np.empty(
+            (*scores.shape, *plan.original_size), "float32" if return_logits else bool
+        )
+        for index in np.ndindex(scores.shape):  # one at a time: full-size floats are large
+            full = plan.masks_to_original(logits[index])
+            restored[index] = full if return_logits else full > threshold
+        return restored, scores, logits
+
+    def preprocess_masks(self, masks: Any, image_index: int = 0) -> np.ndarray:
+        """Mask logits of the original image, in the frame of the model's mask prompts.
+
+        Args:
+            masks: float array `(..., H0, W0)` of logits. A binary mask becomes a prompt with
+                `mask_to_logits` instead.
+            image_index: int. Which of the images of `set_images`.
+
+        Returns:
+            Float32 array `(..., L, L)`.
+
+        Raises:
+            RuntimeError: if no image is set.
+            IndexError: if there is no image `image_index`.
+            ValueError: if the size is not the image's, or they are no finite floats.
+        """
+        _, plan = self._image(image_index)
+        masks = to_numpy(masks)
+        if masks.dtype.kind != "f" or not np.isfinite(masks).all():
+            raise ValueError(
+                "`masks` must be finite float logits. Received: "
+                f"{'values that are not finite' if masks.dtype.kind == 'f' else masks.dtype}. "
+                "Turn a binary mask into logits with `keras_sam.mask_to_logits(mask)`."
+            )
+        return plan.masks_to_model(masks, self.segmenter.mask_size)
+
+    def save_embedding(self, path: str | os.PathLike) -> None:
+        """Writes the embeddings of the images that are set, to be loaded without the encoder.
+
+        Args:
+            path: file to write, in the safetensors format, whole or not at all.
+
+        Raises:
+            RuntimeError: if no image is set.
+            OSError: if the file cannot be written.
+        """
+        embeddings, plans = self._images_set()
+        tensors = {
+            "image_embeddings": embeddings,
+            "original_sizes": np.array([plan.original_size for plan in plans], "int64"),
+            "scaled_sizes": np.array([plan.scaled_size for plan in plans], "int64"),
+        }
+        metadata = {"format": _EMBEDDING_FORMAT, "model": self._fingerprint()}
+        content = safetensors.numpy.save(tensors, metadata)
+        with whole_file(path) as file:
+            file.write(content)
+
+    def load_embedding(self, path: str | os.PathLike) -> None:
+        """Sets the images whose embeddings `save_embedding` wrote, without encoding them again.
+
+        Args:
+            path: file to read.
+
+        Raises:
+            ValueError: if the file is damaged, no embedding, or made by another model or with
+                another preprocessing; the images that were set before stay.
+            OSError: if there is no such file, or it cannot be read.
+        """
+        tensors, model = _read_embedding(path)
+        if model != self._fingerprint():
+            raise ValueError(
+                f"The embedding in {path} was made by another model, with other weights or another "
+                "image size: its masks would be wrong. Encode the image again with `set_image`."
+            )
+        embeddings = tensors["image_embeddings"]
+        wanted = (*self.segmenter.embedding_size, self.segmenter.prompt_encoder.hidden_size)
+        sizes = (tensors["original_sizes"], tensors["scaled_sizes"])
+        if embeddings.shape[1:] != wanted or {x.shape for x in sizes} != {(len(embeddings), 2)}:
+            raise _damaged(path, f"its shapes are {[x.shape for x in tensors.values()]}")
+        plan = self.preprocessor.image_converter.plan
+        plans = [plan(tuple(size)) for size in sizes[0].tolist()]
+        if [list(plan.scaled_size) for plan in plans] != sizes[1].tolist():
+            raise ValueError(
+                f"The image of the embedding in {path} was scaled in another way than this "
+                "predictor's preprocessor scales: its masks would be wrong. Encode the image again "
+                "with `set_image`."
+            )
+        self._set(embeddings, plans)
+
+    def _set(self, embeddings, plans):
+        embeddings.setflags(write=False)
+        self._images = (embeddings, plans)
+
+    def _images_set(self):
+        images = self._images
+        if images is None:
+            raise RuntimeError("No image is set: call `set_image` before this.")
+        return images
+
+    def _image(self, image_index):
+        """One image's embedding `(1, Eh, Ew, C)` and its plan."""
+        embeddings, plans = self._images_set()
+        if not 0 <= image_index < len(plans):
+            raise IndexError(
+                f"`image_index` must be 0 to {len(plans) - 1}, one of the images that are set. "
+                f"Received: image_index={image_index}."
+            )
+        return embeddings[image_index : image_index + 1], plans[image_index]
+
+    def _fingerprint(self):
+        encoder = self.segmenter.image_encoder
+        if hasattr(encoder, "fingerprint"):
+            return encoder.fingerprint()
+        return hash_model(encoder, encoder.input.shape)  # any functional model may be the encoder
+
+
+def _read_embedding(path):
+    """The tensors of an embedding's file by name, and the fingerprint of its model."""
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        tensors = safetensors.numpy.load(content)
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise _damaged(path, error) from error
+    if metadata.get("format") != _EMBEDDING_FORMAT:
+        raise ValueError(f"`path` must be a file that `save_embedding` wrote. Received: {path}.")
+    if set(tensors) != {"image_embeddings", "original_sizes", "scaled_sizes"}:
+        raise _damaged(path, f"it holds {sorted(tensors)}")
+    return tensors, metadata.get("model")
+
+
+def _damaged(path, reason):
+    return ValueError(
+        f"`path` must be a file that `save_embedding` wrote. Received: {path}, which is damaged or "
+        f"something else ({reason}). Save it again."
+    )
+
+
+# --- from one image's prompts to those of a batch of one ---
+
+
+def _prompts_of_batch(prompts, masks, mask_sizes):
+    """Prompts of one image in the forms of a batch, after what would confuse with its axis."""
+    nodes = {name: _read(value, name) for name, value in prompts.items()}
+    nodes["masks"] = _read_masks(masks, mask_sizes)
+    points, labels = nodes["points"], nodes["labels"]
+    if (points is None) != (labels is None):
+        given, missing = ("points", "labels") if labels is None else ("labels", "points")
+        raise ValueError(
+            f"`points` and `labels` must be given together. Received: `{given}` "
+            f"({describe(nodes[given])}) without `{missing}`. Pass `labels` with 1 for a point on "
+            "the object and 0 for one on the background."
+        )
+    if points is not None and outline(labels, 2) != outline(points, nesting_depth(points, "") - 1):
+        raise ValueError(
+            f"`labels` must have shape {_FORMS['labels']}. Received: {describe(labels)} with "
+            f"points of {describe(points)}."
+        )
+    if nodes["boxes"] is not None:
+        nodes["boxes"] = _boxes_of_batch(nodes["boxes"])
+    return {
+        name: node if name in ("boxes", "masks") else [node]
+        for name, node in nodes.items()
+        if node is not None
+    }
+
+
+def _read(value, name):
+    """The prompt as a node, or None; raises if it has not one of `_FORMS`."""
+    node = read_nested(value, name)
+    if is_empty(node) or (isinstance(node, np.ndarray) and node.ndim and not node.size):
+        return None
+    depth = nesting_depth(node, name)
+    last = {leaf.shape[-1:] for leaf in leaves(node)}
+    fits = {
+        "points": depth in (2, 3) and last == {(2,)},
+        "labels": depth in (1, 2),
+        "boxes": depth in (1, 2, 3) and last == {(4,)} or depth == 3 and last == {(2,)},
+        "masks": depth in (2, 3, 4),
+    }
+    if not fits[name]:
+        raise ValueError(f"`{name}` must have shape {_FORMS[name]}. Received: {describe(node)}.")
+    return node
+
+
+def _boxes_of_batch(node):
+    if nesting_depth(node, "boxes") == 1:  # one box, in the form that has no axis P
+        return node.reshape((1, 1, 2, 2))
+    if isinstance(node, np.ndarray) and node.shape[1:] == (2, 2):
+        node = node.reshape((-1, 4))  # corners, but with an axis P that is to stay
+    return [node]
+
+
+def _read_masks(masks, mask_sizes):
+    node = _read(masks, "masks")
+    if not isinstance(node, np.ndarray):
+        return None if node is None else [node]
+    if node.ndim == 3 and node.shape[-1] == 1 and node.shape[:2] in mask_sizes:
+        node = node[..., 0]  # (Lh, Lw, 1), as `mask_to_logits` returns it
+    if node.ndim == 4 and node.shape[-1] == 1:
+        node = node[..., 0]
+    return node.reshape((1, -1, *node.shape[-2:], 1))

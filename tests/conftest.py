@@ -1,0 +1,82 @@
+"""What all tests share: the choice of the backend, before anything imports Keras."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+BACKENDS = ("jax", "torch", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backend",
+        choices=(*BACKENDS, "openvino", "all"),
+        help="the Keras backend; `all` runs the three that can train, in one process each "
+        "(default: $KERAS_BACKEND, else the first installed one)",
+    )
+
+
+def pytest_cmdline_main(config):
+    """With `--backend all`: the same command once per backend, in a process of its own."""
+    if config.getoption("--backend") != "all":
+        return None
+    arguments = without_backend(config.invocation_params.args)
+    codes = {}
+    for backend in BACKENDS:
+        print(f"===== {backend}", flush=True)
+        command = [sys.executable, "-m", "pytest", *arguments, f"--backend={backend}"]
+        codes[backend] = subprocess.call(command, cwd=config.invocation_params.dir)
+    print("===== " + ", ".join(f"{name}: exit code {code}" for name, code in codes.items()))
+    return max(codes.values(), key=abs)
+
+
+def without_backend(arguments):
+    """The command line's words without `--backend all` in either spelling."""
+    kept, skip = [], False
+    for word in map(str, arguments):
+        if skip or word.startswith("--backend="):
+            skip = False
+        elif word == "--backend":
+            skip = True
+        else:
+            kept.append(word)
+    return kept
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    backend = config.getoption("--backend") or os.environ.get("KERAS_BACKEND") or first_installed()
+    if backend == "all":
+        return
+    if "keras" in sys.modules and sys.modules["keras"].config.backend() != backend:
+        raise pytest.UsageError(
+            f"Keras was imported before the tests, with the "
+            f"{sys.modules['keras'].config.backend()} backend, so {backend} cannot be chosen."
+        )
+    os.environ["KERAS_BACKEND"] = backend
+
+
+def first_installed():
+    for name in BACKENDS:
+        if importlib.util.find_spec(name):
+            return name
+    raise pytest.UsageError(
+        "No backend is installed. Install one with: "
+        'pip install "keras-sam[jax]", "keras-sam[torch]" or "keras-sam[tensorflow]".'
+    )
+
+
+def pytest_report_header(config):
+    return f"keras backend: {os.environ.get('KERAS_BACKEND', 'one process each')}"
+
+
+@pytest.fixture(scope="session")
+def segmenter():
+    """One tiny segmenter for all tests that do not change it: compiled once per shape."""
+    from tests.tiny import tiny_segmenter
+
+    return tiny_segmenter()

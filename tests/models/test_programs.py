@@ -1,0 +1,154 @@
+"""Compiled programs: they follow the model, leave it as it was, and compile little."""
+
+import gc
+import threading
+import weakref
+
+import keras
+import numpy as np
+import pytest
+
+import keras_sam
+from keras_sam.models.programs import Programs, pad_to_bucket
+from tests.closeness import assert_different, assert_same, assert_same_outputs
+from tests.tiny import photograph, tiny_segmenter
+
+PHOTO = photograph((53, 80))
+CLICK = {"images": [PHOTO], "points": [[[30, 20]]], "labels": [[1]]}
+
+
+@pytest.fixture
+def small():
+    """A segmenter of its own, for tests that change it."""
+    return tiny_segmenter(image_shape=(32, 48, 3), num_layers=2)
+
+
+def test_weights_that_change_are_seen(small):
+    before = small.predict(CLICK, verbose=0)
+    tokens = small.mask_decoder.mask_tokens
+    tokens.assign(tokens * 1.5)
+    after = small.predict(CLICK, verbose=0)
+    assert_different(after["masks"], before["masks"])
+    bias = small.image_encoder.get_layer("neck_norm2").beta
+    bias.assign(bias + 1.0)
+    assert_different(small.predict(CLICK, verbose=0)["masks"], after["masks"])
+
+
+def test_lora_and_quantization_are_seen(small):
+    before = small.predict(CLICK, verbose=0)
+    layer = small.mask_decoder.iou_prediction_head._flatten_layers(include_self=False)
+    dense = next(part for part in layer if isinstance(part, keras.layers.Dense))
+    dense.enable_lora(2)
+    assert_same_outputs(small.predict(CLICK, verbose=0), before)  # it starts without effect
+    dense.lora_kernel_b.assign(dense.lora_kernel_b + 1.0)
+    tuned = small.predict(CLICK, verbose=0)
+    assert_different(tuned["iou_pred"], before["iou_pred"])
+    assert_same(tuned["masks"], before["masks"])
+
+    other = tiny_segmenter(image_shape=(32, 48, 3), num_layers=2)
+    other.predict(CLICK, verbose=0)
+    other.quantize("int8")
+    quantized = other.predict(CLICK, verbose=0)
+    assert not np.array_equal(quantized["masks"], before["masks"])
+    fresh = tiny_segmenter(image_shape=(32, 48, 3), num_layers=2)
+    fresh.quantize("int8")
+    assert_same_outputs(quantized, fresh.predict(CLICK, verbose=0))
+
+
+def test_a_failing_computation_leaves_the_model_as_it_was(segmenter):
+    expected = segmenter.predict(CLICK, verbose=0)
+    weights = [keras.ops.convert_to_numpy(w) for w in segmenter.weights]
+    with pytest.raises(Exception, match=r"."):  # each backend has an error of its own
+        segmenter._programs.encode(np.zeros((1, 112, 144, 2), "float32"))
+    embeddings = segmenter.encode([PHOTO])
+    prepared = segmenter.prepare(CLICK)
+    with pytest.raises(Exception, match=r"."):
+        segmenter._programs.decode(embeddings[..., :5], prepared | {"masks": prepared["masks"]}, 8)
+    for weight, before in zip(segmenter.weights, weights):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), before)
+    assert_same_outputs(segmenter.predict(CLICK, verbose=0), expected)
+
+
+def test_predicting_leaves_the_variables_where_they_are(segmenter):
+    """No call takes a variable's array away from somebody who reads it meanwhile."""
+    segmenter.predict(CLICK, verbose=0)
+    values = [weight.value for weight in segmenter.weights]
+    segmenter.predict(CLICK, verbose=0)
+    assert all(weight.value is value for weight, value in zip(segmenter.weights, values))
+    assert np.isfinite(keras.ops.convert_to_numpy(values[0])).all()
+
+
+def test_reading_the_weights_while_another_thread_predicts(segmenter):
+    expected = segmenter.image_encoder.fingerprint()
+    stop, seen, errors = threading.Event(), [], []
+
+    def read():
+        try:
+            while not stop.is_set():
+                seen.append(segmenter.image_encoder.fingerprint())
+        except Exception as error:  # noqa: BLE001 - shown by the assertion below
+            errors.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for _ in range(10):
+        segmenter.predict(CLICK, verbose=0)
+        segmenter.encode([PHOTO], return_hidden_states=True)
+    stop.set()
+    thread.join()
+    assert errors == []
+    assert set(seen) == {expected}
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="torch compiles nothing")
+def test_few_shapes_are_ever_compiled(small, monkeypatch):
+    """Up to 8 prompts of up to 8 tokens: four and three powers of two, not 64 programs."""
+    shapes = set()
+    decode = Programs._program
+
+    def program(self, name, make):
+        run = decode(self, name, make)
+
+        def recorded(inputs):
+            if "decoder" in name:
+                shapes.add(inputs["labels"].shape)
+            return run(inputs)
+
+        return recorded
+
+    monkeypatch.setattr(Programs, "_program", program)
+    embeddings = small.encode([PHOTO])
+    rng = np.random.default_rng(0)
+    for prompts in range(1, 9):
+        for clicks in (1, 2, 3, 5, 7):
+            points = rng.uniform(0, 30, (1, prompts, clicks, 2))
+            small.decode(embeddings, {"points": points, "labels": np.ones((1, prompts, clicks))})
+    assert shapes == {(1, p, t) for p in (1, 2, 4, 8) for t in (2, 4, 8)}
+
+
+def test_buckets_pad_with_nothing():
+    prompts = {
+        "points": np.ones((2, 3, 5, 2), "float32"),
+        "labels": np.ones((2, 3, 5), "int32"),
+        "masks": np.ones((2, 3, 4, 6, 1), "float32"),
+        "mask_given": np.ones((2, 3), bool),
+    }
+    padded = pad_to_bucket(prompts, 8)
+    assert padded["points"].shape == (2, 4, 8, 2)
+    assert padded["masks"].shape == (2, 4, 4, 6, 1)
+    for name, filler in (("points", 0), ("labels", -10), ("masks", 0), ("mask_given", False)):
+        np.testing.assert_array_equal(padded[name][:, 3], np.full_like(padded[name][:, 3], filler))
+    assert (padded["labels"][:, :, 5:] == -10).all()
+    np.testing.assert_array_equal(padded["points"][:, :3, :5], prompts["points"])
+    none = {**prompts, "masks": np.ones((2, 0, 4, 6, 1)), "mask_given": np.ones((2, 0), bool)}
+    assert pad_to_bucket(none, 8)["masks"].shape == (2, 0, 4, 6, 1)
+    assert pad_to_bucket(prompts, 3)["labels"].shape == (2, 3, 8)  # never beyond the chunk
+
+
+def test_a_segmenter_that_nobody_holds_is_freed():
+    segmenter = tiny_segmenter(image_shape=(32, 48, 3), num_layers=1)
+    keras_sam.SAMPredictor(segmenter).set_image(PHOTO)
+    gone = weakref.ref(segmenter)
+    del segmenter
+    gc.collect()
+    assert gone() is None

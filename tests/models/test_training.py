@@ -1,0 +1,99 @@
+"""`compile`, `fit` and `evaluate` on images, prompts and targets as people have them."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_sam.geometry import ResizePlan
+from keras_sam.models.training_batches import prepare_training_batch, target_to_frame
+from tests.tiny import photograph, tiny_segmenter
+
+
+def disc(size, x, y, radius):
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    return ((columns - x) ** 2 + (rows - y) ** 2 < radius**2).astype("uint8")
+
+
+def ragged_data():
+    """Two photographs of different sizes with two and one objects, clicked once each."""
+    x = {
+        "images": [photograph((60, 90), 1), photograph((80, 50), 2)],
+        "points": [[[[30, 30]], [[60, 20]]], [[[20, 40]]]],
+        "labels": [[[1], [1]], [[1]]],
+    }
+    first = np.stack([disc((60, 90), 30, 30, 15), disc((60, 90), 60, 20, 10)])
+    return x, {"masks": [first, disc((80, 50), 20, 40, 12)[None]]}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A segmenter after a few epochs, its data, and what `fit` reported."""
+    segmenter = tiny_segmenter()
+    x, y = ragged_data()
+    segmenter.compile(optimizer=keras.optimizers.AdamW(2e-3))
+    before = segmenter.evaluate(x, y, batch_size=2, verbose=0, return_dict=True)
+    history = segmenter.fit(x, y, batch_size=2, epochs=12, verbose=0)
+    return segmenter, (x, y), before, history.history
+
+
+def test_fit_lowers_the_loss_and_reports_metrics(trained):
+    _, _, before, history = trained
+    assert set(history) == {"loss", "miou", "iou_error"}
+    assert history["loss"][-1] < 0.8 * before["loss"]
+    assert np.isfinite([v for values in history.values() for v in values]).all()
+
+
+def test_evaluate_of_a_reloaded_segmenter_is_the_same(trained, tmp_path):
+    segmenter, (x, y), _, _ = trained
+    segmenter.save(tmp_path / "trained.keras")
+    reloaded = keras.models.load_model(tmp_path / "trained.keras")
+    wanted = segmenter.evaluate(x, y, batch_size=2, verbose=0, return_dict=True)
+    result = reloaded.evaluate(x, y, batch_size=2, verbose=0, return_dict=True)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(result[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_training_before_compile_says_what_to_call():
+    segmenter = tiny_segmenter()
+    with pytest.raises(RuntimeError, match=r"segmenter\.compile"):
+        segmenter.fit(*ragged_data())
+
+
+def test_compile_refuses_a_loss_by_name():
+    with pytest.raises(ValueError, match="`loss`.*'mse'"):
+        tiny_segmenter().compile(loss="mse")
+
+
+def test_prompt_sets_that_fill_up_a_batch_have_no_target(segmenter):
+    inputs, targets = prepare_training_batch(segmenter, *ragged_data())
+    assert targets["masks"].shape == (2, 2, *segmenter.mask_size)
+    assert (targets["masks"][1, 1] == 255).all()
+    assert (inputs["labels"][1, 1] == -10).all()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda y: [y[0][:, :-1], y[1]], r"image 0 must have shape \(2, 60, 90\)"),
+        (lambda y: [y[0][:1], y[1]], "one target per prompt set"),
+        (lambda y: [y[0] * 3, y[1]], "0, 1 and 255"),
+        (lambda y: [y[0].astype("float32"), y[1]], "float32"),
+        (lambda y: y[:1], "targets of 1 images for 2"),
+    ],
+    ids=["another size", "too few objects", "other values", "floats", "an image without targets"],
+)
+def test_bad_targets(segmenter, change, message):
+    x, y = ragged_data()
+    with pytest.raises(ValueError, match=message):
+        prepare_training_batch(segmenter, x, {"masks": change(y["masks"])})
+
+
+def test_target_to_frame_keeps_void_and_marks_padding():
+    target = np.zeros((40, 80), "uint8")
+    target[:, :40] = 1
+    target[:20] = 255
+    frame = target_to_frame(target, ResizePlan((40, 80), 64), (16, 16))
+    assert (frame[:4] == 255).all()  # void in the target
+    assert (frame[8:] == 255).all()  # padding
+    np.testing.assert_array_equal(frame[5:8, :7], 1)
+    np.testing.assert_array_equal(frame[5:8, 9:], 0)

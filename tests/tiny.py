@@ -1,0 +1,72 @@
+"""Models small enough for tests, with odd sizes so that swapped axes cannot pass."""
+
+import keras
+import numpy as np
+
+import keras_sam
+from keras_sam.models.sam_image_segmenter import preprocessor_for
+
+
+def tiny_backbone(image_shape=(112, 144, 3), dtype=None, seed=7, **encoder):
+    """A `SAMBackbone` of 21 k weights: frame 112 x 144, embedding 7 x 9, mask logits 28 x 36.
+
+    Every weight is random, those that start at zero or one too, so that none is without effect.
+    """
+    keras.utils.set_random_seed(seed)
+    settings = {
+        "hidden_size": 24,
+        "num_layers": 3,
+        "intermediate_dim": 40,
+        "num_heads": 3,
+        "global_attention_layer_indices": [1],
+        "window_size": 4,
+        "num_output_channels": 16,
+    }
+    image_encoder = keras_sam.ViTDetBackbone(
+        **{**settings, **encoder}, image_shape=image_shape, dtype=dtype
+    )
+    prompt_encoder = keras_sam.SAMPromptEncoder(
+        hidden_size=16,
+        image_embedding_size=image_encoder.embedding_size,
+        input_image_size=image_shape[:2],
+        mask_in_channels=8,
+        dtype=dtype,
+    )
+    mask_decoder = keras_sam.SAMMaskDecoder(
+        hidden_size=16,
+        intermediate_dim=20,
+        num_heads=2,
+        iou_head_hidden_dim=12,
+        dtype=dtype,
+    )
+    backbone = keras_sam.SAMBackbone(image_encoder, prompt_encoder, mask_decoder, dtype=dtype)
+    randomize(backbone, seed)
+    return backbone
+
+
+def tiny_segmenter(preprocessor=True, **settings):
+    """A `SAMImageSegmenter` around `tiny_backbone(**settings)`."""
+    backbone = tiny_backbone(**settings)
+    preprocessor = preprocessor_for(backbone) if preprocessor else None
+    return keras_sam.SAMImageSegmenter(backbone, preprocessor)
+
+
+def randomize(model, seed):
+    """Adds noise to every floating-point weight of a model, in the order of their paths."""
+    rng = np.random.default_rng(seed)
+    for variable in sorted(model.weights, key=lambda v: v.path):
+        if "float" in str(variable.dtype):
+            values = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32"))
+            variable.assign(values + 0.2 * rng.standard_normal(values.shape).astype("float32"))
+
+
+def photograph(size, seed=0, channels=3):
+    """A smooth random uint8 image `(H0, W0, channels)`."""
+    rng = np.random.default_rng(seed)
+    h, w = size
+    y, x = np.mgrid[0:h, 0:w] / max(size)
+    waves = [
+        np.sin(2 * np.pi * (a * x + b * y) + c) for a, b, c in rng.uniform(-4, 4, (channels, 3))
+    ]
+    noise = rng.uniform(-20, 20, (h, w, channels))
+    return np.clip(127 + 90 * np.stack(waves, axis=-1) + noise, 0, 255).astype("uint8")
