@@ -1,0 +1,133 @@
+"""The weight files of KerasHub's `SAMBackbone`, from release 0.17 to 0.32.
+
+Their paths are attribute names and class names in snake case, numbered per container.
+
+Source:
+    https://github.com/keras-team/keras-hub at v0.32.0, keras_hub/src/models/sam.
+"""
+
+from keras_sam.converters.tables import keras_rows
+
+SIGNATURE = "layers/vi_t_det_patching_and_embedding/projection/vars/0"
+
+_BLOCK = "layers/windowed_transformer_encoder{_i}"
+_PROMPT = "layers/sam_prompt_encoder"
+_LAYER = "mask_decoder/transformer/layers/two_way_multi_head_attention{_i}"
+
+_ENCODER = (
+    ("layers/add_positional_embedding", "position_embedding/embeddings", "embedding"),
+    ("layers/vi_t_det_patching_and_embedding/projection", "patch_embedding", "conv"),
+    (f"{_BLOCK}/layer_norm1", "block_{i}/norm1", "norm"),
+    (
+        f"{_BLOCK}/attention/add_decomposed_relative_pe/vars/0",
+        "block_{i}/attention/rel_pos_h",
+        "tensor",
+    ),
+    (
+        f"{_BLOCK}/attention/add_decomposed_relative_pe/vars/1",
+        "block_{i}/attention/rel_pos_w",
+        "tensor",
+    ),
+    (f"{_BLOCK}/attention/qkv", "block_{i}/attention/qkv", "dense"),
+    (f"{_BLOCK}/attention/projection", "block_{i}/attention/projection", "dense"),
+    (f"{_BLOCK}/layer_norm2", "block_{i}/norm2", "norm"),
+    (f"{_BLOCK}/mlp_block/dense_net/layers/dense{{_j}}", "block_{i}/mlp/dense_{j}", "dense"),
+    ("layers/sequential/layers/conv2d", "neck_conv1", "conv_no_bias"),
+    ("layers/sequential/layers/layer_normalization", "neck_norm1", "norm"),
+    ("layers/sequential/layers/conv2d_1", "neck_conv2", "conv_no_bias"),
+    ("layers/sequential/layers/layer_normalization_1", "neck_norm2", "norm"),
+)
+
+_PROMPTS = (
+    (
+        f"{_PROMPT}/positional_embedding_layer",
+        "prompt_encoder/positional_embedding/gaussian_matrix",
+        "embedding",
+    ),
+    *(
+        (f"{_PROMPT}/{name}_embed", f"prompt_encoder/{name}_embed", "embedding")
+        for name in (
+            "background_point",
+            "foreground_point",
+            "top_left_corner",
+            "bottom_right_corner",
+            "not_a_point",
+            "no_mask",
+        )
+    ),
+    (f"{_PROMPT}/mask_downscaler/layers/conv2d", "prompt_encoder/mask_downscaler/conv1", "conv"),
+    (
+        f"{_PROMPT}/mask_downscaler/layers/layer_normalization",
+        "prompt_encoder/mask_downscaler/norm1",
+        "norm",
+    ),
+    (f"{_PROMPT}/mask_downscaler/layers/conv2d_1", "prompt_encoder/mask_downscaler/conv2", "conv"),
+    (
+        f"{_PROMPT}/mask_downscaler/layers/layer_normalization_1",
+        "prompt_encoder/mask_downscaler/norm2",
+        "norm",
+    ),
+    (f"{_PROMPT}/mask_downscaler/layers/conv2d_2", "prompt_encoder/mask_downscaler/conv3", "conv"),
+)
+
+_ATTENTIONS = (
+    (f"{_LAYER}/self_attention", "layer_{i}/self_attention"),
+    (f"{_LAYER}/cross_attention_token_to_image", "layer_{i}/cross_attention_token_to_image"),
+    (f"{_LAYER}/cross_attention_image_to_token", "layer_{i}/cross_attention_image_to_token"),
+    (
+        "mask_decoder/transformer/final_attention_token_to_image",
+        "final_attention_token_to_image",
+    ),
+)
+
+_DECODER = (
+    ("mask_decoder/iou_token", "mask_decoder/iou_token", "embedding"),
+    ("mask_decoder/mask_tokens", "mask_decoder/mask_tokens", "embedding"),
+    *(
+        (f"{foreign}/{name}", f"mask_decoder/transformer/{ours}/{name}", "dense")
+        for foreign, ours in _ATTENTIONS
+        for name in ("query_proj", "key_proj", "value_proj", "out_proj")
+    ),
+    *(
+        (f"{_LAYER}/layer_norm{n}", f"mask_decoder/transformer/layer_{{i}}/layer_norm{n}", "norm")
+        for n in (1, 2, 3, 4)
+    ),
+    (
+        f"{_LAYER}/mlp_block/mlp_block/layers/dense{{_j}}",
+        "mask_decoder/transformer/layer_{i}/mlp/dense_{j}",
+        "dense",
+    ),
+    (
+        "mask_decoder/transformer/final_layer_norm",
+        "mask_decoder/transformer/final_layer_norm",
+        "norm",
+    ),
+    (
+        "mask_decoder/output_upscaling/layers/conv2d_transpose",
+        "mask_decoder/output_upscaling/conv1",
+        "conv",
+    ),
+    (
+        "mask_decoder/output_upscaling/layers/layer_normalization",
+        "mask_decoder/output_upscaling/norm1",
+        "norm",
+    ),
+    (
+        "mask_decoder/output_upscaling/layers/conv2d_transpose_1",
+        "mask_decoder/output_upscaling/conv2",
+        "conv",
+    ),
+    (
+        "mask_decoder/output_hypernetworks_mlps/mlp{_k}/mlp_block/layers/dense{_j}",
+        "mask_decoder/hypernetwork_{k}/dense_{j}",
+        "dense",
+    ),
+    (
+        "mask_decoder/iou_prediction_head/mlp_block/layers/dense{_j}",
+        "mask_decoder/iou_prediction_head/dense_{j}",
+        "dense",
+    ),
+)
+
+TABLE = _ENCODER + _PROMPTS + _DECODER
+ROWS = keras_rows(TABLE)

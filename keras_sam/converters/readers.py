@@ -1,0 +1,275 @@
+"""Checkpoint files of any kind to named tensors, read when they are used."""
+
+import io
+import json
+import math
+import mmap
+import os
+import struct
+import zipfile
+
+import numpy as np
+
+from keras_sam.converters.tensors import Tensor, widen_bfloat16
+from keras_sam.converters.torch_files import read_torch
+
+_MAX_HEADER_BYTES = 100 * 10**6  # the safetensors format's own limit
+_SAFETENSORS_TYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+
+
+def read_checkpoint(path) -> dict[str, Tensor]:
+    """Reads a checkpoint file into named tensors, without the framework that wrote it.
+
+    The kind of file is told from its first bytes, not from its name.
+
+    Args:
+        path: path of a `.pth`, `.pt`, `.safetensors`, `.safetensors.index.json`, `.h5` or
+            `.keras` file.
+
+    Returns:
+        Dict from the file's own names to `Tensor`s. HDF5 datasets are named by their path.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, truncated, of another kind, or asks for code to
+            be run.
+
+    Example:
+
+    ```python
+    from keras_sam import converters
+
+    tensors = converters.read_checkpoint("sam_vit_b_01ec64.pth")
+    tensors["image_encoder.pos_embed"].shape  # of ViT-B: (1, 64, 64, 768) for ViT-B
+    ```
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no checkpoint file at {path!r}.")
+    with open(path, "rb") as file:
+        start = file.read(16)
+    try:
+        return _reader(path, start)(path)
+    except ValueError as error:
+        raise ValueError(f"Cannot read the checkpoint {path!r}. {error}") from error
+
+
+def _reader(path, start):
+    if path.endswith(".json"):
+        return read_sharded_safetensors
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return read_hdf5
+    if start.startswith(b"PK"):
+        return read_keras if _has_member(path, "model.weights.h5") else read_torch
+    if len(start) > 8 and start[8:9] == b"{":
+        return read_safetensors
+    if path.endswith((".safetensors", ".h5", ".keras")):
+        kind = {"s": read_safetensors, "h": read_hdf5, "k": read_keras}
+        return kind[path.rsplit(".", 1)[1][0]]
+    return read_torch
+
+
+def _has_member(path, name):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return name in archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+        return path.endswith(".keras")
+
+
+def read_safetensors(path) -> dict[str, Tensor]:
+    """Reads a `.safetensors` file; see `read_checkpoint`."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
+        if length > min(_MAX_HEADER_BYTES, size - 8):
+            raise ValueError("The file is truncated, or not a safetensors file.")
+        try:
+            text = file.read(length).decode("utf-8")
+            header = json.loads(text, object_pairs_hook=_without_repeats)
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"Its header is not JSON: {error}") from error
+        mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    if not isinstance(header, dict):
+        raise ValueError("Its header is not a table of tensors.")
+    data = mapped[8 + length :]
+    header.pop("__metadata__", None)
+    return {name: _safetensor(name, entry, data) for name, entry in header.items()}
+
+
+def _without_repeats(pairs):
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("Its header names a tensor twice.")
+    return table
+
+
+def _safetensor(name, entry, data):
+    try:
+        kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"Its header's entry for {name!r} is incomplete.") from error
+    if kind not in _SAFETENSORS_TYPES:
+        raise ValueError(f"Its tensor {name!r} has type {kind!r}, which is not supported.")
+    dtype = np.dtype(_SAFETENSORS_TYPES[kind])
+    if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+        raise ValueError(f"Its header gives {name!r} impossible sizes.")
+    if end > len(data) or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(
+            f"Its header says that {name!r} of shape {shape} lies at bytes {begin} to {end} of "
+            f"{len(data)}, which cannot be: the file is truncated or damaged."
+        )
+
+    def read():
+        values = data[begin:end].view(dtype).reshape(shape)
+        return widen_bfloat16(values) if kind == "BF16" else values
+
+    return Tensor(shape, "f4" if kind == "BF16" else dtype, read)
+
+
+def read_sharded_safetensors(path) -> dict[str, Tensor]:
+    """Reads the shards that a `.safetensors.index.json` names; see `read_checkpoint`."""
+    with open(path, encoding="utf-8") as file:
+        index = json.load(file)
+    tensors = {}
+    for shard in shard_names(index):
+        place = os.path.join(os.path.dirname(path), shard)
+        if not os.path.isfile(place):
+            raise ValueError(f"Its shard {shard!r} is missing.")
+        inside = read_safetensors(place)
+        wanted = {name for name, file in index["weight_map"].items() if file == shard}
+        if wanted - inside.keys():
+            missing = ", ".join(sorted(wanted - inside.keys()))
+            raise ValueError(f"Its shard {shard!r} lacks the tensors {missing}.")
+        tensors.update((name, inside[name]) for name in wanted)
+    return tensors
+
+
+def shard_names(index: dict) -> list[str]:
+    """The files that a safetensors index names, all of them in its own folder.
+
+    Raises:
+        ValueError: if it is not such an index, or names a file elsewhere.
+    """
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
+        raise ValueError("It is not an index of safetensors files.")
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or os.path.basename(shard) != shard or "\\" in shard:
+            raise ValueError(f"Its index names a file in another folder: {shard!r}.")
+    return sorted(set(weight_map.values()))
+
+
+def read_hdf5(file) -> dict[str, Tensor]:
+    """Reads an HDF5 file, given by its path or as a binary file; see `read_checkpoint`."""
+    import h5py
+
+    try:
+        root = h5py.File(file, "r")
+        tensors = {}
+        # Visits hard links only, so a link to another file is never followed.
+        root.visititems(lambda name, entry: _collect_dataset(tensors, name, entry))
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"The file is truncated or damaged: {error}") from error
+    return tensors
+
+
+def _collect_dataset(tensors, name, entry):
+    import h5py
+
+    bfloat16 = isinstance(entry, h5py.Dataset) and entry.attrs.get("dtype") == "bfloat16"
+    if not isinstance(entry, h5py.Dataset) or not (bfloat16 or entry.dtype.kind in "fiub"):
+        return
+    if entry.external or entry.is_virtual:
+        raise ValueError(f"Its dataset {name!r} takes its values from another file.")
+    if entry.chunks is not None:
+        # A few compressed bytes could claim any size, and fail halfway through loading.
+        raise ValueError(f"Its dataset {name!r} is in chunks, which Keras never writes.")
+
+    def read():
+        try:
+            values = entry[()]
+        except OSError as error:
+            raise ValueError(f"Its dataset {name!r} is truncated or damaged: {error}") from error
+        return widen_bfloat16(np.asarray(values).view("<u2")) if bfloat16 else values
+
+    tensors[name] = Tensor(entry.shape, "f4" if bfloat16 else entry.dtype, read)
+
+
+def read_keras(path) -> dict[str, Tensor]:
+    """Reads the weights in a `.keras` file; see `read_checkpoint`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            info = archive.getinfo("model.weights.h5")
+    except (zipfile.BadZipFile, KeyError, OSError) as error:
+        raise ValueError(f"The file is truncated or damaged: {error}") from error
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError("Its weights are compressed, which Keras never does.")
+    return read_hdf5(_Window(path, info))
+
+
+def read_keras_config(path) -> dict | None:
+    """The `config.json` in a `.keras` file, or None when the file is of another kind.
+
+    Raises:
+        ValueError: if the config is damaged.
+    """
+    if not _has_member(path, "model.weights.h5"):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo("config.json").file_size > _MAX_HEADER_BYTES:
+                raise ValueError("Its config is too large.")
+            return json.loads(archive.read("config.json"))
+    except (zipfile.BadZipFile, KeyError, OSError, RecursionError, ValueError) as error:
+        raise ValueError(f"Cannot read the config of {os.fspath(path)!r}: {error}") from error
+
+
+class _Window(io.RawIOBase):
+    """A stored member of a zip archive as a file of its own, which HDF5 can read in place."""
+
+    def __init__(self, path, info):
+        self._file = open(path, "rb")  # noqa: SIM115 - closed with the window
+        self._file.seek(info.header_offset)
+        header = self._file.read(30)
+        if header[:4] != b"PK\x03\x04":
+            raise ValueError("The file is damaged.")
+        self._start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+        self._size = info.file_size
+        self._position = 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self):
+        return self._position
+
+    def readinto(self, buffer):
+        count = max(0, min(len(buffer), self._size - self._position))
+        self._file.seek(self._start + self._position)
+        done = self._file.readinto(memoryview(buffer)[:count])
+        self._position += done
+        return done
+
+    def close(self):
+        self._file.close()
+        super().close()

@@ -1,0 +1,163 @@
+"""The rename table: which foreign name is which of our variables, and in which layout."""
+
+import re
+from typing import NamedTuple
+
+from keras_sam.converters.tensors import Tensor
+
+
+class Layout(NamedTuple):
+    """An order of axes; `axes` leads from the foreign layout to Keras's."""
+
+    rank: int | None = None
+    axes: tuple | None = None
+
+    def to_keras(self, tensor: Tensor) -> Tensor:
+        return self._permute(tensor, self.axes)
+
+    def to_foreign(self, tensor: Tensor) -> Tensor:
+        inverse = self.axes and tuple(self.axes.index(i) for i in range(self.rank))
+        return self._permute(tensor, inverse)
+
+    def _permute(self, tensor, axes):
+        if axes is None or len(tensor.shape) != self.rank:
+            # A tensor of another rank cannot fit: let it be reported with its own shape.
+            return tensor
+        shape = tuple(tensor.shape[i] for i in axes)
+        return tensor.map(lambda values: values.transpose(axes), shape)
+
+
+SAME = Layout()
+LINEAR = Layout(2, (1, 0))  # (out, in) to (in, out)
+CONV = Layout(4, (2, 3, 1, 0))  # (out, in, h, w) to (h, w, in, out); transposed ones alike
+
+
+class Row(NamedTuple):
+    """One line of a table.
+
+    In both names `{i}`, `{j}` and `{k}` stand for a number. In a foreign name, `{_i}`
+    stands for a counter of Keras: nothing for 0, `_1` for 1, and so on.
+    """
+
+    foreign: str
+    ours: str
+    layout: Layout = SAME
+
+
+def torch_rows(table) -> tuple[Row, ...]:
+    """Rows from (foreign prefix, our prefix, kind) for modules of torch.
+
+    Args:
+        table: sequence of triples; kind is `dense`, `conv`, `conv_no_bias`, `norm`,
+            `embedding`, or `tensor` for a name that is complete.
+    """
+    endings = {
+        "dense": ((".weight", "/kernel", LINEAR), (".bias", "/bias", SAME)),
+        "conv": ((".weight", "/kernel", CONV), (".bias", "/bias", SAME)),
+        "conv_no_bias": ((".weight", "/kernel", CONV),),
+        "norm": ((".weight", "/gamma", SAME), (".bias", "/beta", SAME)),
+        "embedding": ((".weight", "", SAME),),
+        "tensor": (("", "", SAME),),
+    }
+    return _expand(table, endings)
+
+
+def keras_rows(table) -> tuple[Row, ...]:
+    """Rows for the paths in a Keras weights file, where variables are only numbered."""
+    weights = (("/vars/0", "/kernel", SAME), ("/vars/1", "/bias", SAME))
+    endings = {
+        "dense": weights,
+        "conv": weights,
+        "conv_no_bias": weights[:1],
+        "norm": (("/vars/0", "/gamma", SAME), ("/vars/1", "/beta", SAME)),
+        "embedding": (("/vars/0", "", SAME),),
+        "tensor": (("", "", SAME),),
+    }
+    return _expand(table, endings)
+
+
+def _expand(table, endings):
+    return tuple(
+        Row(foreign + a, ours + b, layout)
+        for foreign, ours, kind in table
+        for a, b, layout in endings[kind]
+    )
+
+
+def to_ours(tensors: dict, rows) -> dict[str, Tensor]:
+    """Renames a file's tensors to our variable paths, and lays them out as Keras does.
+
+    Args:
+        tensors: dict from foreign names to tensors.
+        rows: sequence of `Row`.
+
+    Returns:
+        Dict from our paths to tensors. A tensor that no row knows keeps its own name.
+    """
+    patterns = [(_pattern(row.foreign), row) for row in rows]
+    arrays = {}
+    for name, tensor in tensors.items():
+        tensor = Tensor.of(tensor)
+        found = _find(patterns, name)
+        if found is None:
+            arrays[name] = tensor
+        else:
+            numbers, row = found
+            arrays[row.ours.format(**numbers)] = row.layout.to_keras(tensor)
+    return arrays
+
+
+def to_foreign(arrays: dict, rows) -> dict[str, Tensor]:
+    """The way back: renames our variables to a table's foreign names and layout.
+
+    Raises:
+        ValueError: if the table has no name for some of the variables.
+    """
+    patterns = [(_pattern(row.ours), row) for row in rows]
+    tensors, unknown = {}, []
+    for name, tensor in arrays.items():
+        found = _find(patterns, name)
+        if found is None:
+            unknown.append(name)
+            continue
+        numbers, row = found
+        counters = {f"_{k}": f"_{v}" if int(v) else "" for k, v in numbers.items()}
+        foreign = row.foreign.format(**numbers, **counters)
+        tensors[foreign] = row.layout.to_foreign(Tensor.of(tensor))
+    if unknown:
+        raise ValueError(
+            "The format to write has no name for these variables: " + ", ".join(sorted(unknown))
+        )
+    return tensors
+
+
+def count_matches(names, rows) -> int:
+    """How many of the names a table knows."""
+    patterns = [(_pattern(row.foreign), row) for row in rows]
+    return sum(_find(patterns, name) is not None for name in names)
+
+
+def _find(patterns, name):
+    for pattern, row in patterns:
+        match = pattern.fullmatch(name)
+        if match:
+            numbers = {k.lstrip("n"): v or "0" for k, v in match.groupdict().items()}
+            return numbers, row
+    return None
+
+
+def _pattern(template):
+    """A regular expression with one named group per placeholder."""
+    seen = set()
+
+    def group(match):
+        name = match.group(2)
+        counter = bool(match.group(1))
+        if name in seen:
+            return f"(?P=n{name})"
+        seen.add(name)
+        digits = rf"(?P<n{name}>\d+)"
+        return f"(?:_{digits})?" if counter else digits
+
+    escaped = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
+    return re.compile(re.sub(r"\{(_?)([ijk])\}", group, escaped))

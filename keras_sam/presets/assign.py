@@ -1,0 +1,80 @@
+"""Gives a model's variables their values: all of them, or none and one error."""
+
+import re
+
+import numpy as np
+
+from keras_sam.converters import Tensor, looks_like
+
+_SHOWN = 40  # names per list in the error
+
+
+def assign(variables, arrays: dict, ignore=()) -> None:
+    """Sets every variable to the array of its path.
+
+    Everything is compared before anything is set, so that a file that does not fit leaves
+    the model as it was. Values are read one at a time.
+
+    Args:
+        variables: iterable of Keras variables.
+        arrays: dict from variable paths to arrays or `keras_sam.converters.Tensor`s.
+        ignore: iterable of regular expressions. Arrays whose whole name matches one of
+            them may be left over.
+
+    Raises:
+        ValueError: if two variables have one path, a variable has no array, an array no
+            variable, or an array has another shape than its variable or holds no
+            floating-point numbers. The message lists them all.
+    """
+    variables = list(variables)
+    arrays = {name: Tensor.of(array) for name, array in arrays.items()}
+    paths = [v.path for v in variables]
+    repeated = sorted({path for path in paths if paths.count(path) > 1}) if _repeats(paths) else []
+    if repeated:
+        raise ValueError(f"These paths belong to more than one variable: {', '.join(repeated)}.")
+    by_path = dict(zip(paths, variables))
+    extra = {
+        name
+        for name in arrays.keys() - by_path.keys()
+        if not any(re.fullmatch(pattern, name) for pattern in ignore)
+    }
+    problems = {
+        "Missing, not in the file": sorted(by_path.keys() - arrays.keys()),
+        "Unexpected, not in the model": sorted(extra),
+        "Of another shape or type": sorted(
+            f"{path} (file {_kind(arrays[path])}, model {tuple(variable.shape)})"
+            for path, variable in by_path.items()
+            if path in arrays and not _fits(variable, arrays[path])
+        ),
+    }
+    if any(problems.values()):
+        raise ValueError(_message(problems, arrays))
+    for path, variable in by_path.items():
+        _set(variable, arrays[path])
+
+
+def _repeats(paths):
+    return len(set(paths)) < len(paths)
+
+
+def _fits(variable, tensor):
+    return tuple(variable.shape) == tensor.shape and tensor.dtype.kind == "f"
+
+
+def _kind(tensor):
+    return f"{tensor.shape}" if tensor.dtype.kind == "f" else f"{tensor.shape} of {tensor.dtype}"
+
+
+def _set(variable, tensor):
+    # A copy of its own, in row-major order: backends may keep the memory they are given,
+    # and must not keep a view of a file.
+    variable.assign(np.array(tensor.read(), dtype="float32", order="C", copy=True))
+
+
+def _message(problems, arrays):
+    lines = ["The weights do not fit the model; nothing was loaded."]
+    for title, names in problems.items():
+        shown = names[:_SHOWN] + ([f"and {len(names) - _SHOWN} more"] if names[_SHOWN:] else [])
+        lines.append(f"{title} ({len(names)}): {', '.join(shown) or 'none'}.")
+    lines.append(looks_like(arrays))
+    return "\n".join(line for line in lines if line)

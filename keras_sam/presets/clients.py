@@ -1,0 +1,334 @@
+"""Files from Kaggle, Hugging Face and Meta's server, each kept where its own client keeps them.
+
+* Kaggle: `kagglehub`, in `$KAGGLEHUB_CACHE` or `~/.cache/kagglehub`.
+* Hugging Face: `huggingface_hub`, in `$HF_HOME/hub` or `~/.cache/huggingface/hub`;
+  `HF_ENDPOINT` names another server, `HF_HUB_OFFLINE=1` forbids the network.
+* Meta: `$KERAS_HOME/models` or `~/.keras/models`, as `keras.utils.get_file` has it.
+
+What is in a cache works without the network. It is asked nevertheless where an address leaves
+open which version is meant: a Kaggle model without a version needs it, a Hugging Face repository
+without a commit is looked up, and taken from the cache when nobody answers.
+`KERAS_SAM_OFFLINE=1` forbids the network for all three.
+"""
+
+import os
+import re
+
+from keras_sam.presets import fetch as downloads
+
+
+def offline() -> bool:
+    """Whether `KERAS_SAM_OFFLINE` forbids the network."""
+    return os.environ.get("KERAS_SAM_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
+def keras_home() -> str:
+    """Keras's folder for downloads, without importing Keras."""
+    return os.path.expanduser(os.environ.get("KERAS_HOME") or os.path.join("~", ".keras"))
+
+
+class _Client:
+    """What the sources have in common; each adds `_cached`, `_download` and `__str__`."""
+
+    single_file = None
+
+    def _settled(self):
+        """Whether a file in the cache is the right one without asking."""
+        return True
+
+    def cached(self, name: str) -> str | None:
+        """The path of a file that has been downloaded, without asking anybody."""
+        raise NotImplementedError
+
+    def fetch(self, name: str, optional: bool = False) -> str | None:
+        """The path of a file on this machine, downloaded when it is not there.
+
+        Args:
+            name: name of the file at the source.
+            optional: bool. Return None where the source has no such file.
+
+        Raises:
+            ImportError: if the source's client is not installed.
+            FileNotFoundError: if the source has no such file.
+            PermissionError: if the source refuses it.
+            ConnectionError: if the source cannot be reached, or must not be.
+        """
+        _check_name(name)
+        path = self.cached(name) if self._settled() or offline() else None
+        if path is not None:
+            return path
+        if offline():
+            if optional:
+                return None
+            raise ConnectionError(
+                f"{self} has {name} not in its cache, and KERAS_SAM_OFFLINE forbids to download it."
+            )
+        return self._download(name, optional)
+
+
+def _check_name(name):
+    parts = re.split(r"[/\\]", name)
+    if not name or os.path.isabs(name) or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"A preset's files must lie in its own folder. Received: {name!r}.")
+
+
+def _import(module, extra):
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f'This needs {module}. Install it with: pip install "keras-sam[{extra}]".'
+        ) from error
+
+
+class KaggleSource(_Client):
+    """A model on Kaggle.
+
+    Args:
+        handle: `owner/model/framework/variation/version`; without a version, the newest one.
+        single_file: optional name of the one file that is meant.
+    """
+
+    def __init__(self, handle: str, single_file: str | None = None):
+        self.handle = handle
+        self.single_file = single_file
+
+    @classmethod
+    def parse(cls, address: str) -> "KaggleSource":
+        """The source of a `kaggle://` address."""
+        handle = address.removeprefix("kaggle://").strip("/")
+        parts = handle.split("/")
+        if len(parts) not in (4, 5) or not all(parts) or (parts[4:] and not parts[4].isdigit()):
+            raise ValueError(
+                "A Kaggle address must be kaggle://owner/model/framework/variation or "
+                f"kaggle://owner/model/framework/variation/version. Received: {address!r}."
+            )
+        return cls(handle)
+
+    def cached(self, name):
+        parts = self.handle.split("/")
+        if len(parts) != 5:
+            return None  # which version is the newest, only Kaggle knows
+        home = os.environ.get("KAGGLEHUB_CACHE") or os.path.join("~", ".cache", "kagglehub")
+        *variation, version = parts
+        folder = os.path.join(os.path.expanduser(home), "models", *variation)
+        path = os.path.join(folder, version, name)
+        marker = os.path.join(folder, ".complete", version, f"{name}.complete")
+        return path if os.path.isfile(path) and os.path.isfile(marker) else None
+
+    def _download(self, name, optional):
+        kagglehub = _import("kagglehub", "kaggle")
+        requests = _import("requests", "kaggle")
+        from kagglehub.exceptions import DataCorruptionError, KaggleApiHTTPError
+
+        broken = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ReadTimeout)
+        lock = os.path.join(keras_home(), "models", "keras_sam", re.sub(r"\W", "_", self.handle))
+        for attempt in range(4):
+            try:
+                # kagglehub lets two processes write to one file.
+                with downloads.file_lock(lock):
+                    path = kagglehub.model_download(self.handle, path=name)
+                break
+            except broken as error:
+                if attempt == 3:
+                    raise ConnectionError(
+                        f"{self}: the download of {name} broke off again and again: {error}"
+                    ) from error
+            except KaggleApiHTTPError as error:
+                if _status(error) == 404 and optional:
+                    return None
+                raise _http_error(self, name, _status(error), error) from error
+            except DataCorruptionError as error:
+                raise ValueError(
+                    f"{self}: the download of {name} is damaged and was deleted. Try again."
+                ) from error
+            except requests.exceptions.RequestException as error:
+                raise ConnectionError(f"{self} cannot be reached: {error}") from error
+            except (FileExistsError, NotADirectoryError) as error:
+                raise _blocked(self, error, "KAGGLEHUB_CACHE") from error
+            except OSError as error:
+                raise _unstored(self, name, error) from error
+        if len(self.handle.split("/")) == 4:
+            # The files to come must be of the same version.
+            folder = path
+            for _ in name.split("/"):
+                folder = os.path.dirname(folder)
+            self.handle += "/" + os.path.basename(folder)
+        return path
+
+    def __str__(self):
+        return f"Kaggle's model {self.handle!r}"
+
+
+class HubSource(_Client):
+    """A repository on Hugging Face.
+
+    Args:
+        repository: `owner/name`.
+        single_file: optional name of the one file that is meant.
+        revision: optional branch, tag or commit.
+    """
+
+    def __init__(self, repository: str, single_file=None, revision=None):
+        self.repository = repository
+        self.single_file = single_file
+        self.revision = revision
+
+    @classmethod
+    def parse(cls, address: str) -> "HubSource":
+        """The source of an `hf://` address."""
+        match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/@]+))?(?:/(.+))?", address.rstrip("/"))
+        if match is None:
+            raise ValueError(
+                "A Hugging Face address must be hf://owner/repository, with @revision or /file "
+                f"after it if need be. Received: {address!r}."
+            )
+        repository, revision, file = match.groups()
+        if file is not None:
+            _check_name(file)
+        return cls(repository, file, revision)
+
+    def _settled(self):
+        return re.fullmatch(r"[0-9a-f]{40}", self.revision or "") is not None
+
+    def cached(self, name):
+        try:
+            hub = _import("huggingface_hub", "hub")
+        except ImportError:
+            return None
+        found = hub.try_to_load_from_cache(self.repository, name, revision=self.revision)
+        return found if isinstance(found, str) else None
+
+    def _download(self, name, optional):
+        hub = _import("huggingface_hub", "hub")
+        from huggingface_hub import errors
+
+        # The base class of everything that the client's own HTTP library raises.
+        http_error = errors.HfHubHTTPError.__mro__[1]
+        try:
+            path = hub.hf_hub_download(self.repository, name, revision=self.revision)
+            # The files to come must be of the same commit.
+            self.revision = re.search(r"snapshots[/\\](\w{40})[/\\]", path).group(1)
+            return path
+        except errors.LocalEntryNotFoundError as error:
+            found = hub.try_to_load_from_cache(self.repository, name, revision=self.revision)
+            if optional and found is not None:  # it is known not to be there
+                return None
+            if _status(error.__cause__) in (401, 403):
+                raise _http_error(self, name, _status(error.__cause__), error) from error
+            raise ConnectionError(f"{self} cannot be reached for {name}: {error}") from error
+        except errors.EntryNotFoundError as error:
+            if optional:
+                return None
+            raise FileNotFoundError(f"{self} has no {name}.") from error
+        except errors.HfHubHTTPError as error:
+            status = 403 if isinstance(error, errors.GatedRepoError) else _status(error)
+            raise _http_error(self, name, status, error) from error
+        except http_error as error:
+            raise ConnectionError(f"{self} cannot be reached for {name}: {error}") from error
+        except (FileExistsError, NotADirectoryError) as error:
+            raise _blocked(self, error, "HF_HOME") from error
+        except OSError as error:
+            raise _unstored(self, name, error) from error
+
+    def __str__(self):
+        return f"Hugging Face's repository {self.repository!r}"
+
+
+class UrlSource(_Client):
+    """A file on a web server, kept where `keras.utils.get_file` keeps such files.
+
+    Args:
+        url: address of the file; its last part is the file's name.
+        sha256: optional hexadecimal SHA-256 that the file must have.
+    """
+
+    def __init__(self, url: str, sha256: str | None = None):
+        self.url = url
+        self.sha256 = sha256
+        self.single_file = url.rsplit("/", 1)[1]
+
+    def cached(self, name):
+        path = self._path(name)
+        return path if os.path.isfile(path) else None
+
+    def _path(self, name):
+        return os.path.join(keras_home(), "models", name)
+
+    def _download(self, name, optional):
+        try:
+            return downloads.fetch(self.url, self._path(name), self.sha256)
+        except FileNotFoundError:
+            if optional:
+                return None
+            raise
+
+    def __str__(self):
+        return f"The server of {self.url}"
+
+
+def source_of(entry: dict):
+    """The source that an entry of a preset's `metadata.json` describes."""
+    if "kaggle" in entry:
+        return KaggleSource(entry["kaggle"], entry["file"])
+    if "hugging_face" in entry:
+        return HubSource(entry["hugging_face"], entry["file"])
+    return UrlSource(entry["url"], entry.get("sha256"))
+
+
+def first_that_answers(name: str, entries: list[dict]):
+    """The first source that has a built-in preset's weights: from a cache if any, else by asking.
+
+    Args:
+        name: the preset's name, for the error.
+        entries: list of dicts, see `source_of`.
+
+    Returns:
+        A source whose `fetch(source.single_file)` needs no network any more.
+
+    Raises:
+        ConnectionError: if none has them; the message says why for each.
+    """
+    sources = [source_of(entry) for entry in entries]
+    for source in sources:
+        if source.cached(source.single_file):
+            return source
+    reasons = []
+    for source in sources:
+        try:
+            source.fetch(source.single_file)
+            return source
+        except (ImportError, OSError, ValueError) as error:
+            reasons.append(f"* {source}: {' '.join(str(error).split())}")
+    raise ConnectionError(
+        f"The weights of {name!r} are on this machine in no cache, and no source gave them:\n"
+        + "\n".join(reasons)
+        + "\nDownload one of these files by other means and pass its path, or pass "
+        "`load_weights=False`."
+    )
+
+
+def _blocked(source, error, variable):
+    return NotADirectoryError(
+        f"{source}: a file is in the place of the cache folder, {error.filename!r}. Remove it, or "
+        f"choose another folder with {variable}."
+    )
+
+
+def _unstored(source, name, error):
+    return OSError(error.errno, f"{source}: {name} cannot be stored: {error.strerror or error}")
+
+
+def _status(error):
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _http_error(source, name, status, error):
+    message = f"{source} answers {status} for {name}: {' '.join(str(error).split())}"
+    if status == 404:
+        return FileNotFoundError(message)
+    if status in (401, 403):
+        return PermissionError(message)
+    return ConnectionError(message)

@@ -1,0 +1,36 @@
+"""The built-in presets as a table."""
+
+from keras_sam.presets import registry
+from keras_sam.presets.clients import source_of
+
+
+def list_presets() -> dict[str, dict]:
+    """The built-in presets, smallest first, and what is known about them.
+
+    Returns:
+        Dict from names to dicts of `description`, `parameters`, `size` (bytes of float32
+        weights), `license`, `sources`, `encoder_names` (under which `ViTDetBackbone` has the image
+        encoder alone) and `cached`, the path of the weights on this machine or None. Nothing is
+        downloaded or asked for.
+
+    Example:
+
+    ```python
+    keras_sam.presets.list_presets()["sam_base_sa1b"]["parameters"]  # 93735728
+    ```
+    """
+    return {name: _described(name) for name in registry.names()}
+
+
+def _described(name):
+    metadata = registry.metadata(name)
+    cached = (source.cached(source.single_file) for source in map(source_of, metadata["sources"]))
+    return {
+        "description": metadata["description"],
+        "parameters": metadata["parameters"],
+        "size": 4 * metadata["parameters"],
+        "license": metadata["license"],
+        "sources": metadata["sources"],
+        "encoder_names": metadata.get("encoder_names", []),
+        "cached": next((path for path in cached if path), None),
+    }

@@ -1,0 +1,92 @@
+"""The built-in presets say what is true of the models."""
+
+import re
+
+import numpy as np
+import pytest
+
+import keras_sam
+from keras_sam.presets import list_presets, registry
+
+NAMES = ["sam_base_sa1b", "sam_large_sa1b", "sam_huge_sa1b"]
+
+
+def test_names_smallest_first():
+    listed = list_presets()
+    assert [name for name in listed if name in NAMES] == NAMES
+    sizes = [known["parameters"] for known in listed.values()]
+    assert sizes == sorted(sizes)
+    assert keras_sam.SAMImageSegmenter.presets.keys() == listed.keys()
+    assert keras_sam.ImageSegmenter.presets.keys() == listed.keys()
+
+
+def counts(name):
+    """Parameters and tensors of a preset's parts, from an encoder with one block of each kind.
+
+    Blocks of one kind are alike, so the whole needs not be built: ViT-H takes 2.6 GB.
+    """
+    parts = keras_sam.presets.load(name, load_weights=False).parts
+    config = parts["image_encoder"]["config"]
+    blocks, whole = config["num_layers"], len(config["global_attention_layer_indices"])
+    small = {**config, "num_layers": 2, "global_attention_layer_indices": [1]}
+    copies = {"block_0": blocks - whole, "block_1": whole}
+    encoder = keras_sam.ViTDetBackbone(**small)
+    prompt_encoder = keras_sam.SAMPromptEncoder(**parts["prompt_encoder"]["config"])
+    prompt_encoder.build()
+    mask_decoder = keras_sam.SAMMaskDecoder(**parts["mask_decoder"]["config"])
+    backbone = keras_sam.SAMBackbone(encoder, prompt_encoder, mask_decoder)
+    found = {"parameters": 0, "image_encoder_parameters": 0, "tensors": 0}
+    for variable in backbone.weights:
+        times = copies.get(variable.path.split("/")[0], 1)
+        size = times * int(np.prod(variable.shape))
+        found["parameters"] += size
+        found["tensors"] += times
+        if not variable.path.startswith(("prompt_encoder", "mask_decoder")):
+            found["image_encoder_parameters"] += size
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_metadata_counts(name):
+    metadata = registry.metadata(name)
+    assert counts(name) == {key: metadata[key] for key in counts(name)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_of_a_built_in(name):
+    folder = registry.folder_of(name)
+    metadata = registry.metadata(name)
+    assert metadata["license"] == "Apache-2.0"
+    for file in metadata["files"]:
+        assert isinstance(registry.read_json(f"{folder}/{file}"), dict)
+    saved = keras_sam.presets.load(name, load_weights=False)
+    assert saved.preprocessor["registered_name"] == "keras_sam>SAMImageSegmenterPreprocessor"
+    assert saved.task["registered_name"] == "keras_sam>SAMImageSegmenter"
+
+
+def test_the_whole_of_the_smallest():
+    segmenter = keras_sam.SAMImageSegmenter.from_preset("sam_base_sa1b", load_weights=False)
+    assert segmenter.count_params() == registry.metadata("sam_base_sa1b")["parameters"]
+    assert len(segmenter.weights) == registry.metadata("sam_base_sa1b")["tensors"]
+    # Its preprocessor is the one that weights without any would get.
+    default = keras_sam.SAMImageSegmenter.default_preprocessor(segmenter.backbone)
+    ours, theirs = segmenter.preprocessor.get_config(), default.get_config()
+    assert ours["mask_size"] == theirs["mask_size"] == [256, 256]
+    ours, theirs = (c["image_converter"]["config"] for c in (ours, theirs))
+    for key in ours:
+        if isinstance(ours[key], list):
+            np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-6)
+        elif key not in ("name", "dtype"):
+            assert ours[key] == theirs[key], key
+
+
+def test_damaged_data_is_an_error_with_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_FOLDERS", (str(tmp_path / "none"),))
+    with pytest.raises(FileNotFoundError, match="Install it again"):
+        list_presets()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.json").write_text("{}")
+    (tmp_path / "x" / "metadata.json").write_text("{")
+    monkeypatch.setattr(registry, "_FOLDERS", (str(tmp_path),))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "x" / "metadata.json"))):
+        list_presets()
