@@ -1,0 +1,289 @@
+"""How good masks are: simulated annotators, IoU after N clicks, clicks to reach an IoU, recall."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_sam.files import whole_file
+
+VOID = 255
+
+
+def _ndimage():
+    try:
+        import scipy.ndimage
+    except ImportError as error:
+        raise ImportError(
+            '`keras_sam.evaluation` needs scipy. Install it with: pip install "keras-sam[train]".'
+        ) from error
+    return scipy.ndimage
+
+
+def interior_distance(region: np.ndarray) -> np.ndarray:
+    """Distance of every pixel to the nearest one outside a region; outside the image is outside.
+
+    Args:
+        region: bool array `(H0, W0)`.
+
+    Returns:
+        float64 array `(H0, W0)` in pixels, 0 outside the region.
+    """
+    padded = np.pad(np.asarray(region, bool), 1)
+    return _ndimage().distance_transform_edt(padded)[1:-1, 1:-1]
+
+
+def center_click(mask: np.ndarray) -> tuple[int, int]:
+    """Where a careful annotator clicks first: the pixel farthest from the object's boundary.
+
+    Args:
+        mask: bool array `(H0, W0)`, not empty.
+
+    Returns:
+        `(x, y)`; of several such pixels the first, row by row.
+
+    Raises:
+        ValueError: if the mask is empty.
+
+    Source:
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix D.1.
+    """
+    if not np.any(mask):
+        raise ValueError("`mask` must have at least one pixel: there is nothing to click on.")
+    y, x = np.unravel_index(np.argmax(interior_distance(mask)), np.shape(mask))
+    return int(x), int(y)
+
+
+def next_click(prediction: np.ndarray, target: np.ndarray) -> tuple[tuple[int, int], int] | None:
+    """Where a careful annotator clicks next: the middle of the largest error.
+
+    Args:
+        prediction: bool array `(H0, W0)`.
+        target: array `(H0, W0)` of 0, 1 and 255 for void, which is no error.
+
+    Returns:
+        Tuple of `(x, y)` and a label: 1 where the object is missing, 0 where there is too much.
+        None if nothing is wrong.
+
+    Source:
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix D.1; which of the two
+        kinds of error comes first is as in Sofiiuk et al. 2021, https://arxiv.org/abs/2102.06583.
+    """
+    target = np.asarray(target)
+    missing = interior_distance((target == 1) & ~prediction)
+    surplus = interior_distance((target == 0) & prediction)
+    distance, label = (missing, 1) if missing.max() >= surplus.max() else (surplus, 0)
+    if distance.max() == 0:
+        return None
+    y, x = np.unravel_index(np.argmax(distance), distance.shape)
+    return (int(x), int(y)), label
+
+
+def mask_iou(prediction: np.ndarray, target: np.ndarray) -> float:
+    """Intersection over union of two masks, without the target's void pixels.
+
+    Args:
+        prediction: bool array `(H0, W0)`.
+        target: array `(H0, W0)` of 0, 1 and 255 for void.
+
+    Returns:
+        float in 0..1; 1 if both are empty.
+    """
+    target = np.asarray(target)
+    prediction = np.asarray(prediction, bool) & (target != VOID)
+    union = np.count_nonzero(prediction | (target == 1))
+    return np.count_nonzero(prediction & (target == 1)) / union if union else 1.0
+
+
+def boundary_iou(prediction: np.ndarray, target: np.ndarray, dilation_ratio: float = 0.02) -> float:
+    """Intersection over union of the pixels near the two masks' own boundaries.
+
+    Unlike the IoU of whole masks it does not forgive coarse outlines of large objects.
+
+    Args:
+        prediction: bool array `(H0, W0)`.
+        target: array `(H0, W0)` of 0, 1 and 255 for void.
+        dilation_ratio: float. Width of the boundary, as a part of the image's diagonal.
+
+    Returns:
+        float in 0..1; 1 if both are empty.
+
+    Source:
+        Cheng et al. 2021, https://arxiv.org/abs/2103.16562.
+    """
+    target = np.asarray(target)
+    width = max(1, round(dilation_ratio * float(np.hypot(*target.shape))))
+    inner = [_near_boundary(m, width) for m in (np.asarray(prediction, bool), target == 1)]
+    return mask_iou(inner[0], np.where(target == VOID, VOID, inner[1]).astype("uint8"))
+
+
+def _near_boundary(mask, width):
+    square = np.ones((3, 3), bool)
+    eroded = _ndimage().binary_erosion(np.pad(mask, 1), square, iterations=width)[1:-1, 1:-1]
+    return mask & ~eroded
+
+
+def average_recall(
+    masks: Sequence[np.ndarray],
+    scores: Sequence[float],
+    targets: Sequence[np.ndarray],
+    max_masks: int = 1000,
+) -> float:
+    """Part of the targets that masks find, averaged over the IoU it takes: 0.50, 0.55 .. 0.95.
+
+    Args:
+        masks: bool arrays `(H0, W0)`, for instance of the mask generator's records.
+        scores: float per mask; the best are matched first, each with the free target that it
+            overlaps most.
+        targets: bool arrays `(H0, W0)`, at least one.
+        max_masks: int. Only so many of the best masks count. Defaults to `1000`.
+
+    Returns:
+        float in 0..1: AR@1000 as COCO defines it, without regard to classes.
+
+    Raises:
+        ValueError: if there is no target.
+
+    Source:
+        Lin et al. 2014, https://arxiv.org/abs/1405.0312; equality with pycocotools is tested.
+    """
+    if len(targets) == 0:
+        raise ValueError("`targets` must hold at least one mask: recall of nothing is undefined.")
+    order = np.argsort(-np.asarray(scores, "float64"), kind="stable")[:max_masks]
+    if not len(order):
+        return 0.0
+    found = np.stack([np.asarray(masks[i], bool).ravel() for i in order]).astype("float32")
+    wanted = np.stack([np.asarray(t, bool).ravel() for t in targets]).astype("float32")
+    shared = found @ wanted.T
+    union = found.sum(1)[:, None] + wanted.sum(1)[None] - shared
+    iou = np.where(union > 0, shared / np.maximum(union, 1), 0.0)
+    recalls = []
+    for threshold in np.linspace(0.5, 0.95, 10):
+        free = np.ones(len(targets), bool)
+        for row in iou:
+            overlaps = np.where(free, row, -1.0)
+            # Of equal overlaps the last one is taken, as in COCO's own evaluation.
+            best = len(overlaps) - 1 - int(np.argmax(overlaps[::-1]))
+            if overlaps[best] >= min(threshold, 1 - 1e-10):
+                free[best] = False
+        recalls.append(1.0 - free.mean())
+    return float(np.mean(recalls))
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """What `evaluate` measured.
+
+    Args:
+        objects: list of dicts, one per object: `image`, `object`, `iou@1` and so on after
+            that many clicks, `oracle_iou@1`, `boundary_iou@1`, `box_iou`, `noc@85` and so on.
+        summary: dict of the same names without `image` and `object`, each averaged over all
+            objects; IoUs are called `miou` then.
+    """
+
+    objects: list[dict[str, Any]]
+    summary: dict[str, float]
+
+    def to_csv(self, path) -> None:
+        """Writes one row per object, the file whole or not at all."""
+        with whole_file(path, text=True) as file:
+            writer = csv.DictWriter(file, list(self.objects[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.objects)
+
+
+def evaluate(
+    predictor,
+    data: Iterable[tuple[Any, Sequence[np.ndarray]]],
+    clicks: Sequence[int] = (1, 2, 3, 5, 9),
+    boxes: bool = True,
+    noc: Sequence[float] = (0.85, 0.90),
+    max_clicks: int = 20,
+) -> Evaluation:
+    """Lets a simulated annotator segment every object, and measures the masks.
+
+    The first click is the object's centre, each other one the middle of the largest error of the
+    mask so far, together with that mask's logits as a prompt. The first mask is the best of
+    three by predicted IoU, later ones are mask 0.
+
+    Args:
+        predictor: a `SAMPredictor`.
+        data: iterable of tuples of an image, as `SAMPredictor.set_image` takes it, and its
+            objects, arrays `(H0, W0)` of 0, 1 and 255 for void. Empty objects are left out.
+        clicks: ints. The numbers of clicks after which the IoU is measured.
+        boxes: bool. Whether to measure the mask from each object's exact box.
+        noc: floats. IoUs for which the clicks to reach them are counted.
+        max_clicks: int. Where counting stops; an object that never gets there counts so many.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        ValueError: if there is no object, or `clicks` are not positive.
+    """
+    if not clicks or min(clicks) < 1 or max_clicks < 1:
+        raise ValueError(
+            "`clicks` and `max_clicks` must be at least 1. "
+            f"Received: clicks={tuple(clicks)}, max_clicks={max_clicks}."
+        )
+    rows = []
+    for image_index, (image, targets) in enumerate(data):
+        predictor.set_image(image)
+        for object_index, target in enumerate(targets):
+            target = np.asarray(target)
+            if not (target == 1).any():
+                continue
+            row = {"image": image_index, "object": object_index}
+            row |= _click_through(predictor, target, clicks, noc, max_clicks)
+            if boxes:
+                row["box_iou"] = _box_iou(predictor, target)
+            rows.append(row)
+    if not rows:
+        raise ValueError("`data` holds no object: there is nothing to evaluate.")
+    names = [name for name in rows[0] if name not in ("image", "object")]
+    summary = {
+        name.replace("iou", "miou"): float(np.mean([row[name] for row in rows])) for name in names
+    }
+    return Evaluation(rows, summary)
+
+
+def _click_through(predictor, target, clicks, noc, max_clicks):
+    """One object, click after click, until everything that is asked for is known."""
+    points, labels = [center_click(target == 1)], [1]
+    logits, ious, oracle, boundary = None, [], None, None
+    last = max(max(clicks), max_clicks if noc else 0)
+    while len(ious) < last:
+        masks, scores, candidates = predictor.predict(
+            points=points, labels=labels, masks=logits, multimask_output=logits is None
+        )
+        best = int(np.argmax(scores))
+        logits = candidates[best]
+        ious.append(mask_iou(masks[best], target))
+        if oracle is None:
+            oracle = max(mask_iou(mask, target) for mask in masks)
+            boundary = boundary_iou(masks[best], target)
+        reached = not noc or max(ious) >= max(noc)
+        if reached and len(ious) >= max(clicks):
+            break
+        click = next_click(masks[best], target)
+        if click is None:
+            break
+        points.append(click[0])
+        labels.append(click[1])
+    row = {f"iou@{n}": ious[min(n, len(ious)) - 1] for n in clicks}
+    row |= {"oracle_iou@1": oracle, "boundary_iou@1": boundary}
+    for wanted in noc:
+        after = next((n for n, iou in enumerate(ious, start=1) if iou >= wanted), max_clicks)
+        row[f"noc@{round(100 * wanted)}"] = min(after, max_clicks)
+    return row
+
+
+def _box_iou(predictor, target):
+    y, x = np.nonzero(target == 1)
+    box = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    masks, _, _ = predictor.predict(boxes=box, multimask_output=False)
+    return mask_iou(masks[0], target)

@@ -1,0 +1,233 @@
+"""Batches to train on: images and objects from a source, augmented, with sampled prompts."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from keras_sam.geometry import resize_image
+
+PROMPTS = ("none", "points", "boxes", "points or boxes")
+
+
+def sample_point(target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A pixel of the object, all equally likely.
+
+    Args:
+        target: array `(H0, W0)`, 1 where the object is, somewhere.
+        rng: numpy generator.
+
+    Returns:
+        float32 `(2,)`, x and y.
+    """
+    y, x = np.nonzero(target == 1)
+    chosen = rng.integers(len(x))
+    return np.float32([x[chosen], y[chosen]])
+
+
+def sample_box(
+    target: np.ndarray, rng: np.random.Generator, noise: float = 0.1, limit: float = 20.0
+) -> np.ndarray:
+    """The object's box as a hand draws it.
+
+    Args:
+        target: array `(H0, W0)`, 1 where the object is, somewhere.
+        rng: numpy generator.
+        noise: float. Standard deviation of each side, as a part of the box's width or height.
+        limit: float. No side is further off than so many pixels.
+
+    Returns:
+        float32 `(4,)`, x1, y1, x2, y2, within the image.
+
+    Source:
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix A.
+    """
+    y, x = np.nonzero(target == 1)
+    box = np.float32([x.min(), y.min(), x.max() + 1, y.max() + 1])
+    sides = np.tile(box[2:] - box[:2], 2)
+    box = box + np.clip(rng.normal(0, noise, 4) * sides, -limit, limit)
+    height, width = target.shape
+    box = np.clip(box, 0, [width, height, width, height])
+    return np.float32([*np.minimum(box[:2], box[2:]), *np.maximum(box[:2], box[2:])])
+
+
+def flip(image: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mirrors image `(H0, W0, C)` and targets `(P, H0, W0)` left to right."""
+    return image[:, ::-1], targets[:, :, ::-1]
+
+
+def jitter_scale(
+    image: np.ndarray,
+    targets: np.ndarray,
+    rng: np.random.Generator,
+    scales: tuple[float, float] = (0.1, 2.0),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales image and targets together; larger ones are cropped to the old size at random.
+
+    Args:
+        image: uint8 array `(H0, W0, C)`.
+        targets: uint8 array `(P, H0, W0)` of 0, 1 and 255.
+        rng: numpy generator.
+        scales: pair of floats. The smallest and largest scale; all are equally likely.
+
+    Returns:
+        Tuple of the new image and targets, never larger than the old ones.
+
+    Source:
+        Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177 (large-scale jitter).
+    """
+    scale = rng.uniform(*scales)
+    old = image.shape[:2]
+    size = tuple(max(1, round(n * scale)) for n in old)
+    image = resize_image(image, size)
+    rows, columns = (
+        ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, old, strict=True)
+    )
+    targets = targets[:, rows][:, :, columns]
+    top, left = (int(rng.integers(max(n - m, 0) + 1)) for n, m in zip(size, old, strict=True))
+    window = np.s_[top : top + old[0], left : left + old[1]]
+    return image[window], targets[(slice(None), *window)]
+
+
+class ObjectBatches(keras.utils.PyDataset):
+    """Batches `(x, y)` of images, sampled prompts and targets, for `fit` on any backend.
+
+    Everything random depends on the seed, the epoch and the image alone, so batches are the same
+    whatever the number of workers.
+
+    Args:
+        source: sequence of tuples of an image, uint8 `(H0, W0, 3)`, and its objects, uint8
+            `(P, H0, W0)` of 0, 1 and 255 for void, such as `MaskFolder`, `CocoObjects`
+            and `SA1BFolder`.
+        batch_size: int. Images in a batch. Defaults to 1.
+        prompts: `"none"` for `SAMTrainer`, which simulates them; `"points"` for one click
+            each, `"boxes"`, or `"points or boxes"`, one of the two for all objects of a batch.
+        max_objects: int. At most so many objects of an image, drawn anew every epoch.
+        max_area: float. Objects that cover more of their image are left out.
+        flips: bool. Whether to mirror half of the images.
+        scales: optional pair of floats for `jitter_scale`.
+        shuffle: bool. Whether images come in a new order every epoch.
+        skip_unreadable: bool. Leave out images that cannot be read, with a warning that
+            names them, instead of stopping.
+        seed: int.
+        **kwargs: `workers`, `use_multiprocessing`, `max_queue_size` of `keras.utils.PyDataset`.
+
+    Raises:
+        ValueError: if a setting is not usable, or no image of a batch has an object.
+
+    Example:
+
+    ```python
+    objects = np.zeros((1, 60, 90), "uint8")
+    objects[0, 20:40, 30:60] = 1
+    data = ObjectBatches([(np.zeros((60, 90, 3), "uint8"), objects)], prompts="boxes", seed=1)
+    x, y = data[0]
+    sorted(x)  # ["boxes", "images"]
+    ```
+    """
+
+    def __init__(
+        self,
+        source: Sequence,
+        batch_size: int = 1,
+        prompts: str = "none",
+        max_objects: int = 64,
+        max_area: float = 0.9,
+        flips: bool = False,
+        scales: tuple[float, float] | None = None,
+        shuffle: bool = True,
+        skip_unreadable: bool = False,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if prompts not in PROMPTS:
+            raise ValueError(f"`prompts` must be one of {PROMPTS}. Received: {prompts!r}.")
+        if batch_size < 1 or max_objects < 1:
+            raise ValueError(
+                "`batch_size` and `max_objects` must be at least 1. "
+                f"Received: batch_size={batch_size}, max_objects={max_objects}."
+            )
+        if len(source) == 0:
+            raise ValueError("`source` holds no image.")
+        self.source = source
+        self.batch_size = batch_size
+        self.prompts = prompts
+        self.max_objects = max_objects
+        self.max_area = max_area
+        self.flips = flips
+        self.scales = scales
+        self.shuffle = shuffle
+        self.skip_unreadable = skip_unreadable
+        self.seed = seed
+        self.epoch = 0
+
+    @property
+    def num_batches(self):
+        return math.ceil(len(self.source) / self.batch_size)
+
+    def on_epoch_end(self):
+        self.epoch += 1
+
+    def __getitem__(self, index):
+        order = np.arange(len(self.source))
+        if self.shuffle:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        start = index * self.batch_size
+        chosen = order[start : start + self.batch_size]
+        examples = [example for i in chosen if (example := self._example(int(i))) is not None]
+        if not examples:
+            raise ValueError(
+                "No image of this batch has an object that can be trained on: "
+                f"{', '.join(self._name(int(i)) for i in chosen)}. Leave them out of `source`, or "
+                "use larger batches."
+            )
+        x = {"images": [image for image, _, _ in examples]}
+        rng = np.random.default_rng((self.seed, self.epoch, index, 1))
+        x |= self._prompts(examples, rng)
+        return x, {"masks": [targets for _, targets, _ in examples]}
+
+    def _example(self, index):
+        """Image, targets and generator of one image; None if there is nothing to train on."""
+        try:
+            image, targets = self.source[index]
+        except (OSError, ValueError) as error:
+            if not self.skip_unreadable:
+                raise ValueError(
+                    f"{self._name(index)} cannot be read: {error} Pass `skip_unreadable=True` to "
+                    "leave such images out."
+                ) from error
+            warnings.warn(f"{self._name(index)} is left out: {error}", stacklevel=3)
+            return None
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        if self.flips and rng.random() < 0.5:
+            image, targets = flip(image, targets)
+        if self.scales is not None:
+            image, targets = jitter_scale(image, targets, rng, self.scales)
+        areas = (targets == 1).sum(axis=(1, 2))
+        size = image.shape[0] * image.shape[1]
+        usable = np.flatnonzero((areas > 0) & (areas <= self.max_area * size))
+        if not len(usable):
+            return None
+        if len(usable) > self.max_objects:
+            usable = np.sort(rng.choice(usable, self.max_objects, replace=False))
+        return np.ascontiguousarray(image), np.ascontiguousarray(targets[usable]), rng
+
+    def _prompts(self, examples, rng):
+        kind = self.prompts
+        if kind == "points or boxes":
+            kind = ("points", "boxes")[rng.integers(2)]
+        if kind == "boxes":
+            return {"boxes": [[sample_box(t, r) for t in targets] for _, targets, r in examples]}
+        if kind == "points":
+            points = [[[sample_point(t, r)] for t in targets] for _, targets, r in examples]
+            return {"points": points, "labels": [[[1]] * len(t) for _, t, _ in examples]}
+        return {}
+
+    def _name(self, index):
+        path = getattr(self.source, "path", None)
+        return str(path(index)) if path is not None else f"image {index}"

@@ -1,0 +1,210 @@
+"""SAM's training algorithm: prompt, look at the error, click on it, and again."""
+
+import keras
+from keras import ops
+
+from keras_sam.losses import VOID, candidate_masks, lone_click, selected_iou
+from keras_sam.models.sam_image_segmenter import SAMImageSegmenter, preprocessor_for
+from keras_sam.models.trainable import TrainableSegmenter, mean_over_prompts
+from keras_sam.models.training_batches import prompt_weights, targets_to_frames
+from keras_sam.training import clicks
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class SAMTrainer(TrainableSegmenter, keras.Model):
+    """Trains a segmenter on images and targets alone, with prompts that it simulates.
+
+    Each object gets a first prompt, a click or a box, then `num_clicks` clicks where
+    the mask is wrong, each together with the previous logits as mask prompt, and two rounds
+    with the mask prompt alone: one at random among the others, one at the end. The image is
+    encoded once for all rounds, all rounds are one compiled graph, and no gradient flows
+    through the logits that are fed back. The trained weights are the segmenter's own.
+
+    Args:
+        segmenter: a `SAMImageSegmenter`.
+        num_clicks: int. Clicks after the first prompt. Defaults to `8`, 11 rounds in all.
+        mask_rounds: bool. Whether to add the two rounds without a new click. Needs at least
+            one click. Defaults to `True`.
+        box_probability: float. Chance that the first prompt is a box. Defaults to `0.5`.
+        seed: optional int, of the simulated annotator.
+
+    Call arguments:
+        inputs: dict of `images` `(B, H, W, channels)` in the model frame, and `targets`
+            `(B, P, Lh, Lw)` of 0, 1 and 255 for void. `fit` makes it from images of any size
+            and targets of their size: `fit({"images": ...}, {"masks": ...})`.
+
+    Returns:
+        Dict of `masks` `(B, P, R, K, Lh, Lw)`, `iou_pred` `(B, P, R, K)` and `ambiguous`
+        `(B, P, R)` for `R` rounds.
+
+    Raises:
+        ValueError: if `num_clicks` is negative, or 0 with `mask_rounds`.
+
+    Source:
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix A.
+
+    Example:
+
+    ```python
+    trainer = keras_sam.training.SAMTrainer(tiny_segmenter, num_clicks=2)
+    trainer.compile(optimizer=keras.optimizers.AdamW(1e-4))
+    image, target = np.zeros((60, 90, 3), "uint8"), np.zeros((1, 60, 90), "uint8")
+    target[0, 20:40, 30:60] = 1
+    trainer.fit({"images": [image]}, {"masks": [target]}, verbose=0)
+    ```
+    """
+
+    def __init__(
+        self,
+        segmenter: SAMImageSegmenter,
+        num_clicks: int = 8,
+        mask_rounds: bool = True,
+        box_probability: float = 0.5,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        if num_clicks < (1 if mask_rounds else 0):
+            raise ValueError(
+                "`num_clicks` must be at least 1, or 0 without `mask_rounds`. "
+                f"Received: num_clicks={num_clicks}, mask_rounds={mask_rounds}."
+            )
+        self.segmenter = segmenter
+        self.num_clicks = num_clicks
+        self.mask_rounds = mask_rounds
+        self.box_probability = box_probability
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape=None):
+        pass  # the segmenter is built, and there is nothing else
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds in all, `R`."""
+        return 1 + self.num_clicks + 2 * self.mask_rounds
+
+    def call(self, inputs, training=None):
+        segmenter = self.segmenter
+        targets = ops.convert_to_tensor(inputs["targets"])
+        foreground, valid = ops.equal(targets, 1), ops.not_equal(targets, VOID)
+        embeddings = segmenter.image_encoder(inputs["images"], training=training)
+        (h, w), (mask_h, mask_w) = segmenter.image_shape[:2], segmenter.mask_size
+        scale = ops.convert_to_tensor([w / mask_w, h / mask_h], "float32")
+        points, labels = self._first_prompts(foreground, scale)
+        logits, rounds = None, []
+        for clicked in self._rounds_with_click():
+            if logits is not None and clicked is not False:
+                point, label = clicks.next_click(
+                    logits, foreground, valid, scale, self.seed_generator
+                )
+                label = label if clicked is True else ops.where(clicked, label, -10)
+                points = ops.concatenate([points, point], axis=2)
+                labels = ops.concatenate([labels, label], axis=2)
+            outputs = self._decode(embeddings, points, labels, logits, training)
+            rounds.append(outputs)
+            logits = _most_trusted(outputs)
+        return {k: ops.stack([r[k] for r in rounds], axis=2) for k in rounds[0]}
+
+    def _rounds_with_click(self):
+        """For each round: True with a new click, False without, or a tensor that says which.
+
+        One of the rounds between the first and the last is without a click, chosen anew in every
+        batch. The shapes stay the same: a click that is left out is a padding token.
+        """
+        if not self.mask_rounds:
+            return [True] * self.num_rounds
+        middle = self.num_clicks + 1
+        chosen = keras.random.randint((), 0, middle, seed=self.seed_generator)
+        return [True, *[ops.not_equal(chosen, i) for i in range(middle)], False]
+
+    def _first_prompts(self, foreground, scale):
+        """A click or a box for each object, three tokens either way."""
+        point, label = clicks.first_click(foreground, scale, self.seed_generator)
+        corners, corner_labels = clicks.noisy_box(foreground, scale, self.seed_generator)
+        batch = ops.shape(label)[:2]
+        draw = keras.random.uniform((*batch, 1), dtype="float32", seed=self.seed_generator)
+        use_box = draw < self.box_probability  # (B, P, 1)
+        not_a_point = -ops.ones_like(label)
+        labels = ops.concatenate(
+            [
+                ops.where(use_box, -10, label),
+                ops.where(use_box, corner_labels, -10),
+                ops.where(use_box, -10, not_a_point),
+            ],
+            axis=2,
+        )
+        origin = ops.zeros_like(point)
+        return ops.concatenate([point, corners, origin], axis=2), labels  # (B, P, 4)
+
+    def _decode(self, embeddings, points, labels, logits, training):
+        segmenter = self.segmenter
+        masks = None if logits is None else ops.expand_dims(logits, -1)
+        prompts = segmenter.prompt_encoder(points=points, labels=labels, masks=masks)
+        outputs = segmenter.mask_decoder(image_embeddings=embeddings, **prompts, training=training)
+        ambiguous = lone_click(labels)
+        if logits is not None:
+            ambiguous = ops.zeros_like(ambiguous)  # a mask says more than a click
+        return {"masks": outputs["masks"], "iou_pred": outputs["iou_pred"], "ambiguous": ambiguous}
+
+    def prepare_training(self, x, y, sample_weight=None):
+        """One batch in the model frame; prompts in `x` are refused, for they would be ignored."""
+        if set(x) != {"images"}:
+            raise ValueError(
+                "`SAMTrainer` simulates the prompts: `x` must hold `images` alone. To train on "
+                f"prompts of your own use `segmenter.fit`. Received: {sorted(x)}."
+            )
+        images, plans = self._frames(x["images"])
+        targets = targets_to_frames(y, plans, self.segmenter.mask_size)
+        prepared = {"images": images, "targets": targets}
+        if sample_weight is None:
+            return prepared, {"masks": targets}
+        return prepared, {"masks": targets}, prompt_weights(sample_weight, *targets.shape[:2])
+
+    def _frames(self, images):
+        preprocessor = self.segmenter.preprocessor or preprocessor_for(self.segmenter.backbone)
+        return preprocessor.image_converter.convert(images)
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True, **kwargs
+    ):
+        """The mean over rounds and prompt sets."""
+        losses = []
+        for outputs in self._per_round(y_pred):
+            loss = self._fit_state.loss(outputs, y["masks"], outputs["ambiguous"])
+            losses.append(mean_over_prompts(loss, y["masks"], sample_weight))
+        return sum(losses) / self.num_rounds + self.added_losses()
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """`miou` and `iou_error` of the last round."""
+        last = self._per_round(y_pred)[-1]
+        self.update_metrics(selected_iou(last, y["masks"], last["ambiguous"]), sample_weight)
+        return self.get_metrics_result()
+
+    def _per_round(self, y_pred):
+        return [{k: v[:, :, r] for k, v in y_pred.items()} for r in range(self.num_rounds)]
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "segmenter": keras.layers.serialize(self.segmenter),
+            "num_clicks": self.num_clicks,
+            "mask_rounds": self.mask_rounds,
+            "box_probability": self.box_probability,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "segmenter": keras.layers.deserialize(config["segmenter"])})
+
+
+def _most_trusted(outputs):
+    """The logits `(B, P, Lh, Lw)` to feed back: of the mask with the highest predicted IoU."""
+    scores = ops.cast(outputs["iou_pred"], "float32")
+    num_masks = scores.shape[2]
+    candidates = candidate_masks(outputs["ambiguous"], num_masks)
+    chosen = ops.argmax(ops.where(candidates > 0, scores, -1e9), axis=-1)
+    chosen = ops.one_hot(chosen, num_masks, dtype="float32")[..., None, None]
+    logits = ops.sum(ops.cast(outputs["masks"], "float32") * chosen, axis=2)
+    return ops.stop_gradient(logits)
