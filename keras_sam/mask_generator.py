@@ -1,0 +1,351 @@
+"""Segmenting everything: a grid of clicks over the image and its crops, and what is left of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_sam.boxes import build_layer_point_grids, generate_crop_boxes
+from keras_sam.geometry import ResizePlan
+from keras_sam.images import load_image
+from keras_sam.mask_records import CandidateFile, Candidates, Crop, MaskRecords, Thresholds, choose
+from keras_sam.models.batches import check_at_least_one
+from keras_sam.models.outputs import select_masks
+from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
+from keras_sam.predictor import SAMPredictor
+from keras_sam.preprocessing import batch_of, is_one_image
+
+
+class SAMAutomaticMaskGenerator:
+    """Segments everything in an image: clicks everywhere, keeps the good masks, each once.
+
+    Parameters, order of steps and records are those of Meta's `SamAutomaticMaskGenerator`
+    (`tests/test_mask_generator.py` compares them). Only masks whose predicted IoU is high enough
+    are enlarged, one at a time, so memory does not grow with the number of points.
+
+    Args:
+        segmenter: a `SAMImageSegmenter`; or a `SAMPredictor`, whose preprocessor is then used,
+            and whose images, when they are set, need no encoding.
+        points_per_side: int. Clicks along each side of the image, or None with `point_grids`.
+        points_per_batch: int. Clicks whose masks are in memory together.
+        pred_iou_thresh: float. Masks with a predicted IoU above it stay; 0 keeps all.
+        stability_score_thresh: float. Masks with a stability score of at least this stay; 0
+            keeps all.
+        stability_score_offset: float. How far the mask threshold is moved up and down for the
+            stability score.
+        box_nms_thresh: float. Of two masks of one crop whose boxes have a larger IoU, the one
+            with the higher predicted IoU stays.
+        crop_n_layers: int. Layers of crops that are segmented besides the whole image: layer
+            `i` has `2**i` by `2**i`.
+        crop_nms_thresh: float. Of two masks whose boxes have a larger IoU, the one of the
+            smaller crop stays.
+        crop_overlap_ratio: float. How much crops overlap, see `boxes.generate_crop_boxes`.
+        crop_n_points_downscale_factor: int. Layer `i` has `points_per_side / factor**i` clicks
+            per side of a crop.
+        point_grids: optional list of float arrays `(N, 2)`, x y in 0..1: the clicks into the
+            image, then into each crop of layer 1, and so on. Needs `points_per_side=None`.
+        min_mask_region_area: float, pixels. Holes and islands that are smaller are removed.
+        output_mode: `"binary_mask"`, `"uncompressed_rle"` or `"coco_rle"`, see `masks`.
+        use_m2m: bool. Decode every mask once more, with itself as mask prompt, before anything
+            is dropped: better edges, in four times the decoder's time.
+        keep_candidates: bool. Keep all candidates in a temporary file, see `MaskRecords.filter`.
+        prompt_chunk: int. Clicks that are decoded at once.
+
+    Raises:
+        ValueError: if a parameter is out of range, or not exactly one of `points_per_side` and
+            `point_grids` is given.
+
+    Source:
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix B;
+        facebookresearch/segment-anything@dca509f. `use_m2m`: facebookresearch/sam2.
+
+    Example:
+
+    ```python
+    generator = keras_sam.SAMAutomaticMaskGenerator(
+        tiny_segmenter, points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0
+    )
+    records = generator.generate(image)
+    sorted(records[0])[:3]  # ['area', 'bbox', 'crop_box']
+    large = [record for record in records if record["area"] > 1000]
+    fewer = records.filter(box_nms_thresh=0.5)
+    ```
+    """
+
+    def __init__(
+        self,
+        segmenter: SAMImageSegmenter | SAMPredictor,
+        points_per_side: int | None = 32,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.88,
+        stability_score_thresh: float = 0.95,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        point_grids: Sequence[Any] | None = None,
+        min_mask_region_area: float = 0,
+        output_mode: str = "binary_mask",
+        use_m2m: bool = False,
+        keep_candidates: bool = False,
+        prompt_chunk: int = PROMPT_CHUNK,
+    ):
+        is_predictor = isinstance(segmenter, SAMPredictor)
+        self.predictor = segmenter if is_predictor else SAMPredictor(segmenter)
+        self.segmenter = self.predictor.segmenter
+        check_at_least_one(points_per_batch, "points_per_batch")
+        check_at_least_one(prompt_chunk, "prompt_chunk")
+        if crop_n_layers < 0 or not 0 <= crop_overlap_ratio < 1:
+            raise ValueError(
+                "`crop_n_layers` must be at least 0 and `crop_overlap_ratio` in [0, 1). Received: "
+                f"crop_n_layers={crop_n_layers}, crop_overlap_ratio={crop_overlap_ratio}."
+            )
+        if (points_per_side is None) == (point_grids is None):
+            raise ValueError(
+                "Exactly one of `points_per_side` and `point_grids` must be given; with grids of "
+                f"your own pass `points_per_side=None`. Received: points_per_side="
+                f"{points_per_side}, point_grids={'None' if point_grids is None else 'given'}."
+            )
+        if point_grids is None:
+            self.point_grids = build_layer_point_grids(
+                points_per_side, crop_n_layers, crop_n_points_downscale_factor
+            )
+        else:
+            self.point_grids = _check_grids(point_grids, crop_n_layers)
+        self.thresholds = Thresholds(
+            pred_iou_thresh=pred_iou_thresh,
+            stability_score_thresh=stability_score_thresh,
+            stability_score_offset=stability_score_offset,
+            box_nms_thresh=box_nms_thresh,
+            crop_nms_thresh=crop_nms_thresh,
+            min_mask_region_area=min_mask_region_area,
+            output_mode=output_mode,
+            mask_threshold=self.segmenter.mask_threshold,
+        )
+        self.points_per_batch = points_per_batch
+        self.crop_n_layers = crop_n_layers
+        self.crop_overlap_ratio = crop_overlap_ratio
+        self.use_m2m = use_m2m
+        self.keep_candidates = keep_candidates
+        self.prompt_chunk = prompt_chunk
+
+    def generate(
+        self,
+        image: Any = None,
+        keep_candidates: bool | None = None,
+        channel_order: str | None = None,
+        verbose: Any = "auto",
+    ) -> MaskRecords | list[MaskRecords]:
+        """Segments everything in one image, or in each of several.
+
+        Ctrl-C while several images are segmented loses none that is finished: their records
+        are returned, with a warning. If one of many images may be unusable, use `stream`.
+
+        Args:
+            image: array `(H0, W0, 3)`, PIL image or path; or a list of them, of any sizes. By
+                default the images that are set in the predictor, without encoding them again.
+            keep_candidates: optional bool, instead of the generator's.
+            channel_order: optional `"rgb"` or `"bgr"`, as in `SAMPredictor.set_image`.
+            verbose: `"auto"` for a progress bar over several images, 1 for one in any case, 0
+                for none. It counts clicks.
+
+        Returns:
+            `MaskRecords`, a list of Meta's records, empty if nothing was good enough; for
+            several images a list of them.
+
+        Raises:
+            ValueError: if an image is unusable, or too small for the layers of crops; or there
+                are to be crops of an image of which only the embedding is there.
+            RuntimeError: if there is no image.
+        """
+        if image is None:
+            sources = self._embedded_images()
+            several = len(sources) > 1
+        else:
+            several = not is_one_image(image)
+            sources = batch_of(image) if several else [image]
+        tell = self._progress(len(sources), verbose)
+        finished = []
+        try:
+            for records in self._stream(sources, keep_candidates, channel_order, tell):
+                finished.append(records)
+        except KeyboardInterrupt:
+            if not finished:
+                raise
+            warnings.warn(
+                f"Interrupted: records of the first {len(finished)} of {len(sources)} images.",
+                stacklevel=2,
+            )
+        return finished if several else finished[0]
+
+    def stream(
+        self,
+        images: Iterable[Any],
+        keep_candidates: bool | None = None,
+        channel_order: str | None = None,
+    ) -> Iterator[MaskRecords]:
+        """Segments everything in images one after the other, as the results are asked for.
+
+        Args:
+            images: iterable of images, each as in `generate`, read when its turn comes.
+            keep_candidates: see `generate`.
+            channel_order: see `generate`.
+
+        Yields:
+            The `MaskRecords` of each image, in their order.
+
+        Raises:
+            ValueError: if an image is unusable, see `generate`, when its turn comes.
+        """
+        return self._stream(images, keep_candidates, channel_order, lambda points: None)
+
+    def filter(self, records: MaskRecords, **thresholds: Any) -> MaskRecords:
+        """`records.filter(**thresholds)`: chooses again, without running the model.
+
+        Args:
+            records: `MaskRecords` that `generate` or `stream` returned.
+            **thresholds: see `MaskRecords.filter`.
+
+        Returns:
+            New `MaskRecords`.
+
+        Raises:
+            ValueError: see `MaskRecords.filter`.
+        """
+        return records.filter(**thresholds)
+
+    def _stream(self, images, keep_candidates, channel_order, tell):
+        keep = self.keep_candidates if keep_candidates is None else keep_candidates
+        for image in images:
+            if isinstance(image, _EmbeddedImage):
+                size, crops = image.plan.original_size, self._whole_image(image, tell)
+            else:
+                pixels = self._read(image, channel_order)
+                size, crops = pixels.shape[:2], self._crops(pixels, tell)
+            candidates = CandidateFile() if keep else None
+            if candidates is not None:
+                crops = candidates.recorded(crops)
+            yield choose(crops, size, self.thresholds, candidates)
+
+    def _read(self, image, channel_order):
+        converter = self.predictor.preprocessor.image_converter
+        return load_image(
+            image,
+            channel_order or converter.channel_order,
+            converter.num_channels,
+            converter.do_convert_rgb,
+            converter.data_format,
+        )
+
+    def _crops(self, pixels, tell):
+        """The crops of an image `(H0, W0, C)`, each with its candidates, encoded in its turn."""
+        converter = self.predictor.preprocessor.image_converter
+        boxes, layers = generate_crop_boxes(
+            pixels.shape[:2], self.crop_n_layers, self.crop_overlap_ratio
+        )
+        for box, layer in zip(boxes.tolist(), layers, strict=True):
+            x1, y1, x2, y2 = box
+            frame, (plan,) = converter.convert(
+                [pixels[y1:y2, x1:x2]], channel_order="rgb", data_format="channels_last"
+            )
+            embedding = self.segmenter.encode_frames(frame)
+            yield Crop(tuple(box), plan), self._candidates(embedding, plan, layer, tell)
+
+    def _whole_image(self, image, tell):
+        h, w = image.plan.original_size
+        yield (
+            Crop((0, 0, w, h), image.plan),
+            self._candidates(image.embedding, image.plan, 0, tell),
+        )
+
+    def _candidates(self, embedding, plan, layer, tell):
+        h, w = plan.original_size
+        points = self.point_grids[layer] * np.array([w, h])
+        for start in range(0, len(points), self.points_per_batch):
+            part = points[start : start + self.points_per_batch]
+            multimask = self.segmenter.mask_decoder.num_mask_tokens > 1
+            scores, logits = self._decode(embedding, plan, part, None, multimask)
+            if self.use_m2m:
+                scores, logits = self._refine(embedding, plan, part, logits)
+            yield Candidates(part, scores, logits)
+            tell(len(part))
+
+    def _decode(self, embedding, plan, points, masks, multimask_output):
+        """Scores `(N, K)` and logits `(N, K, Lh, Lw)` of one click each."""
+        prompts = {"points": points[None, :, None], "labels": np.ones((1, len(points), 1), "int32")}
+        if masks is not None:
+            prompts["masks"] = masks[None, ..., None]  # (1, N, Lh, Lw, 1)
+        outputs = self.segmenter.decode(
+            embedding, prompts, original_sizes=[plan], prompt_chunk=self.prompt_chunk
+        )
+        outputs = select_masks(outputs, multimask_output)
+        return outputs["iou_pred"][0], outputs["masks"][0]
+
+    def _refine(self, embedding, plan, points, logits):
+        """Mask 0 of the same clicks with each of their masks as prompt."""
+        refined = [
+            self._decode(embedding, plan, points, logits[:, k], False)
+            for k in range(logits.shape[1])
+        ]
+        return tuple(np.concatenate(arrays, axis=1) for arrays in zip(*refined, strict=True))
+
+    def _embedded_images(self):
+        if not self.predictor.is_image_set:
+            raise RuntimeError(
+                "No image: pass one to `generate`, or set one in the predictor that the generator "
+                "was made with."
+            )
+        if self.crop_n_layers:
+            raise ValueError(
+                "Crops need the image itself, not its embedding alone: pass the image to "
+                f"`generate`, or use `crop_n_layers=0`. Received: {self.crop_n_layers}."
+            )
+        plan = self.predictor.preprocessor.image_converter.plan
+        embeddings = self.predictor.image_embeddings
+        return [
+            _EmbeddedImage(embeddings[i : i + 1], plan(size))
+            for i, size in enumerate(self.predictor.original_sizes)
+        ]
+
+    def _progress(self, images, verbose):
+        """A function that moves the progress bar on by so many clicks."""
+        if verbose in (0, False) or (verbose == "auto" and images == 1):
+            return lambda points: None
+        layers = range(self.crop_n_layers + 1)
+        clicks = sum(4**layer * len(self.point_grids[layer]) for layer in layers)
+        return keras.utils.Progbar(images * clicks, unit_name="click").add
+
+
+class _EmbeddedImage:
+    """An image that is encoded already."""
+
+    def __init__(self, embedding: np.ndarray, plan: ResizePlan):
+        self.embedding = embedding
+        self.plan = plan
+
+
+def _check_grids(point_grids: Sequence[Any], layers: int) -> list[np.ndarray]:
+    grids = [np.asarray(grid, "float64") for grid in point_grids]
+    if len(grids) <= layers:
+        raise ValueError(
+            f"`point_grids` must have one grid for the image and one per layer of crops, "
+            f"{layers + 1} in all. Received: {len(grids)}."
+        )
+    for grid in grids:
+        if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
+            raise ValueError(
+                "Each of `point_grids` must have shape (N, 2) with at least one point, x y in "
+                f"0..1. Received: shape={grid.shape}."
+            )
+        if not ((grid >= 0) & (grid <= 1)).all():
+            raise ValueError(
+                "`point_grids` must be x y in 0..1, parts of the image's width and height, not "
+                f"pixels. Received: values in {grid.min()}..{grid.max()}."
+            )
+    return grids
