@@ -1,0 +1,124 @@
+"""The `keras-sam` command: one module per command, found in `COMMANDS`.
+
+A command module has `add_parser(commands)`, which adds its options, and
+`run(args)`, which does the work and returns the exit code. Importing it must
+stay cheap: Keras and everything that needs it is imported in `run`, after the
+backend has been chosen.
+
+Exit codes: 0 done, 2 the call or its input is wrong, 1 anything else.
+"""
+
+import argparse
+import os
+import re
+import sys
+import warnings
+
+from keras_sam import __version__
+from keras_sam.cli import convert, presets, segment
+from keras_sam.cli.failure import CommandError, one_line
+
+COMMANDS = (segment, presets, convert)
+
+_DESCRIPTION = """\
+Segment Anything with Keras, on JAX, PyTorch, TensorFlow or OpenVINO.
+
+Exit codes: 0 done, 2 the call or its input is wrong, 1 anything else."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser with every command. Nothing heavy is imported for it."""
+    parser = _Parser(
+        prog="keras-sam",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command_parser = command.add_parser(commands)
+        command_parser.set_defaults(run=command.run)
+        command_parser.add_argument(
+            "--quiet", action="store_true", help="print nothing but results and errors"
+        )
+        command_parser.add_argument(
+            "--debug", action="store_true", help="let errors end in a Python traceback"
+        )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: list of str. Defaults to the arguments that the process was called with.
+
+    Returns:
+        int, the exit code.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = build_parser().parse_args(_join_negative_numbers(argv))
+    except SystemExit as stop:  # argparse, after --help, --version or an error
+        return stop.code or 0
+    name = f"keras-sam {args.command}"
+    with warnings.catch_warnings():
+        if not args.debug:
+            warnings.showwarning = _show_warning
+        try:
+            code = args.run(args)
+            sys.stdout.flush()
+            return code
+        except Exception as error:
+            if args.debug:
+                raise
+            return _report(name, error)
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted", file=sys.stderr)
+            return 130
+
+
+def _report(name, error):
+    if isinstance(error, BrokenPipeError):  # the reader of our output, `head` say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, CommandError):
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return error.code
+    print(
+        f"{name}: error: {type(error).__name__}: {one_line(error)} (--debug shows where)",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None):
+    if issubclass(category, UserWarning):
+        print(f"keras-sam: warning: {one_line(message)}", file=sys.stderr)
+
+
+def _join_negative_numbers(argv):
+    """`--box -3,0,9,9` as `--box=-3,0,9,9`: argparse takes the lone value for an option."""
+    joined = []
+    for argument in argv:
+        follows_option = joined and re.fullmatch(r"--[a-z-]+", joined[-1])
+        if follows_option and re.match(r"-[.\d][^a-z]*$", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings, dest, help):  # noqa: A002 - argparse's name
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"keras-sam {__version__}")
+        parser.exit()

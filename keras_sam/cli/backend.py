@@ -1,0 +1,98 @@
+"""Which Keras backend and device a command runs on."""
+
+import contextlib
+import importlib.util
+import os
+import sys
+
+from keras_sam.cli.failure import CommandError
+
+# The order in which an installed backend is taken. OpenVINO comes last: it only predicts.
+PACKAGES = {"jax": "jax", "torch": "torch", "tensorflow": "tensorflow", "openvino": "openvino"}
+
+
+def choose_backend(requested: str | None = None) -> str:
+    """Sets `KERAS_BACKEND`, before anything imports Keras.
+
+    Args:
+        requested: str. `--backend`. Defaults to `KERAS_BACKEND`, or without that to the first
+            backend that is installed.
+
+    Returns:
+        str, the backend's name.
+
+    Raises:
+        CommandError: if the backend that was asked for is not installed, or none is.
+    """
+    name = requested or os.environ.get("KERAS_BACKEND")
+    if name:
+        origin = "--backend" if requested else "KERAS_BACKEND"
+        if name not in PACKAGES:
+            raise CommandError(f"{origin} must be one of {', '.join(PACKAGES)}. Received: {name!r}")
+        if not _installed(PACKAGES[name]):
+            raise CommandError(
+                f"{origin} asks for {name}, which is not installed. Install it with: "
+                f'pip install "keras-sam[{name}]"'
+            )
+    else:
+        name = next((name for name in PACKAGES if _installed(PACKAGES[name])), None)
+        if name is None:
+            raise CommandError(
+                "no Keras backend is installed. Install one with: "
+                'pip install "keras-sam[jax]" (or [torch], [tensorflow], [openvino])',
+                code=1,
+            )
+    running = sys.modules.get("keras")
+    if running is not None and running.config.backend() != name:
+        raise CommandError(
+            f"Keras already runs on {running.config.backend()} in this process: set "
+            f"KERAS_BACKEND={name} before importing it",
+            code=1,
+        )
+    os.environ["KERAS_BACKEND"] = name
+    # TensorFlow's start-up notes about the processor are not about this command.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    return name
+
+
+def prepare_device(device: str | None) -> None:
+    """Keeps GPUs out of a run on the CPU, before anything imports the backend."""
+    if device and device.startswith("cpu"):
+        os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu", KERAS_TORCH_DEVICE="cpu")
+
+
+@contextlib.contextmanager
+def use_device(device: str | None):
+    """Runs a block on `device`; None leaves the choice to the backend.
+
+    Raises:
+        CommandError: if the backend has no such device.
+    """
+    if device is None:
+        yield
+        return
+    import keras
+
+    name = keras.config.backend()
+    if name == "openvino" and not device.startswith("cpu"):
+        raise CommandError("--device: Keras runs OpenVINO on the CPU only")
+    try:
+        # TensorFlow would silently compute elsewhere, so ask which devices there are; on torch
+        # Keras cannot list them, but using one that is missing fails.
+        if name in ("jax", "tensorflow"):
+            kind, _, index = device.partition(":")
+            if f"{kind}:{index or 0}" not in keras.distribution.list_devices(kind):
+                raise ValueError(f"the devices are {keras.distribution.list_devices()}")
+        with keras.device(device):
+            keras.ops.convert_to_numpy(keras.ops.ones(1) + 1)
+    except Exception as error:  # every backend has its own kind
+        raise CommandError(f"--device: {name} has no {device} here: {error}") from error
+    with keras.device(device):
+        yield
+
+
+def _installed(package):
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False

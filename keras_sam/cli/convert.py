@@ -1,0 +1,83 @@
+"""`keras-sam convert`: checkpoints from one library's format to another's."""
+
+import argparse
+from pathlib import Path
+
+from keras_sam.cli.failure import CommandError, bad_input
+from keras_sam.cli.model import check_source
+from keras_sam.cli.output import check_output_folder, made_folder
+from keras_sam.cli.progress import Progress
+
+_LAYOUTS = {"meta": "meta", "transformers": "transformers", "preset": "keras_sam"}
+
+_DESCRIPTION = """\
+Converts a checkpoint, bit by bit; no backend is needed.
+
+--to meta           OUT is a .safetensors file with the names of Meta's state dict: torch users
+                    load it with safetensors.torch.load_file and model.load_state_dict
+--to transformers   OUT is a folder for transformers' SamModel.from_pretrained
+--to preset         OUT is a folder for from_preset and for --preset"""
+
+_EXAMPLES = """\
+examples:
+  keras-sam convert sam_vit_b_01ec64.pth sam_base --to transformers
+  keras-sam convert hf://facebook/sam-vit-base sam_vit_b.safetensors --to meta"""
+
+
+def add_parser(commands) -> argparse.ArgumentParser:
+    """Adds the command and its options."""
+    parser = commands.add_parser(
+        "convert",
+        help="convert a checkpoint to Meta's, transformers' or this package's format",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        help="a checkpoint file, a folder, a built-in name, or a kaggle:// or hf:// handle",
+    )
+    parser.add_argument("target", type=Path, metavar="OUT", help="the file or folder to write")
+    parser.add_argument("--to", choices=sorted(_LAYOUTS), required=True, help="the format of OUT")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes OUT whole, or not at all."""
+    from keras_sam.files import whole_folder
+    from keras_sam.presets import convert_checkpoint
+
+    check_source(args.source, "IN")
+    _check_target(args)
+    layout = _LAYOUTS[args.to]
+    progress = Progress(args.quiet)
+    local = Path(args.source).exists()
+    step = progress.step(f"Converting {args.source}", spinner=local)
+    with step, bad_input(), made_folder(args.target.parent):
+        if args.to == "meta":
+            convert_checkpoint(args.source, args.target, layout)
+        else:
+            with whole_folder(args.target, replaceable="config.json") as folder:
+                convert_checkpoint(args.source, folder, layout)
+    print(args.target)
+    return 0
+
+
+def _check_target(args):
+    target = args.target
+    if args.to == "meta" and target.suffix != ".safetensors":
+        raise CommandError(f"OUT {target}: with --to meta it must end in .safetensors")
+    if target.exists():
+        if Path(args.source).exists() and target.samefile(args.source):
+            raise CommandError(f"OUT {target}: is IN itself")
+        if target.is_dir() == (args.to == "meta"):
+            kind = "folder, not a file" if target.is_dir() else "file, not a folder"
+            raise CommandError(f"OUT {target}: is a {kind}")
+        if not args.overwrite:
+            raise CommandError(f"OUT {target}: is there already; --overwrite replaces it")
+        if target.is_dir() and not (target / "config.json").is_file():
+            raise CommandError(f"OUT {target}: has no config.json, so it is no model: not replaced")
+    check_output_folder(target.parent, "OUT")

@@ -1,0 +1,33 @@
+"""What goes wrong for a reason that the user can see and mend."""
+
+import contextlib
+
+
+class CommandError(Exception):
+    """Ends a command with a one-line message.
+
+    Args:
+        message: str. What is wrong, and what to do.
+        code: int. Exit code: 2 for wrong input, 1 for the rest.
+    """
+
+    def __init__(self, message: str, code: int = 2):
+        super().__init__(one_line(message))
+        self.code = code
+
+
+def one_line(message, limit: int = 600) -> str:
+    """Any message or exception as a single line that a terminal can show."""
+    if isinstance(message, KeyError) and message.args:
+        message = message.args[0]
+    line = " ".join(str(message).split())
+    return line if len(line) <= limit else line[: limit - 4] + " ..."
+
+
+@contextlib.contextmanager
+def bad_input():
+    """Errors by which the library refuses its input become exit code 2."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise CommandError(str(error)) from error

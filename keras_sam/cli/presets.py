@@ -1,0 +1,39 @@
+"""`keras-sam presets`: the built-in presets, and which of them are on this machine."""
+
+import argparse
+import json
+
+from keras_sam.cli.tables import format_table
+
+_DESCRIPTION = """\
+Lists the built-in presets. `keras-sam segment --preset NAME` downloads the weights of one that
+is not cached. Nothing is downloaded, and nobody asked, for this list."""
+
+
+def add_parser(commands) -> argparse.ArgumentParser:
+    """Adds the command and its options."""
+    parser = commands.add_parser(
+        "presets",
+        help="list the built-in presets",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print everything known, as JSON")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table."""
+    from keras_sam.presets import list_presets
+
+    presets = list_presets()
+    if args.json:
+        print(json.dumps(presets, indent=2))
+        return 0
+    rows = []
+    for name, known in presets.items():
+        size = f"{known['size'] / 1e6:,.0f} MB"
+        rows.append((name, f"{known['parameters']:,}", size, known["cached"] or "no"))
+    print(format_table(("name", "parameters", "size", "cached"), rows))
+    return 0

@@ -1,0 +1,152 @@
+"""Prompts of several objects, from the command line or a file."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+from keras_sam.cli.failure import CommandError
+
+_KEYS = ("name", "points", "labels", "box", "mask")
+_COLUMNS = ("object", "x", "y", "label", "x1", "y1", "x2", "y2", "mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectPrompt:
+    """Everything that says which object is meant. Coordinates are pixels of the photograph.
+
+    Args:
+        name: str. Tells the objects of a photograph apart.
+        points: tuple of (x, y, label).
+        box: (x1, y1, x2, y2), or None.
+        mask: Path of a mask picture or logits, or None.
+    """
+
+    name: str
+    points: tuple = ()
+    box: tuple | None = None
+    mask: Path | None = None
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the prompt is a lone click, which may mean a thing or a part of it."""
+        return len(self.points) == 1 and self.box is None and self.mask is None
+
+
+def prompts_from_options(points, boxes, mask) -> list[ObjectPrompt]:
+    """One object from all points, at most one box and a mask; or one object per box."""
+    if not (points or boxes or mask):
+        raise CommandError("no prompt: give at least one --point, --box, --mask or --prompts")
+    if len(boxes) <= 1:
+        return [ObjectPrompt("0", tuple(points), boxes[0] if boxes else None, mask)]
+    if points or mask:
+        raise CommandError(
+            "several --box are one object each, so that --point and --mask belong to none of "
+            "them: give one --box, or all prompts in a --prompts file"
+        )
+    return [ObjectPrompt(str(index), box=box) for index, box in enumerate(boxes)]
+
+
+def read_prompts(path: Path) -> list[ObjectPrompt]:
+    """Reads a .json or .csv file of prompts, one object each. `--help` shows both."""
+    reader = {".json": _read_json, ".csv": _read_csv}.get(path.suffix.lower())
+    if reader is None:
+        raise CommandError(f"--prompts {path}: expected a .json or .csv file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"--prompts {path}: {getattr(error, 'strerror', error)}") from error
+    prompts = reader(path, text)
+    if not prompts:
+        raise CommandError(f"--prompts {path}: holds no prompt")
+    names = [prompt.name for prompt in prompts]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise CommandError(f"--prompts {path}: several objects have the name {twice[0]!r}")
+    return prompts
+
+
+def _read_json(path, text):
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise CommandError(f"--prompts {path}: not JSON: {error}") from error
+    if not isinstance(entries, list):
+        raise CommandError(f"--prompts {path}: expected a list of objects")
+    return [_json_object(path, index, entry) for index, entry in enumerate(entries)]
+
+
+def _json_object(path, index, entry):
+    where = f"--prompts {path}: object {index}"
+    if not isinstance(entry, dict) or not entry.keys() <= set(_KEYS):
+        raise CommandError(f"{where}: expected a dict with {', '.join(_KEYS)}, received {entry}")
+    points = entry.get("points") or []
+    labels = entry.get("labels")
+    if not isinstance(points, list) or not all(isinstance(point, list) for point in points):
+        raise CommandError(f"{where}: points must be a list of [x, y], received {points}")
+    if labels is None:
+        labels = [1] * len(points)
+    if not isinstance(labels, list) or len(labels) != len(points):
+        raise CommandError(f"{where}: labels must hold one label per point, received {labels}")
+    points = tuple(
+        _point(where, [*point, label]) for point, label in zip(points, labels, strict=True)
+    )
+    box = _box(where, entry["box"]) if entry.get("box") is not None else None
+    return _object(where, path, str(entry.get("name", index)), points, box, entry.get("mask"))
+
+
+def _read_csv(path, text):
+    rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+    objects: dict[str, dict] = {}
+    for number, row in enumerate(rows, start=2):  # line 1 is the header
+        where = f"--prompts {path}: line {number}"
+        if not row.keys() <= set(_COLUMNS):
+            raise CommandError(f"{where}: the columns may be {', '.join(_COLUMNS)}")
+        row = {key: (value or "").strip() for key, value in row.items()}
+        name = row.get("object") or f"line {number}"
+        known = objects.setdefault(name, {"where": where, "points": [], "box": None, "mask": None})
+        if row.get("x") or row.get("y"):
+            values = [row.get("x"), row.get("y"), row.get("label") or 1]
+            known["points"].append(_point(where, values))
+        corners = [row.get(key) or None for key in ("x1", "y1", "x2", "y2")]
+        for key, value in (("box", corners if any(corners) else None), ("mask", row.get("mask"))):
+            if value and known[key]:
+                raise CommandError(f"{where}: object {name!r} has a {key} already")
+            known[key] = known[key] or (_box(where, value) if key == "box" and value else value)
+    return [
+        _object(known["where"], path, name, tuple(known["points"]), known["box"], known["mask"])
+        for name, known in objects.items()
+    ]
+
+
+def _object(where, path, name, points, box, mask):
+    if mask is not None and not isinstance(mask, str):
+        raise CommandError(f"{where}: mask must be the path of a file, received {mask}")
+    if not (points or box or mask):
+        raise CommandError(f"{where}: has neither points nor a box nor a mask")
+    return ObjectPrompt(name, points, box, path.parent / mask if mask else None)
+
+
+def _point(where, values):
+    x, y, label = _finite(where, values, 3, "a point must be x, y and a label")
+    if label not in (0, 1):
+        raise CommandError(f"{where}: a label must be 1 or 0, received {values[2]}")
+    return x, y, int(label)
+
+
+def _box(where, values):
+    x1, y1, x2, y2 = _finite(where, values, 4, "a box must be x1, y1, x2, y2")
+    if x2 < x1 or y2 < y1:
+        raise CommandError(f"{where}: the box {values} is upside down")
+    return x1, y1, x2, y2
+
+
+def _finite(where, values, count, form):
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        numbers = []
+    # A number that is not finite differs from itself or from its half's double.
+    if len(numbers) != count or not all(abs(number) < 1e9 for number in numbers):
+        raise CommandError(f"{where}: {form}, received {values}")
+    return numbers

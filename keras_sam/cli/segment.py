@@ -1,0 +1,349 @@
+"""`keras-sam segment`: masks of the objects that prompts point at, in one photograph."""
+
+import argparse
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from keras_sam.cli import model, options
+from keras_sam.cli.failure import CommandError, bad_input
+from keras_sam.cli.output import check_output_folder, output_files
+from keras_sam.cli.progress import Progress
+from keras_sam.cli.prompt_files import ObjectPrompt, prompts_from_options, read_prompts
+from keras_sam.cli.tables import format_table
+
+_DESCRIPTION = """\
+Segments the objects that the prompts point at.
+
+All --point of a call, a single --box and a --mask describe one object together. Several --box
+are one object each. For more, put the prompts into a file (--prompts):
+
+  prompts.json   [{"name": "wheel", "points": [[560, 740], [900, 500]], "labels": [1, 0]},
+                  {"name": "truck", "box": [80, 280, 1712, 858], "mask": "rough.png"}]
+  prompts.csv    object,x,y,label,x1,y1,x2,y2
+                 wheel,560,740,1,,,,
+                 wheel,900,500,0,,,,
+                 truck,,,,80,280,1712,858
+
+Coordinates are pixels of the photograph as it is seen, x to the right and y down.
+
+Writes into --out, all files or none:
+  PHOTO_mask_N.png     each mask, white on black, in the photograph's size
+  PHOTO_overlay.png    the best mask of each object, the points and boxes
+  PHOTO_candidates.png the masks of one ambiguous object side by side
+  PHOTO.json           prompts, scores (predicted IoU), areas and boxes of all masks"""
+
+_EXAMPLES = """\
+examples:
+  keras-sam segment truck.jpg --preset sam_base_sa1b --point 1000,600 --out masks
+  keras-sam segment truck.jpg --checkpoint sam_vit_b_01ec64.pth --box 80,280,1712,858 \\
+      --point 560,740,0 --out masks"""
+
+_PIXELS_AT_ONCE = 1 << 28  # of full-size masks, a byte each, that a call of the decoder may return
+
+
+def add_parser(commands) -> argparse.ArgumentParser:
+    """Adds the command and its options."""
+    parser = commands.add_parser(
+        "segment",
+        help="segment objects in a photograph from points, boxes and masks",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("photo", type=Path, metavar="PHOTO", help="the picture to segment")
+    prompts = parser.add_argument_group("prompts")
+    prompts.add_argument(
+        "--point",
+        type=options.point,
+        action="append",
+        default=[],
+        metavar="X,Y[,LABEL]",
+        help="a point of the object, or with label 0 of the background; repeatable",
+    )
+    prompts.add_argument(
+        "--box",
+        type=options.box,
+        action="append",
+        default=[],
+        metavar="X1,Y1,X2,Y2",
+        help="a box around the object; several boxes are several objects",
+    )
+    prompts.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="a rough mask to refine: a black and white picture of the photograph's size, or "
+        ".npy logits",
+    )
+    prompts.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="a .json or .csv file of many objects"
+    )
+    results = parser.add_argument_group("results")
+    results.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the results"
+    )
+    results.add_argument(
+        "--multimask",
+        action=argparse.BooleanOptionalAction,
+        help="write three candidates per object, or the one mask for unambiguous prompts "
+        "(default: three for a lone point, otherwise one)",
+    )
+    results.add_argument(
+        "--threshold",
+        type=options.finite_number,
+        metavar="LOGIT",
+        help="logits above it belong to the mask (default: the model's, 0)",
+    )
+    options.add_model_options(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks everything that can be checked at once, loads the model, and writes the results."""
+    objects = _read_objects(args)
+    pixels = _read_photograph(args.photo)
+    masks = {prompt.mask: _read_mask(prompt.mask, pixels.shape[:2]) for prompt in objects}
+    check_output_folder(args.out)
+    progress = Progress(args.quiet)
+    with model.open_segmenter(args, progress) as segmenter:
+        from keras_sam.predictor import SAMPredictor
+
+        predictor = SAMPredictor(segmenter)
+        with progress.step(f"Encoding {args.photo.name}"), bad_input():
+            takes_rgb = segmenter.image_shape[-1] == 3
+            predictor.set_image(pixels if takes_rgb else args.photo)
+        with output_files(args.out) as files:
+            with progress.step("Segmenting"), bad_input():
+                results = _segment(predictor, objects, masks, args)
+            with progress.step("Writing"):
+                document = _write(args, segmenter, pixels, objects, results, files)
+    _print_results(args, document)
+    return 0
+
+
+def _read_objects(args):
+    if args.prompts is None:
+        return prompts_from_options(args.point, args.box, args.mask)
+    if args.point or args.box or args.mask:
+        raise CommandError("--prompts cannot be combined with --point, --box or --mask")
+    return read_prompts(args.prompts)
+
+
+def _read_photograph(path):
+    from keras_sam.images import load_image
+
+    if path.is_dir():
+        raise CommandError(f"{path} is a folder, not a photograph")
+    with bad_input():
+        return np.clip(np.rint(load_image(path)), 0, 255).astype("uint8")
+
+
+def _read_mask(path, size):
+    """A mask prompt as a bool array of the photograph's size, or as float logits, or None."""
+    if path is None:
+        return None
+    try:
+        if path.suffix.lower() == ".npy":
+            logits = np.load(path, allow_pickle=False)
+            logits = logits.squeeze().astype("float32")
+            if logits.ndim != 2 or not np.isfinite(logits).all():
+                raise ValueError(
+                    f"logits must be finite numbers of shape (L, L). Received: {logits.shape}"
+                )
+            return logits
+        from keras_sam.images import load_image
+
+        mask = np.asarray(load_image(path)).max(axis=-1)
+    except (OSError, ValueError, EOFError) as error:
+        raise CommandError(f"mask {path}: {error}") from error
+    values = np.unique(mask)
+    if len(values) > 2 or (len(values) == 2 and values[0] != 0):
+        raise CommandError(
+            f"mask {path}: must be black, and one other colour inside. Received: "
+            f"{len(values)} shades"
+        )
+    if mask.shape != size:
+        raise CommandError(
+            f"mask {path}: must have the photograph's size, {size[1]} x {size[0]}. Received: "
+            f"{mask.shape[1]} x {mask.shape[0]}"
+        )
+    return mask != 0
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundMask:
+    """A mask that the model returned, packed, so that the full-size array can go.
+
+    Args:
+        score: float, the predicted IoU.
+        best: bool. Whether it has its object's highest score.
+        area: int, pixels.
+        bbox: x, y, width and height in pixels.
+        rle: run-length dict.
+        png: bytes of the picture that is written.
+    """
+
+    score: float
+    best: bool
+    area: int
+    bbox: tuple[int, int, int, int]
+    rle: dict
+    png: bytes
+
+
+def _segment(predictor, objects, masks, args) -> list[list[FoundMask]]:
+    """Decodes the prompts, alike ones together. Returns the masks of each object."""
+    groups: dict[tuple, list[int]] = {}
+    for index, prompt in enumerate(objects):
+        mask = masks[prompt.mask]
+        multimask = prompt.is_ambiguous if args.multimask is None else args.multimask
+        frame = None if mask is None else (mask.dtype, mask.shape)
+        kind = (len(prompt.points), prompt.box is None, frame, multimask)
+        groups.setdefault(kind, []).append(index)
+    height, width = predictor.original_sizes[0]
+    results: list[list[FoundMask]] = [[] for _ in objects]
+    for (*_, multimask), members in groups.items():
+        step = max(1, _PIXELS_AT_ONCE // (height * width * (3 if multimask else 1)))
+        for first in range(0, len(members), step):
+            chunk = members[first : first + step]
+            found, scores, _ = predictor.predict(
+                **_prompt_arrays(predictor, [objects[index] for index in chunk], masks),
+                multimask_output=multimask,
+                mask_threshold=args.threshold,
+            )
+            if not np.isfinite(scores).all():
+                raise CommandError("the model returned NaN: try --dtype float32", code=1)
+            for index, some, their_scores in zip(chunk, found, scores, strict=True):
+                results[index] = _pack(some, their_scores)
+    return results
+
+
+def _prompt_arrays(predictor, prompts: list[ObjectPrompt], masks):
+    """Prompts of the same kind as the arrays of one call, objects along the first axis."""
+    from keras_sam.prompts import mask_to_logits
+
+    arrays = {}
+    if prompts[0].points:
+        points = np.array([prompt.points for prompt in prompts], "float64")  # (P, N, 3)
+        arrays.update(points=points[..., :2], labels=points[..., 2].astype("int32"))
+    if prompts[0].box:
+        arrays["boxes"] = np.array([prompt.box for prompt in prompts], "float64")  # (P, 4)
+    if prompts[0].mask:
+        logits = np.stack([masks[prompt.mask] for prompt in prompts])  # (P, H0, W0) or (P, L, L)
+        if logits.dtype == bool:
+            frame = predictor.segmenter.image_shape[:2]
+            logits = mask_to_logits(logits, frame, predictor.segmenter.mask_size)[..., 0]
+        arrays["masks"] = logits
+    return arrays
+
+
+def _pack(masks, scores):
+    from keras_sam.masks import encode_rle
+
+    found = []
+    for index, (mask, score) in enumerate(zip(masks, scores, strict=True)):
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        bbox = (0, 0, 0, 0)
+        if rows.size:
+            top, left = int(rows[0]), int(columns[0])
+            bbox = (left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)
+        found.append(
+            FoundMask(
+                score=round(float(score), 6),
+                best=index == int(np.argmax(scores)),
+                area=int(np.count_nonzero(mask)),
+                bbox=bbox,
+                rle=encode_rle(mask),
+                png=_png(mask.astype("uint8") * 255),
+            )
+        )
+    return found
+
+
+def _write(args, segmenter, pixels, objects, results, files):
+    """Writes the masks, the pictures and the JSON file. Returns what the JSON file holds."""
+    stem = args.photo.stem
+    entries, number = [], 0
+    for prompt, masks in zip(objects, results, strict=True):
+        rows = []
+        for mask in masks:
+            file = files.write(f"{stem}_mask_{number}.png", mask.png).name
+            number += 1
+            rows.append(
+                {
+                    "file": file,
+                    "score": mask.score,
+                    "best": mask.best,
+                    "area": mask.area,
+                    "bbox": list(mask.bbox),
+                }
+            )
+        entries.append({**_prompt_entry(prompt), "masks": rows})
+    threshold = segmenter.mask_threshold if args.threshold is None else args.threshold
+    document = {
+        "photo": args.photo.name,
+        "height": pixels.shape[0],
+        "width": pixels.shape[1],
+        **model.describe(args, segmenter),
+        "mask_threshold": threshold,
+        "objects": entries,
+        **_draw(stem, pixels, objects, results, files),
+    }
+    files.write(f"{stem}.json", json.dumps(document, indent=2, allow_nan=False).encode())
+    return document
+
+
+def _prompt_entry(prompt):
+    return {
+        "name": prompt.name,
+        "points": [list(point[:2]) for point in prompt.points],
+        "labels": [point[2] for point in prompt.points],
+        "box": list(prompt.box) if prompt.box else None,
+        "mask": str(prompt.mask) if prompt.mask else None,
+    }
+
+
+def _draw(stem, pixels, objects, results, files):
+    from keras_sam import visualization
+
+    points = [point for prompt in objects for point in prompt.points]
+    marks = {
+        "points": [point[:2] for point in points] or None,
+        "labels": [point[2] for point in points] or None,
+        "boxes": [prompt.box for prompt in objects if prompt.box] or None,
+    }
+    best = [mask for masks in results for mask in masks if mask.best]
+    picture = visualization.overlay(
+        pixels, [mask.rle for mask in best], scores=[mask.score for mask in best], **marks
+    )
+    written = {"overlay": files.write(f"{stem}_overlay.png", _png(picture)).name}
+    if len(results) == 1 and len(results[0]) > 1:
+        masks, scores = [mask.rle for mask in results[0]], [mask.score for mask in results[0]]
+        picture = visualization.candidates(pixels, masks, scores, **marks)
+        written["candidates"] = files.write(f"{stem}_candidates.png", _png(picture)).name
+    return written
+
+
+def _png(array):
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(array)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _print_results(args, document):
+    rows = [
+        (entry["name"], f"{mask['score']:.3f}", mask["area"], args.out / mask["file"])
+        for entry in document["objects"]
+        for mask in entry["masks"]
+    ]
+    print(format_table(("object", "score", "area", "mask"), rows))
+    for kind in ("overlay", "candidates"):
+        if kind in document:
+            print(f"{kind}: {args.out / document[kind]}")

@@ -1,0 +1,802 @@
+"""The `keras-sam` command: what it writes, what it refuses, and what it leaves behind."""
+
+import errno
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_sam
+from keras_sam.cli import main
+from keras_sam.cli.backend import PACKAGES, choose_backend
+from keras_sam.cli.failure import CommandError
+from keras_sam.cli.output import output_files
+from keras_sam.cli.prompt_files import read_prompts
+from keras_sam.cli.tables import format_table
+from tests.meta_oracle import import_segment_anything
+
+H0, W0 = 53, 80
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A small random model in a .pth file that Meta's own code wrote."""
+    segment_anything = import_segment_anything()
+    import torch
+    from segment_anything.modeling import (
+        ImageEncoderViT,
+        MaskDecoder,
+        PromptEncoder,
+        Sam,
+        TwoWayTransformer,
+    )
+
+    assert segment_anything
+    torch.manual_seed(7)
+    model = Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=112,
+            patch_size=16,
+            embed_dim=48,
+            depth=2,
+            num_heads=3,
+            out_chans=256,
+            use_rel_pos=True,
+            global_attn_indexes=(1,),
+            window_size=5,
+        ),
+        prompt_encoder=PromptEncoder(256, (7, 7), (112, 112), 16),
+        mask_decoder=MaskDecoder(
+            transformer_dim=256,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=256, num_heads=8, mlp_dim=2048),
+        ),
+    )
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path):
+    rows, columns = np.mgrid[:H0, :W0]
+    pixels = np.stack([rows * 4, columns * 3, (rows - columns) ** 2 % 256], axis=-1)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels.astype("uint8")).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    """Models by what they were loaded from: a model that is kept is compiled only once."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def predictor(checkpoint, loaded):
+    key = (str(checkpoint),)
+    if key not in loaded:
+        loaded[key] = keras_sam.SAMImageSegmenter.from_preset(*key)
+    return keras_sam.SAMPredictor(loaded[key])
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, loaded):
+    """Calls the command in this process, and returns its exit code, stdout and stderr."""
+    load = keras_sam.SAMImageSegmenter.from_preset
+
+    def load_once(source, **options):
+        key = (source, *sorted(options.items()))
+        if key not in loaded:
+            loaded[key] = load(source, **options)
+        return loaded[key]
+
+    monkeypatch.setattr(keras_sam.SAMImageSegmenter, "from_preset", load_once)
+    monkeypatch.setenv("KERAS_BACKEND", keras.config.backend())
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "KERAS_TORCH_DEVICE"):
+        monkeypatch.delenv(name, raising=False)  # which --device sets
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def run_python(code, **environment):
+    """Runs code in a process of its own."""
+    root = Path(keras_sam.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), **environment}
+    environment = {name: value for name, value in environment.items() if value is not None}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def read_mask(path):
+    pixels = np.asarray(Image.open(path))
+    assert set(np.unique(pixels)) <= {0, 255}
+    return pixels == 255
+
+
+# Starting
+
+
+def test_help_is_quick_and_imports_no_keras():
+    result = run_python(
+        "import sys; from keras_sam.cli import main\n"
+        "code = main(['--help']) or main(['segment', '--help'])\n"
+        "heavy = {'keras', 'jax', 'torch', 'tensorflow', 'openvino', 'rich', 'matplotlib'}\n"
+        "assert code == 0 and not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    assert result.returncode == 0, result.stderr
+    help_text = " ".join(result.stdout.split())
+    for words in ("segment", "presets", "convert", "--point", "several boxes are several objects"):
+        assert words in help_text
+
+
+def test_a_wrong_call_fails_before_keras_is_imported(tmp_path):
+    result = run_python(
+        "import sys; from keras_sam.cli import main\n"
+        "code = main(['segment', 'none.jpg', '--preset', 'sam_base_sa1b', '--point', '1,2',"
+        " '--out', 'x'])\n"
+        "assert code == 2 and 'keras' not in sys.modules"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "none.jpg" in result.stderr
+
+
+def test_version_and_python_m():
+    result = run_python(
+        "import runpy, sys; sys.argv = ['x', '--version']; "
+        "runpy.run_module('keras_sam', run_name='__main__')"
+    )
+    assert (result.returncode, result.stdout) == (0, f"keras-sam {keras_sam.__version__}\n")
+
+
+# Choosing the backend
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Pretends that exactly these backends are installed, in a process without Keras."""
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setenv("KERAS_BACKEND", "")
+
+    def pretend(*names):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: object() if name in names else None
+        )
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (("jax", "torch", "tensorflow"), "jax"),
+        (("tensorflow", "torch"), "torch"),
+        (("tensorflow",), "tensorflow"),
+        (("openvino",), "openvino"),
+    ],
+)
+def test_the_first_installed_backend_is_taken(installed, names, chosen):
+    installed(*names)
+    assert choose_backend() == chosen
+    assert os.environ["KERAS_BACKEND"] == chosen
+
+
+def test_what_was_asked_for_comes_before_what_is_installed(installed, monkeypatch):
+    installed("jax", "torch", "tensorflow")
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    assert choose_backend() == "tensorflow"
+    assert choose_backend("torch") == "torch"
+    assert os.environ["KERAS_BACKEND"] == "torch"
+
+
+@pytest.mark.parametrize(
+    ("names", "environment", "option", "code", "message"),
+    [
+        ((), "", None, 1, "no Keras backend is installed"),
+        (("jax",), "", "torch", 2, 'not installed.*pip install "keras-sam\\[torch\\]"'),
+        (("jax",), "torch", None, 2, "KERAS_BACKEND asks for torch"),
+        (("jax",), "theano", None, 2, "KERAS_BACKEND must be one of.*theano"),
+    ],
+)
+def test_no_such_backend(installed, monkeypatch, names, environment, option, code, message):
+    installed(*names)
+    monkeypatch.setenv("KERAS_BACKEND", environment)
+    with pytest.raises(CommandError, match=message) as caught:
+        choose_backend(option)
+    assert caught.value.code == code
+
+
+def test_without_any_backend_the_command_says_so(photo, checkpoint, tmp_path):
+    result = run_python(
+        "import importlib.util, sys; find_spec = importlib.util.find_spec\n"
+        f"hidden = {set(PACKAGES)}\n"
+        "importlib.util.find_spec = lambda n, *a: None if n in hidden else find_spec(n, *a)\n"
+        "from keras_sam.cli import main\n"
+        f"sys.exit(main(['segment', {str(photo)!r}, '--checkpoint', {str(checkpoint)!r},"
+        f" '--point', '1,2', '--out', {str(tmp_path / 'out')!r}]))",
+        KERAS_BACKEND=None,
+    )
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1 and "keras-sam[jax]" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_backend_than_the_running_one_is_refused(cli, photo, checkpoint, tmp_path):
+    other = next(name for name in PACKAGES if name != keras.config.backend())
+    code, _, err = cli(
+        *("segment", photo, "--checkpoint", checkpoint, "--point", "1,2"),
+        *("--out", tmp_path / "out", "--backend", other),
+    )
+    assert code in (1, 2) and other in err
+
+
+# Bad input: exit code 2, one line, nothing written
+
+BAD_CALLS = [
+    ([], "required: COMMAND"),
+    (["paint"], "invalid choice: 'paint'"),
+    (["segment"], "required: PHOTO"),
+    (["segment", "PHOTO", "MODEL", "OUT"], "no prompt: give at least one --point"),
+    (["segment", "PHOTO", "OUT", "--point", "1,2"], "one of the arguments --preset --checkpoint"),
+    (["segment", "PHOTO", "MODEL", "--point", "1,2"], "required: --out"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--preset", "x", "--point", "1,2"], "not allowed with"),
+    (["segment", "none.jpg", "MODEL", "OUT", "--point", "1,2"], "none.jpg"),
+    (["segment", "DIR", "MODEL", "OUT", "--point", "1,2"], "is a folder, not a photograph"),
+    (["segment", "DIR/text.jpg", "MODEL", "OUT", "--point", "1,2"], "text.jpg"),
+    (["segment", "DIR/cut.jpg", "MODEL", "OUT", "--point", "1,2"], "cut.jpg"),
+    (["segment", "DIR/empty.jpg", "MODEL", "OUT", "--point", "1,2"], "empty.jpg"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1"], "expected X,Y or X,Y,LABEL"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,two"], "received '1,two'"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,nan"], "received '1,nan'"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2,3"], "label must be 1"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2,1,1"], "received '1,2,1,1'"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--box", "1,2,3"], "expected X1,Y1,X2,Y2"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--box", "9,2,3,8"], "upside down"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--box", "1,8,3,2"], "upside down"),
+    (
+        [
+            "segment",
+            "PHOTO",
+            "MODEL",
+            "OUT",
+            "--box",
+            "1,2,3,4",
+            "--box",
+            "5,6,7,8",
+            "--point",
+            "1,2",
+        ],
+        "several --box are one object each",
+    ),
+    (["segment", "PHOTO", "OUT", "--preset", "sam_giant", "--point", "1,2"], "sam_base_sa1b"),
+    (["segment", "PHOTO", "OUT", "--checkpoint", "none.pth", "--point", "1,2"], "no such file"),
+    (["segment", "PHOTO", "OUT", "--checkpoint", "DIR/cut.pth", "--point", "1,2"], "cut.pth"),
+    (["segment", "PHOTO", "OUT", "--checkpoint", "DIR/text.pth", "--point", "1,2"], "text.pth"),
+    (["segment", "PHOTO", "MODEL", "--out", "PHOTO", "--point", "1,2"], "is a file, not a folder"),
+    (["segment", "PHOTO", "MODEL", "--out", "PHOTO/x/y", "--point", "1,2"], "is a file, not a"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--mask", "none.png"], "none.png"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--mask", "DIR/small.png"], "photograph's size, 80 x 53"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--mask", "PHOTO"], "must be black"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--mask", "DIR/text.npy"], "text.npy"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--mask", "DIR/objects.npy"], "objects.npy"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--mask", "DIR/nan.npy"], "finite"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--mask", "DIR/odd.npy"], "`masks`"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2", "--threshold", "nan"], "a number"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2", "--image-shape", "0"], "SIDE or"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2", "--image-shape", "a"], "received 'a'"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2", "--dtype", "int3"], "invalid choice"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2", "--backend", "mlx"], "invalid choice"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2", "--device", "abacus"], "gpu:0"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2", "--device", "gpu:97"], "has no gpu:97"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--poin", "1,2"], "unrecognized arguments"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--prompts", "none.json"], "none.json"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--prompts", "PHOTO"], "expected a .json or .csv file"),
+    (
+        ["segment", "PHOTO", "MODEL", "OUT", "--prompts", "DIR/p.json", "--point", "1,2"],
+        "cannot be combined",
+    ),
+]
+
+
+@pytest.fixture
+def bad_files(tmp_path, photo, checkpoint):
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), "uint8")
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
+    (tmp_path / "cut.pth").write_bytes(checkpoint.read_bytes()[:100_000])
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    Image.new("L", (9, 9)).save(tmp_path / "small.png")
+    (tmp_path / "text.npy").write_text("not an array")
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    np.save(tmp_path / "nan.npy", np.full((28, 28), np.nan))
+    np.save(tmp_path / "odd.npy", np.zeros((3, 5)))
+    (tmp_path / "p.json").write_text('[{"points": [[1, 2]]}]')
+    return tmp_path
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_CALLS)
+def test_bad_calls(cli, bad_files, photo, checkpoint, call, message):
+    before = sorted(bad_files.rglob("*"))
+    replaced = []
+    for argument in call:
+        if argument == "MODEL":
+            replaced += ["--checkpoint", checkpoint]
+        elif argument == "OUT":
+            replaced += ["--out", bad_files / "new" / "out"]
+        else:
+            argument = argument.replace("PHOTO", str(photo)) if argument[0] != "-" else argument
+            replaced.append(argument.replace("DIR", str(bad_files)))
+    code, out, err = cli(*replaced, *(["--quiet"] if "segment" in call else []))
+    assert code == 2, err
+    assert message in err
+    assert err.count("\n") == 1 and err.startswith("keras-sam") and "error: " in err
+    assert out == ""
+    assert sorted(bad_files.rglob("*")) == before
+
+
+def test_a_folder_without_permission(cli, photo, checkpoint, tmp_path, monkeypatch):
+    # The suite may run as root, who may write everywhere, so the system's answer is replaced.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    code, _, err = cli(
+        *("segment", photo, "--checkpoint", checkpoint, "--point", "1,2"),
+        *("--out", tmp_path / "out"),
+    )
+    assert code == 2 and "no permission to write in" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_lets_the_traceback_through(photo, checkpoint, tmp_path):
+    with pytest.raises(CommandError, match="no prompt"):
+        main(
+            [
+                "segment",
+                str(photo),
+                "--checkpoint",
+                str(checkpoint),
+                "--out",
+                str(tmp_path),
+                "--debug",
+            ]
+        )
+
+
+def test_unexpected_errors_and_interruptions_are_one_line_too(cli, monkeypatch, photo, tmp_path):
+    call = ("segment", photo, "--preset", "sam_base_sa1b", "--point", "1,2", "--out", tmp_path)
+
+    def fail(*_):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr("keras_sam.cli.segment._read_photograph", fail)
+    code, _, err = cli(*call)
+    assert code == 1
+    assert err == (
+        "keras-sam segment: error: RuntimeError: first line second line (--debug shows where)\n"
+    )
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keras_sam.cli.segment._read_photograph", interrupt)
+    assert cli(*call)[::2] == (130, "keras-sam segment: interrupted\n")
+
+
+# Segmenting
+
+
+def check_result(folder, document, predictor, prompts_per_object, **options):
+    """Compares the files with what the predictor returns for each object alone."""
+    assert len(document["objects"]) == len(prompts_per_object)
+    for entry, prompts in zip(document["objects"], prompts_per_object, strict=True):
+        masks, scores, _ = predictor.predict(**prompts, **options)
+        assert len(entry["masks"]) == len(masks)
+        for written, mask, score in zip(entry["masks"], masks, scores, strict=True):
+            drawn = read_mask(folder / written["file"])
+            assert drawn.shape == (H0, W0)
+            # Alike prompts are decoded together, which rounds the last bits differently.
+            assert (drawn != mask).mean() <= 1e-3
+            assert written["score"] == pytest.approx(float(score), abs=1e-4)
+            assert written["area"] == drawn.sum()
+            rows, columns = np.nonzero(drawn)
+            left, top, width, height = written["bbox"]
+            if rows.size:
+                assert (left, top) == (columns.min(), rows.min())
+                assert (left + width - 1, top + height - 1) == (columns.max(), rows.max())
+        scores = [written["score"] for written in entry["masks"]]
+        best = [written["best"] for written in entry["masks"]]
+        assert best == [index == int(np.argmax(scores)) for index in range(len(best))]
+
+
+def test_a_click(cli, photo, checkpoint, predictor, tmp_path):
+    out = tmp_path / "new" / "out"
+    code, stdout, err = cli(
+        *("segment", photo, "--checkpoint", checkpoint, "--point", "41.5,20"), "--out", out
+    )
+    assert code == 0, err
+    assert sorted(path.name for path in out.iterdir()) == [
+        "photo.json",
+        "photo_candidates.png",
+        "photo_mask_0.png",
+        "photo_mask_1.png",
+        "photo_mask_2.png",
+        "photo_overlay.png",
+    ]
+    document = json.loads((out / "photo.json").read_text())
+    predictor.set_image(photo)
+    check_result(out, document, predictor, [{"points": [[41.5, 20]], "labels": [1]}])
+    assert (document["photo"], document["height"], document["width"]) == ("photo.png", H0, W0)
+    assert document["objects"][0]["points"] == [[41.5, 20.0]]
+    assert document["objects"][0]["labels"] == [1]
+    assert document["backend"] == keras.config.backend()
+    assert document["dtype"] == "float32" and document["image_shape"] == [112, 112]
+    assert document["mask_threshold"] == 0
+    for name in ("overlay", "candidates"):
+        assert str(out / document[name]) in stdout
+    overlay = np.asarray(Image.open(out / "photo_overlay.png"))
+    best = next(mask for mask in document["objects"][0]["masks"] if mask["best"])
+    expected = keras_sam.visualization.overlay(
+        photo, read_mask(out / best["file"]), points=[[41.5, 20]], scores=[best["score"]]
+    )
+    np.testing.assert_array_equal(overlay, expected)
+    assert np.asarray(Image.open(out / "photo_candidates.png")).shape[1] > 3 * W0
+    assert "Encoding photo.png" in err
+
+
+def test_points_a_box_and_a_mask_are_one_object(cli, photo, checkpoint, predictor, tmp_path):
+    mask = np.zeros((H0, W0), bool)
+    mask[10:40, 20:60] = True
+    Image.fromarray(mask).save(tmp_path / "rough.png")
+    code, _, err = cli(
+        *("segment", photo, "--checkpoint", checkpoint, "--out", tmp_path / "out"),
+        *("--point", "40,20", "--point", "-3,5,0", "--box", "10,5,70,45"),
+        *("--mask", tmp_path / "rough.png", "--quiet"),
+    )
+    assert (code, err) == (0, "")
+    document = json.loads((tmp_path / "out" / "photo.json").read_text())
+    predictor.set_image(photo)
+    logits = keras_sam.mask_to_logits(mask, 112)[..., 0]
+    prompts = {
+        "points": [[40, 20], [-3, 5]],
+        "labels": [1, 0],
+        "boxes": [10, 5, 70, 45],
+        "masks": logits,
+    }
+    check_result(tmp_path / "out", document, predictor, [prompts], multimask_output=False)
+    assert not (tmp_path / "out" / "photo_candidates.png").exists()
+
+    np.save(tmp_path / "logits.npy", logits)
+    code, _, err = cli(
+        *("segment", photo, "--checkpoint", checkpoint, "--out", tmp_path / "npy"),
+        *("--point", "40,20", "--point=-3,5,0", "--box=10,5,70,45"),
+        *("--mask", tmp_path / "logits.npy"),
+    )
+    assert code == 0, err
+    np.testing.assert_array_equal(
+        read_mask(tmp_path / "npy" / "photo_mask_0.png"),
+        read_mask(tmp_path / "out" / "photo_mask_0.png"),
+    )
+
+
+def test_several_boxes_are_one_object_each(cli, photo, checkpoint, predictor, tmp_path):
+    boxes = [[10, 5, 70, 45], [0, 0, 20, 30], [30, 30, 30, 30]]
+    options = [part for box in boxes for part in ("--box", ",".join(map(str, box)))]
+    code, _, err = cli(
+        "segment", photo, "--checkpoint", checkpoint, "--out", tmp_path / "out", *options
+    )
+    assert code == 0, err
+    document = json.loads((tmp_path / "out" / "photo.json").read_text())
+    predictor.set_image(photo)
+    check_result(
+        *(tmp_path / "out", document, predictor, [{"boxes": box} for box in boxes]),
+        multimask_output=False,
+    )
+
+
+def test_multimask_and_threshold(cli, photo, checkpoint, predictor, tmp_path):
+    call = ("segment", photo, "--checkpoint", checkpoint, "--out", tmp_path / "out")
+    predictor.set_image(photo)
+    masks, _, _ = predictor.predict(
+        points=[[40, 20]], labels=[1], multimask_output=False, return_logits=True
+    )
+    threshold = float(np.quantile(masks, 0.75))
+    code, _, err = cli(*call, "--point", "40,20", "--no-multimask", "--threshold", threshold)
+    assert code == 0, err
+    document = json.loads((tmp_path / "out" / "photo.json").read_text())
+    click = {"points": [[40, 20]], "labels": [1]}
+    check_result(
+        *(tmp_path / "out", document, predictor, [click]),
+        multimask_output=False,
+        mask_threshold=threshold,
+    )
+    assert document["objects"][0]["masks"][0]["area"] == pytest.approx(H0 * W0 / 4, rel=0.02)
+    assert document["mask_threshold"] == pytest.approx(threshold)
+    code, _, err = cli(*call, "--box", "10,5,70,45", "--multimask")
+    assert code == 0, err
+    document = json.loads((tmp_path / "out" / "photo.json").read_text())
+    check_result(tmp_path / "out", document, predictor, [{"boxes": [10, 5, 70, 45]}])
+
+
+def test_prompt_files(cli, photo, checkpoint, predictor, tmp_path):
+    (tmp_path / "prompts.json").write_text(
+        json.dumps(
+            [
+                {"name": "a", "points": [[40, 20]]},
+                {"name": "b", "box": [10, 5, 70, 45]},
+                {"name": "c", "points": [[40, 20], [5, 5]], "labels": [1, 0]},
+                {"name": "d", "points": [[70, 50]], "labels": [1]},
+                {"name": "e", "points": [[1, 50]], "box": [0, 0, 20, 50.5]},
+            ]
+        )
+    )
+    (tmp_path / "prompts.csv").write_text(
+        "object,x,y,label,x1,y1,x2,y2\n"
+        "a,40,20,,,,,\n"
+        "b,,,,10,5,70,45\n"
+        "c,40,20,1,,,,\n"
+        "c,5,5,0,,,,\n"
+        "d,70,50,1,,,,\n"
+        "e,1,50,1,0,0,20,50.5\n"
+    )
+    click = {"points": [[40, 20]], "labels": [1]}
+    two = {"points": [[40, 20], [5, 5]], "labels": [1, 0]}
+    documents = []
+    for kind in ("json", "csv"):
+        out = tmp_path / kind
+        code, _, err = cli(
+            *("segment", photo, "--checkpoint", checkpoint, "--out", out),
+            *("--prompts", tmp_path / f"prompts.{kind}"),
+        )
+        assert code == 0, err
+        documents.append(json.loads((out / "photo.json").read_text()))
+    assert documents[0] == documents[1]
+    predictor.set_image(photo)
+    multimask = [True, False, False, True, False]
+    prompts = [
+        click,
+        {"boxes": [10, 5, 70, 45]},
+        two,
+        {"points": [[70, 50]], "labels": [1]},
+        {"points": [[1, 50]], "labels": [1], "boxes": [0, 0, 20, 50.5]},
+    ]
+    assert [entry["name"] for entry in documents[0]["objects"]] == list("abcde")
+    for entry, prompt, three in zip(documents[0]["objects"], prompts, multimask, strict=True):
+        check_result(
+            *(tmp_path / "json", {"objects": [entry]}, predictor, [prompt]), multimask_output=three
+        )
+    files = [mask["file"] for entry in documents[0]["objects"] for mask in entry["masks"]]
+    assert files == [f"photo_mask_{number}.png" for number in range(9)]
+
+
+def test_masks_of_prompt_files_lie_beside_them(tmp_path):
+    (tmp_path / "prompts.json").write_text('[{"mask": "rough.png"}]')
+    assert read_prompts(tmp_path / "prompts.json")[0].mask == tmp_path / "rough.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.json", "[", "not JSON"),
+        ("p.json", "{}", "expected a list of objects"),
+        ("p.json", "[]", "holds no prompt"),
+        ("p.json", "[{}]", "object 0: has neither points nor a box nor a mask"),
+        ("p.json", "[3]", "object 0: expected a dict"),
+        ("p.json", '[{"point": [1, 2]}]', "object 0: expected a dict with name, points"),
+        ("p.json", '[{"points": [1, 2]}]', "list of"),
+        ("p.json", '[{"points": [[1, 2, 1]]}]', "a point must be x, y and a label"),
+        ("p.json", '[{"points": [[1, NaN]]}]', "a point must be"),
+        ("p.json", '[{"points": [[1, 2]], "labels": [7]}]', "label must be 1 or 0"),
+        ("p.json", '[{"points": [[1, 2]], "labels": []}]', "one label per point"),
+        ("p.json", '[{"box": [1, 2, 3]}]', "a box must be x1, y1, x2, y2"),
+        ("p.json", '[{"box": [9, 2, 3, 8]}]', "upside down"),
+        ("p.json", '[{"mask": 3}]', "mask must be the path"),
+        ("p.json", '[{"name": "a", "box": [1,2,3,4]}, {"name": "a", "box": [1,2,3,4]}]', "'a'"),
+        ("p.csv", "", "holds no prompt"),
+        ("p.csv", "a,b\n1,2\n", "line 2: the columns may be object, x, y"),
+        ("p.csv", "x,y\n1,2,3\n", "line 2: the columns may be"),  # a value without a column
+        ("p.csv", "x,y\n1,\n", "line 2: a point must be"),
+        ("p.csv", "object,x,y\n,,\n", "line 2: has neither"),
+        ("p.csv", "x1,y1,x2,y2\n1,2,3,\n", "line 2: a box must be"),
+        ("p.csv", "object,x1,y1,x2,y2\na,1,2,3,4\na,1,2,3,4\n", "line 3: object 'a' has a box"),
+        ("p.csv", b"\xff\xfe\x00", "p.csv"),
+        ("p.txt", "", "expected a .json or .csv file"),
+    ],
+)
+def test_bad_prompt_files(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(CommandError, match=message) as caught:
+        read_prompts(path)
+    assert caught.value.code == 2 and str(path) in str(caught.value)
+
+
+def test_other_input_sizes_and_dtypes(cli, photo, checkpoint, tmp_path):
+    code, _, err = cli(
+        *("segment", photo, "--checkpoint", checkpoint, "--out", tmp_path / "out"),
+        *("--point", "40,20", "--image-shape", "96,144", "--dtype", "bfloat16"),
+        *("--device", "cpu"),
+    )
+    assert code == 0, err
+    document = json.loads((tmp_path / "out" / "photo.json").read_text())
+    assert document["image_shape"] == [96, 144] and document["dtype"] == "bfloat16"
+    assert read_mask(tmp_path / "out" / "photo_mask_0.png").shape == (H0, W0)
+
+
+def test_a_process_of_its_own(photo, checkpoint, tmp_path):
+    """As a user calls it: the backend is chosen before Keras is there."""
+    arguments = [
+        *("segment", str(photo), "--checkpoint", str(checkpoint), "--point", "40,20"),
+        *("--out", str(tmp_path / "out"), "--backend", keras.config.backend(), "--device", "cpu"),
+    ]
+    result = run_python(
+        f"import sys; from keras_sam.cli import main; sys.exit(main({arguments!r}))",
+        KERAS_BACKEND=None,
+    )
+    assert result.returncode == 0, result.stderr
+    document = json.loads((tmp_path / "out" / "photo.json").read_text())
+    assert document["backend"] == keras.config.backend()
+
+
+# Presets
+
+
+def test_presets_table(cli, monkeypatch):
+    known = keras_sam.presets.list_presets()
+    known["sam_base_sa1b"] = {**known["sam_base_sa1b"], "cached": "/cache/base.h5"}
+    known["sam_huge_sa1b"] = {**known["sam_huge_sa1b"], "cached": None}
+    monkeypatch.setattr(keras_sam.presets, "list_presets", lambda: known)
+    code, out, err = cli("presets")
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["name", "parameters", "size", "cached"]
+    assert ["sam_base_sa1b", "93,735,728", "375", "MB", "/cache/base.h5"] in rows
+    assert ["sam_huge_sa1b", "641,090,864", "2,564", "MB", "no"] in rows
+    assert len(rows) == 1 + len(known)
+    code, out, _ = cli("presets", "--json")
+    assert code == 0 and json.loads(out) == known
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    result = run_python(
+        "import os, sys; from keras_sam.cli import main\n"
+        "read, write = os.pipe(); os.close(read); os.dup2(write, 1)\n"
+        "sys.exit(main(['presets']))"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+# Converting
+
+
+def test_convert_to_meta_is_bit_exact(cli, checkpoint, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    code, out, err = cli("convert", checkpoint, tmp_path / "new" / "m.safetensors", "--to", "meta")
+    assert (code, out) == (0, f"{tmp_path / 'new' / 'm.safetensors'}\n"), err
+    assert "Converting" in err
+    converted = load_file(tmp_path / "new" / "m.safetensors")
+    original = torch.load(checkpoint, weights_only=True)
+    assert converted.keys() == original.keys()
+    for name, tensor in original.items():
+        assert torch.equal(converted[name], tensor), name
+
+
+@pytest.mark.parametrize("layout", ["preset", "transformers"])
+def test_converted_folders_segment_the_same(cli, photo, checkpoint, predictor, tmp_path, layout):
+    target = tmp_path / layout
+    code, _, err = cli("convert", checkpoint, target, "--to", layout, "--quiet")
+    assert (code, err) == (0, "")
+    click = ("--point", "40,20", "--no-multimask", "--quiet")
+    code, _, err = cli("segment", photo, "--preset", target, "--out", tmp_path / "out", *click)
+    assert code == 0, err
+    predictor.set_image(photo)
+    document = json.loads((tmp_path / "out" / "photo.json").read_text())
+    prompts = [{"points": [[40, 20]], "labels": [1]}]
+    check_result(tmp_path / "out", document, predictor, prompts, multimask_output=False)
+
+
+def test_convert_overwrites_only_when_told_to(cli, checkpoint, tmp_path):
+    target = tmp_path / "folder"
+    assert cli("convert", checkpoint, target, "--to", "transformers")[0] == 0
+    code, _, err = cli("convert", checkpoint, target, "--to", "preset")
+    assert code == 2 and "is there already; --overwrite replaces it" in err
+    assert (target / "preprocessor_config.json").exists()
+    assert cli("convert", checkpoint, target, "--to", "preset", "--overwrite")[0] == 0
+    assert sorted(path.name for path in target.iterdir()) == [
+        "config.json",
+        "metadata.json",
+        "model.weights.h5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (["none.pth", "OUT", "--to", "preset"], "IN none.pth: no such preset, file or folder"),
+        (["DIR/cut.pth", "OUT", "--to", "preset"], "cut.pth"),
+        (["DIR/text.pth", "OUT", "--to", "transformers"], "text.pth"),
+        (["MODEL", "OUT"], "required: --to"),
+        (["MODEL", "OUT", "--to", "onnx"], "invalid choice: 'onnx'"),
+        (["MODEL", "DIR/model.pth", "--to", "meta"], "must end in .safetensors"),
+        (["MODEL", "DIR/text.jpg", "--to", "preset", "--overwrite"], "is a file, not a folder"),
+        (["MODEL", "DIR/f.safetensors", "--to", "meta", "--overwrite"], "is a folder, not a file"),
+        (["MODEL", "DIR/text.jpg/x", "--to", "preset"], "is a file, not a folder"),
+        (["MODEL", "DIR", "--to", "preset", "--overwrite"], "no config.json"),
+        (["MODEL", "MODEL", "--to", "preset", "--overwrite"], "is IN itself"),
+    ],
+)
+def test_bad_conversions(cli, bad_files, checkpoint, call, message):
+    (bad_files / "f.safetensors").mkdir()
+    before = sorted(bad_files.rglob("*"))
+    call = [argument.replace("MODEL", str(checkpoint)) for argument in call]
+    call = [argument.replace("OUT", str(bad_files / "new" / "out")) for argument in call]
+    code, out, err = cli("convert", *(argument.replace("DIR", str(bad_files)) for argument in call))
+    assert code == 2, err
+    assert message in err and out == ""
+    errors = [line for line in err.splitlines() if "error: " in line]
+    assert len(errors) == 1 and "Traceback" not in err
+    assert sorted(bad_files.rglob("*")) == before
+
+
+# Files that are whole or not there
+
+
+def test_a_full_disk_leaves_earlier_results_untouched(
+    cli, photo, checkpoint, tmp_path, monkeypatch
+):
+    call = ("segment", photo, "--checkpoint", checkpoint, "--out", tmp_path / "out")
+    assert cli(*call, "--point", "40,20")[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    count, fsync = 0, os.fsync
+
+    def full(descriptor):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = cli(*call, "--point", "10,40", "--quiet")
+    assert code == 1 and "No space left on device" in err and err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_an_interrupted_run_removes_the_folders_that_it_made(tmp_path):
+    with pytest.raises(KeyboardInterrupt), output_files(tmp_path / "a" / "b") as files:
+        files.write("one.png", b"1")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_appear_together_with_ordinary_permissions(tmp_path):
+    with output_files(tmp_path / "out") as files:
+        path = files.write("one.png", b"1")
+        assert not path.exists()
+    assert path.read_bytes() == b"1"
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+    (tmp_path / "out" / "two.png").mkdir()
+    with pytest.raises(CommandError, match="two.png"), output_files(tmp_path / "out") as files:
+        files.write("one.png", b"2")
+        files.write("two.png", b"2")
+    assert path.read_bytes() == b"1"
+
+
+def test_tables_align():
+    table = format_table(("name", "size"), [("a", "1,024 MB"), ("bcd", "9 MB")])
+    assert table.splitlines() == ["name      size", "a     1,024 MB", "bcd       9 MB"]

@@ -1,0 +1,206 @@
+"""What a stranger gets: the built package and the demo, each in an empty environment."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import textwrap
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "constraints.txt"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+pytestmark = pytest.mark.package
+
+
+def call(*command, cwd, **variables):
+    """Runs a command that must succeed; gives what it printed."""
+    kept = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "KERAS_BACKEND"}
+    environment = {k: v for k, v in os.environ.items() if k not in kept}
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**environment, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The source distribution, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    call(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    (sdist,) = folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
+@pytest.fixture(scope="module")
+def python(built, tmp_path_factory):
+    """The Python of an empty environment into which the wheel was installed with JAX."""
+    folder = tmp_path_factory.mktemp("empty") / "venv"
+    venv.create(folder, with_pip=True)
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    call(python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS, f"{built[0]}[jax]", cwd=folder)
+    return python
+
+
+def tracked(folder):
+    """The files of a folder that git knows, relative to it."""
+    names = subprocess.run(
+        ["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {name.removeprefix(f"{folder}/") for name in names.stdout.splitlines()}
+
+
+def test_wheel_carries_the_code_and_the_presets(built):
+    names = set(zipfile.ZipFile(built[0]).namelist())
+    assert {f"keras_sam/{name}" for name in tracked("keras_sam")} <= names
+    presets = {f"keras_sam/preset_files/{name}" for name in tracked("presets")}
+    assert presets
+    assert presets <= names
+    assert {name.split("/")[0] for name in names} == {
+        "keras_sam",
+        f"keras_sam-{built[0].name.split('-')[1]}.dist-info",
+    }
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_sdist_carries_what_the_tests_need(built):
+    with tarfile.open(built[1]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for folder in ("keras_sam", "presets", "tests", "tools"):
+        assert {f"{folder}/{name}" for name in tracked(folder)} <= names
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "constraints.txt"} <= names
+    assert not [name for name in names if name.startswith((".check", ".demo", ".git/"))]
+
+
+def test_installed_package_works_with_one_backend_alone(python, tmp_path):
+    program = """
+        import importlib.metadata, importlib.util, json, pathlib
+        import keras_sam
+        from keras_sam import presets
+        import keras, numpy as np
+
+        home = pathlib.Path(keras_sam.__file__).parent
+        for name in ("torch", "tensorflow", "matplotlib", "kagglehub", "huggingface_hub"):
+            assert importlib.util.find_spec(name) is None, name
+
+        small = {"hidden_size": 12, "num_layers": 2, "intermediate_dim": 24, "num_heads": 3,
+                 "global_attention_layer_indices": [1], "window_size": 3, "num_output_channels": 16}
+        encoder = keras_sam.ViTDetBackbone(image_shape=(64, 96, 3), **small)
+        backbone = keras_sam.SAMBackbone(
+            encoder,
+            keras_sam.SAMPromptEncoder(
+                hidden_size=16, image_embedding_size=(4, 6), input_image_size=(64, 96)),
+            keras_sam.SAMMaskDecoder(
+                hidden_size=16, num_heads=2, intermediate_dim=20, iou_head_hidden_dim=12),
+        )
+        segmenter = keras_sam.SAMImageSegmenter(backbone)
+        image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), "uint8")
+        predictor = keras_sam.SAMPredictor(segmenter)
+        predictor.set_image(image)
+        masks, scores, _ = predictor.predict(points=[[20, 30]], labels=[1])
+        segmenter.save("model.keras")
+        keras.saving.load_model("model.keras")
+        print(json.dumps({
+            "home": str(home),
+            "backend": keras.config.backend(),
+            "typed": (home / "py.typed").is_file(),
+            "version": [keras_sam.__version__, importlib.metadata.version("keras-sam")],
+            "presets": presets.list_presets() if not isinstance(presets.list_presets(), dict)
+                       else sorted(presets.list_presets()),
+            "data": sorted(path.parent.name for path in home.glob("preset_files/*/config.json")),
+            "masks": list(masks.shape),
+        }))
+    """
+    output = call(python, "-c", textwrap.dedent(program), cwd=tmp_path, KERAS_BACKEND="jax")
+    found = json.loads(output.splitlines()[-1])
+    assert Path(found["home"]).is_relative_to(python.parent.parent)
+    assert found["backend"] == "jax"
+    assert found["typed"] is True
+    assert found["version"] == [found["version"][0]] * 2
+    assert found["masks"] == [3, 50, 70]
+    assert (
+        sorted(found["presets"])
+        == found["data"]
+        == sorted(
+            {name.split("/")[0] for name in tracked("presets") if name.endswith("/config.json")}
+        )
+    )
+
+
+def test_installed_command_picks_the_backend_itself(python, tmp_path):
+    command = python.parent / "keras-sam"
+    assert re.search(r"^usage: keras-sam", call(command, "--help", cwd=tmp_path), re.M)
+    (script,) = PROJECT["scripts"]
+    assert script == command.name
+
+
+def test_editable_install_reads_presets_in_place(python, tmp_path_factory):
+    """A second environment on top of the first one's packages, with an editable install."""
+    folder = tmp_path_factory.mktemp("editable") / "venv"
+    venv.create(folder, with_pip=True)
+    editable = folder / python.relative_to(python.parent.parent)
+    call(editable, "-m", "pip", "install", "-q", "--no-deps", "-e", ROOT, cwd=folder)
+    site = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    libraries, own = (Path(call(p, "-c", site, cwd=folder).strip()) for p in (python, editable))
+    (own / "zz_libraries.pth").write_text(f"{libraries}\n")  # read after the editable install's
+    program = (
+        "import keras_sam, keras_sam.presets.registry as registry, os;"
+        "print(os.path.dirname(keras_sam.__file__), os.path.realpath(registry.data_folder()))"
+    )
+    output = call(editable, "-c", program, cwd=folder)
+    assert output.split() == [str(ROOT / "keras_sam"), str(ROOT / "presets")]
+
+
+def test_demo_needs_a_checkpoint_until_there_is_a_trained_preset(tmp_path):
+    if (ROOT / "presets" / "sam_tiny_demo" / "model.weights.h5").is_file():
+        pytest.skip("the trained preset is there: the demo runs without a checkpoint")
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "demo.py", "--folder", tmp_path / "demo"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    assert "--checkpoint is required" in done.stderr
+    assert not (tmp_path / "demo").exists()
+
+
+def test_demo_sets_itself_up_and_writes_the_picture(tmp_path):
+    torch = pytest.importorskip("torch", reason="the demo's checkpoint is written with torch")
+    from tests.parity.oracles import meta_model
+
+    torch.save(meta_model().state_dict(), tmp_path / "small.pth")
+    demo = [sys.executable, ROOT / "tools" / "demo.py", "--checkpoint", "small.pth"]
+    demo += ["--folder", tmp_path / "demo"]
+    output = call(*demo, cwd=tmp_path)
+    assert len(re.findall(r"score -?\d+\.\d+", output)) == 4  # three for the click, one for the box
+    with Image.open(tmp_path / "demo_output" / "overlay.png") as picture:
+        assert picture.size == (2 * 600, 400)
+
+    packages = call(tmp_path / "demo" / "venv" / "bin" / "pip", "list", cwd=tmp_path).lower()
+    assert "jax" in packages
+    assert "torch" not in packages
+    assert "nvidia" not in packages
+
+    Image.new("RGB", (90, 60)).save(tmp_path / "mine.png")
+    output = call(*demo, "mine.png", "--point", "10,20", "--out", "other", cwd=tmp_path)
+    assert "installed" not in output  # the environment is there already
+    assert "10,20" in output
+    with Image.open(tmp_path / "other" / "overlay.png") as picture:
+        assert picture.size == (2 * 90, 60)
