@@ -1,0 +1,379 @@
+#!/usr/bin/env python3
+"""Runs everything that has to hold before a change lands; makes the environment it needs itself.
+
+    python3 tools/check.py                     everything
+    python3 tools/check.py --list              the steps' names
+    python3 tools/check.py --only jax lint     some of them
+
+The environment and the steps' full logs are kept in `.check/`. The exit code is 0 only if every
+step passed; the last line counts what ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import xml.etree.ElementTree
+from collections import Counter
+from pathlib import Path
+
+from environment import ROOT, Environment, SetupError, clean, require_python
+
+BACKENDS = ("jax", "torch", "tensorflow")
+# Test files that need to run only once, because they start processes of their own or read sources.
+RUN_ONCE = ("tests/test_imports.py", "tests/test_tools.py")
+# What the tests compare with: where one is missing, tests would be skipped instead of failing.
+ORACLES = """
+import huggingface_hub, jax, kagglehub, matplotlib, openvino, pycocotools.mask, skimage.data
+import tensorflow, torch, transformers
+from importlib.metadata import version
+version("segment-anything-py")  # imports torchvision, for which the tests have a stand-in
+"""
+SNIPPETS = "tests/test_snippets.py"
+PACKAGE = "tests/test_wheel.py"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+STEP_LIMIT_SECONDS = 65 * 60
+HEARTBEAT_SECONDS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One thing that must hold.
+
+    Args:
+        name: string. What `--only` calls it.
+        about: string. One line for `--list`.
+        commands: lists of strings, run one after another; the word `{python}` is the environment's.
+        variables: dict. Environment variables of the commands.
+        pytest: bool. Whether the one command is a pytest run whose tests are counted.
+        minutes: float. Rough duration; long steps start first.
+    """
+
+    name: str
+    about: str
+    commands: tuple[tuple[str, ...], ...]
+    variables: dict[str, str] = dataclasses.field(default_factory=dict)
+    pytest: bool = True
+    minutes: float = 1.0
+
+
+@dataclasses.dataclass
+class Result:
+    """What one step came to."""
+
+    name: str
+    passed: int
+    failed: int
+    skipped: Counter
+    seconds: float
+    reason: str = ""
+
+
+def pytest_step(name: str, about: str, *arguments: str, minutes: float = 1.0, **variables: str):
+    command = ("{python}", "-m", "pytest", "-q", "--durations=10", "-p", "no:cacheprovider")
+    return Step(name, about, ((*command, *arguments),), variables, minutes=minutes)
+
+
+def all_steps() -> list[Step]:
+    once = [f"--ignore={name}" for name in (*RUN_ONCE, SNIPPETS, PACKAGE)]
+    return [
+        Step(
+            "lint",
+            "ruff's rules and formatting",
+            (
+                ("{python}", "-m", "ruff", "check", "."),
+                ("{python}", "-m", "ruff", "format", "--check", "."),
+            ),
+            pytest=False,
+            minutes=0.1,
+        ),
+        pytest_step(
+            "structure", "who may import whom, and the tools' own tests", *RUN_ONCE, minutes=0.5
+        ),
+        *(
+            pytest_step(
+                backend,
+                f"unit and parity tests on the {backend} backend",
+                f"--backend={backend}",
+                *once,
+                "tests",
+                minutes=6.0,
+            )
+            for backend in BACKENDS
+        ),
+        pytest_step(
+            "snippets",
+            "the examples of the README, the docs and the docstrings",
+            "--backend=torch",  # compiles nothing, so short runs are quickest
+            SNIPPETS,
+        ),
+        Step(
+            "oracles",
+            "what the tests compare with is installed, so that none of them is skipped",
+            (("{python}", "-c", ORACLES),),
+            pytest=False,
+            minutes=0.2,
+        ),
+        pytest_step(
+            "package",
+            "the wheel and the demo, each in an empty environment",
+            "-m",
+            "package",
+            PACKAGE,
+            minutes=3.0,
+        ),
+    ]
+
+
+def install(environment: Environment) -> None:
+    """Fills the environment: PyTorch first, so that nothing else can pull another build of it."""
+    pinned = ("-c", str(ROOT / "constraints.txt"))
+    version = re.search(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)[1]
+    install_torch(environment, version)
+    plain_x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "darwin"
+    tensorflow = "tensorflow-cpu" if plain_x86 else "tensorflow"
+    environment.pip(*pinned, tensorflow, "jax", "openvino", what=f"{tensorflow}, jax, openvino")
+    extras = "kaggle,hub,plot,train,export,test"
+    environment.pip(*pinned, "-e", f".[{extras}]", what="keras-sam and the test oracles")
+    # It asks for an unpinned torchvision, which would replace the torch that is installed.
+    environment.pip(*pinned, "--no-deps", "segment-anything-py", what="segment-anything-py")
+
+
+def install_torch(environment: Environment, version: str) -> None:
+    """Installs the CPU build: on Linux the plain wheel brings gigabytes of CUDA along."""
+    if sys.platform.startswith("linux"):
+        cpu = f"torch=={version}+cpu"
+        if environment.pip(cpu, what=cpu, must=False):
+            return
+        quick = ("--timeout", "15", "--retries", "1")
+        if environment.pip(cpu, "--extra-index-url", TORCH_CPU_INDEX, *quick, what=cpu, must=False):
+            return
+    environment.pip(f"torch=={version}", what=f"torch {version}")
+
+
+class Runner:
+    """Runs steps in child processes, some at a time, and collects what they come to."""
+
+    def __init__(self, python: Path, logs: Path, jobs: int, limit: float = STEP_LIMIT_SECONDS):
+        self.python, self.logs, self.jobs, self.limit = str(python), Path(logs), jobs, limit
+        self.started = time.monotonic()
+        self._running: dict[str, subprocess.Popen] = {}
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    def run(self, steps: list[Step]) -> list[Result]:
+        """Runs all steps, the longest first, and reports each as it ends."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        quiet = threading.Event()
+        threading.Thread(target=self._heartbeat, args=(quiet,), daemon=True).start()
+        order = sorted(steps, key=lambda step: -step.minutes)
+        results = []
+        try:
+            with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
+                for future in concurrent.futures.as_completed(
+                    [pool.submit(self.one, s) for s in order]
+                ):
+                    results.append(future.result())
+                    self.report(results[-1])
+        except BaseException:
+            self._stopping = True
+            self._stop_all()
+            raise
+        finally:
+            quiet.set()
+        return results
+
+    def one(self, step: Step) -> Result:
+        """Runs one step to its end, in a process group of its own."""
+        if self._stopping:
+            return Result(step.name, 0, 1, Counter(), 0.0, "not started: the run was stopped")
+        began = time.monotonic()
+        counts = self.logs / f"{step.name}.xml"
+        counts.unlink(missing_ok=True)
+        reasons = []
+        with self.log(step.name).open("w") as log:
+            for command in step.commands:
+                command = [self.python if word == "{python}" else word for word in command]
+                if step.pytest:
+                    command.append(f"--junitxml={counts}")
+                log.write(f"$ {' '.join(command)}\n")
+                log.flush()
+                reasons.append(self._call(step, command, log))
+        seconds = time.monotonic() - began
+        if step.pytest:
+            return count_tests(step.name, counts, reasons[0], seconds)
+        failed = [reason for reason in reasons if reason]
+        return Result(
+            step.name,
+            len(reasons) - len(failed),
+            len(failed),
+            Counter(),
+            seconds,
+            "; ".join(failed),
+        )
+
+    def _call(self, step: Step, command: list[str], log) -> str:
+        """Runs one command; an empty string says that it succeeded."""
+        share = max(1, (os.cpu_count() or 1) // self.jobs)
+        variables = clean(
+            TF_CPP_MIN_LOG_LEVEL="3",
+            KERAS_HOME=str(self.logs.parent / "keras"),  # not the user's own settings
+            OMP_NUM_THREADS=str(share),
+            PYTHONUNBUFFERED="1",
+            **step.variables,
+        )
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=os.name != "nt",
+        )
+        with self._lock:
+            self._running[step.name] = process
+        try:
+            code = process.wait(self.limit)
+        except subprocess.TimeoutExpired:
+            stop(process)
+            return f"stopped after {self.limit:.0f} s"
+        finally:
+            with self._lock:
+                del self._running[step.name]
+        if code < 0:
+            return f"killed by signal {-code}"
+        return f"exit code {code}" if code else ""
+
+    def _stop_all(self) -> None:
+        with self._lock:
+            processes = list(self._running.values())
+        for process in processes:
+            stop(process)
+
+    def _heartbeat(self, quiet: threading.Event) -> None:
+        while not quiet.wait(HEARTBEAT_SECONDS):
+            with self._lock:
+                names = sorted(self._running)
+            print(f"[{self.clock()}] still running: {', '.join(names)}", flush=True)
+
+    def report(self, result: Result) -> None:
+        """One line for a step that passed; the end of its log as well for one that did not."""
+        words = f"{result.passed} passed, {result.failed} failed"
+        if result.skipped:
+            words += f", {sum(result.skipped.values())} skipped"
+        if result.reason:
+            words += f" ({result.reason})"
+        verdict = "FAIL" if result.failed else "ok"
+        line = f"{result.name:<12} {verdict:<5} {words} in {result.seconds:.0f} s"
+        print(f"[{self.clock()}] {line}", flush=True)
+        if result.failed and self.log(result.name).is_file():
+            lines = self.log(result.name).read_text(errors="replace").splitlines()
+            print(f"----- the end of {self.log(result.name)} ({len(lines)} lines)")
+            print("\n".join(lines[-150:]))
+            print("-----", flush=True)
+
+    def log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+    def clock(self) -> str:
+        seconds = int(time.monotonic() - self.started)
+        return f"{seconds // 60:3d}:{seconds % 60:02d}"
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ends a process and everything that it started."""
+    if process.poll() is not None:
+        return
+    if os.name == "nt":
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def count_tests(name: str, counts: Path, reason: str, seconds: float) -> Result:
+    """Reads pytest's own account; whatever went wrong outside a test counts as one failure more."""
+    passed = failed = 0
+    skipped: Counter = Counter()
+    try:
+        cases = list(xml.etree.ElementTree.parse(counts).iter("testcase"))
+    except (OSError, xml.etree.ElementTree.ParseError) as error:
+        cases = []
+        reason = reason or f"no account of its tests ({error})"
+    for case in cases:
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed += 1
+        elif case.find("skipped") is not None:
+            skipped[case.find("skipped").get("message", "")] += 1
+        else:
+            passed += 1
+    if not passed and not failed:
+        reason = reason or "no test ran"
+    if reason and not failed:
+        failed = 1
+    return Result(name, passed, failed, skipped, seconds, reason)
+
+
+def summarize(results: list[Result]) -> int:
+    """Prints why tests were skipped, which steps failed and the counts; gives the exit code."""
+    for result in results:
+        for why, count in sorted(result.skipped.items()):
+            print(f"skipped in {result.name}: {count} x {why}")
+    bad = [result.name for result in results if result.failed]
+    if bad:
+        print(f"failed steps: {', '.join(sorted(bad))}")
+    passed, failed = (sum(getattr(r, key) for r in results) for key in ("passed", "failed"))
+    print(f"{passed} passed, {failed} failed", flush=True)
+    return 1 if failed or not passed else 0
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    names = [step.name for step in all_steps()]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="show the steps and stop")
+    parser.add_argument(
+        "--only", nargs="+", choices=names, metavar="STEP", help="run these steps only"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="steps at a time")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".check", help="environment and logs")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    require_python()
+    options = parse()
+    steps = [step for step in all_steps() if not options.only or step.name in options.only]
+    if options.list:
+        print("\n".join(f"{step.name:<12} {step.about}" for step in steps))
+        return 0
+    started = time.monotonic()
+    folder = options.folder.absolute()
+    environment = Environment(folder / "venv", folder / "logs" / "setup.log")
+    recipe = [(ROOT / name).read_text() for name in ("pyproject.toml", "constraints.txt")]
+    try:
+        environment.ensure(recipe, install)
+    except SetupError as error:
+        print(error)
+        print("0 passed, 1 failed", flush=True)
+        return 1
+    jobs = max(1, min(options.jobs, len(steps)))
+    print(f"environment ready after {time.monotonic() - started:.0f} s")
+    print(f"{len(steps)} steps, {jobs} at a time", flush=True)
+    return summarize(Runner(environment.python, folder / "logs", jobs).run(steps))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("stopped")
