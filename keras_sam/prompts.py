@@ -104,15 +104,12 @@ def complete(
     points = _to_model(points, plans, "boxes" if "boxes" in kinds else "points")
     masks, mask_given = _dense_masks(kinds.get("masks"), plans, mask_size, num_sets)
     single_object = all(kind["single"] for kind in kinds.values())
-    has_prompt = (labels != PADDING).any(axis=-1)  # (B, P)
-    if mask_given.shape[1]:
-        has_prompt |= mask_given
     return {
         "points": points,
         "labels": labels,
         "masks": masks,
         "mask_given": mask_given,
-        "num_prompts": _count_real(has_prompt, single_object),
+        "num_prompts": _count_real(_has_prompt(labels, kinds.get("masks")), single_object),
         "single_object": single_object,
     }
 
@@ -140,9 +137,8 @@ def survey(prompts: Mapping[str, Any], batch: int) -> tuple[list[int], bool]:
     if num_sets == 0:
         raise_no_prompt("the whole call")
     single_object = all(kind["single"] for kind in kinds.values())
-    if single_object and 0 in sets_per_image:
-        raise_no_prompt(f"image {sets_per_image.index(0)}")
-    _sparse_tokens(kinds.get("points"), kinds.get("boxes"), batch, num_sets)
+    _, labels = _sparse_tokens(kinds.get("points"), kinds.get("boxes"), batch, num_sets)
+    _count_real(_has_prompt(labels, kinds.get("masks")), single_object)
     return sets_per_image, single_object
 
 
@@ -467,10 +463,16 @@ def _mask_to_frame(
     return plan.masks_to_model(mask, mask_size)
 
 
-def _count_real(
-    has_prompt: np.ndarray,
-    single_object: bool,
-) -> np.ndarray:
+def _has_prompt(labels: np.ndarray, masks: dict[str, Any] | None) -> np.ndarray:
+    """Where a prompt set has a prompt of any kind, bool `(B, P)`."""
+    has_prompt = (labels != PADDING).any(axis=-1)
+    for i, image in enumerate([] if masks is None else masks["node"]):
+        for p, mask in enumerate([] if is_empty(image) else image):
+            has_prompt[i, p] |= mask is not None
+    return has_prompt
+
+
+def _count_real(has_prompt: np.ndarray, single_object: bool) -> np.ndarray:
     """Prompt sets of each image, `(B,)`; those at its end without any prompt are padding."""
     real = np.zeros(len(has_prompt), "int32")
     for i, row in enumerate(has_prompt):

@@ -247,6 +247,7 @@ def test_prompts_of_every_form(predictor, prompts, same):
 
 def test_refining_with_the_best_logits(predictor):
     masks, scores, logits = predictor.predict(**CLICK)
+    logits = 100 * logits  # a random model's are next to 0, where all masks look alike
     best = logits[np.argmax(scores)]
     answer = predictor.predict(**CLICK, masks=best, multimask_output=False)
     assert answer[0].shape == (1, *SIZE)  # one object still, without an axis for it
@@ -708,7 +709,7 @@ def test_files_that_cannot_be_read_or_written(predictor, tmp_path):
         predictor.load_embedding(tmp_path / "nothing")
     with pytest.raises(OSError, match="folder"):
         predictor.load_embedding(tmp_path / "folder")
-    for path in ("no folder/photo", "a file/photo", "folder"):
+    for path in ("a file/photo", "folder"):
         with pytest.raises(OSError, match=path.split("/")[0]):
             predictor.save_embedding(tmp_path / path)
     assert sorted(os.listdir(tmp_path)) == before

@@ -174,7 +174,7 @@ def test_settings_of_one_call_do_not_stay():
         SAMImageConverter(size=64, do_rescale=True, do_normalize=True, resample="box")(image),
     )
     np.testing.assert_array_equal(converter(image), before)
-    with pytest.raises(TypeError, match="do_sharpen"):
+    with pytest.raises(ValueError, match="do_sharpen"):
         converter(image, do_sharpen=True)
 
 

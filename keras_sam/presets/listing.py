@@ -8,10 +8,10 @@ def list_presets() -> dict[str, dict]:
     """The built-in presets, smallest first, and what is known about them.
 
     Returns:
-        Dict from names to dicts of `description`, `parameters`, `size` (bytes of float32
-        weights), `license`, `sources`, `encoder_names` (under which `ViTDetBackbone` has the image
-        encoder alone) and `cached`, the path of the weights on this machine or None. Nothing is
-        downloaded or asked for.
+        Dict from names to dicts of `description`, `parameters`, `image_encoder_parameters`,
+        `tensors` (how many variables), `size` (bytes of float32 weights), `license`, `sources`,
+        `encoder_names` (under which `ViTDetBackbone` has the image encoder alone) and `cached`,
+        the path of the weights on this machine or None. Nothing is downloaded or asked for.
 
     Example:
 
@@ -28,6 +28,8 @@ def _described(name):
     return {
         "description": metadata["description"],
         "parameters": metadata["parameters"],
+        "image_encoder_parameters": metadata["image_encoder_parameters"],
+        "tensors": metadata["tensors"],
         "size": 4 * metadata["parameters"],
         "license": metadata["license"],
         "sources": metadata["sources"],

@@ -271,7 +271,7 @@ def test_preset_takes_the_padded_image_as_it_is(sam, truck):
 @pytest.mark.parametrize(
     ("policy", "bound"),
     [
-        ("mixed_float16", 0.03),
+        ("mixed_float16", 0.06),  # half of it where the processor sums up in float32
         ("bfloat16", 0.25),  # weights too; heads of one channel have nothing to average out
     ],
 )
