@@ -30,6 +30,7 @@ _HOME = {
     "SAMPromptEncoder": "keras_sam.layers.prompt_encoder",
     "TwoWayMultiHeadAttention": "keras_sam.layers.two_way_transformer",
     "TwoWayTransformer": "keras_sam.layers.two_way_transformer",
+    "UnfinishedImagesError": "keras_sam.mask_generator",
     "ViTDetBackbone": "keras_sam.models.vit_det_backbone",
     "WindowAttention": "keras_sam.layers.window_attention",
     "WindowedTransformerEncoder": "keras_sam.layers.window_attention",
@@ -85,7 +86,12 @@ def __dir__():
 def _register_classes():
     """Imports every module that defines a class which Keras may have to load."""
     for module in sorted(
-        {*_HOME.values(), "keras_sam.compat.keras_cv", "keras_sam.training.trainer"}
+        {
+            *_HOME.values(),
+            "keras_sam.compat.keras_cv",
+            "keras_sam.training.layerwise_decay",
+            "keras_sam.training.trainer",
+        }
     ):
         importlib.import_module(module)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -18,6 +19,21 @@ from keras_sam.models.outputs import select_masks
 from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
 from keras_sam.predictor import SAMPredictor
 from keras_sam.preprocessing import batch_of, is_one_image
+
+UNUSABLE = ("raise", "skip")
+
+
+class UnfinishedImagesError(ValueError):
+    """Some of several images have no records, but the others' are not lost.
+
+    Args:
+        message: str. Names the images, and says what is wrong with each.
+        results: list with the `MaskRecords` of each image, None for those without.
+    """
+
+    def __init__(self, message: str, results: list[MaskRecords | None]):
+        super().__init__(message)
+        self.results = results
 
 
 class SAMAutomaticMaskGenerator:
@@ -141,11 +157,13 @@ class SAMAutomaticMaskGenerator:
         keep_candidates: bool | None = None,
         channel_order: str | None = None,
         verbose: Any = "auto",
-    ) -> MaskRecords | list[MaskRecords]:
+        unusable: str = "raise",
+    ) -> MaskRecords | list[MaskRecords | None]:
         """Segments everything in one image, or in each of several.
 
-        Ctrl-C while several images are segmented loses none that is finished: their records
-        are returned, with a warning. If one of many images may be unusable, use `stream`.
+        Of several images, none that is finished is lost: an unusable one is passed over and named
+        at the end, in an error that holds the records of the others; after Ctrl-C the records so
+        far are returned, with a warning.
 
         Args:
             image: array `(H0, W0, 3)`, PIL image or path; or a list of them, of any sizes. By
@@ -154,14 +172,18 @@ class SAMAutomaticMaskGenerator:
             channel_order: optional `"rgb"` or `"bgr"`, as in `SAMPredictor.set_image`.
             verbose: `"auto"` for a progress bar over several images, 1 for one in any case, 0
                 for none. It counts clicks.
+            unusable: what an unusable one of several images leads to: `"raise"`, after the others,
+                or `"skip"`, None in its place and a warning.
 
         Returns:
             `MaskRecords`, a list of Meta's records, empty if nothing was good enough; for
             several images a list of them.
 
         Raises:
-            ValueError: if an image is unusable, or too small for the layers of crops; or there
-                are to be crops of an image of which only the embedding is there.
+            ValueError: if the only image is unusable, or too small for the layers of crops; or
+                there are to be crops of an image of which only the embedding is there.
+            UnfinishedImagesError: if some of several images are unusable, or the disk is too
+                full for their candidates; its `results` are the records of the others.
             RuntimeError: if there is no image.
         """
         if image is None:
@@ -170,40 +192,74 @@ class SAMAutomaticMaskGenerator:
         else:
             several = not is_one_image(image)
             sources = batch_of(image) if several else [image]
+        _check_unusable(unusable)
         tell = self._progress(len(sources), verbose)
-        finished = []
+        if not several:
+            return self._segment(self._open(sources[0], channel_order), keep_candidates, tell)
+        results: list[MaskRecords | None] = []
+        faults = []
         try:
-            for records in self._stream(sources, keep_candidates, channel_order, tell):
-                finished.append(records)
+            for number, source in enumerate(sources):
+                try:
+                    opened = self._open(source, channel_order)
+                except (ValueError, FileNotFoundError) as error:
+                    faults.append(_describe_fault(number, len(sources), source, error))
+                    results.append(None)
+                else:
+                    results.append(self._segment(opened, keep_candidates, tell))
         except KeyboardInterrupt:
-            if not finished:
+            if not any(records is not None for records in results):
                 raise
-            warnings.warn(
-                f"Interrupted: records of the first {len(finished)} of {len(sources)} images.",
-                stacklevel=2,
+            interrupted = (
+                f"Interrupted: records of the first {len(results)} of {len(sources)} images."
             )
-        return finished if several else finished[0]
+            warnings.warn(" ".join([interrupted, *faults]), stacklevel=2)
+            return results
+        except OSError as error:  # the candidates' file: a full disk
+            faults.append(_describe_fault(len(results), len(sources), source, error))
+            missing = [None] * (len(sources) - len(results))
+            raise UnfinishedImagesError(_report(faults), results + missing) from error
+        if faults and unusable == "raise":
+            raise UnfinishedImagesError(_report(faults), results)
+        if faults:
+            warnings.warn(" ".join(faults), stacklevel=2)
+        return results
 
     def stream(
         self,
         images: Iterable[Any],
         keep_candidates: bool | None = None,
         channel_order: str | None = None,
-    ) -> Iterator[MaskRecords]:
+        unusable: str = "raise",
+        progress: Callable[[int], Any] | None = None,
+    ) -> Iterator[MaskRecords | None]:
         """Segments everything in images one after the other, as the results are asked for.
 
         Args:
             images: iterable of images, each as in `generate`, read when its turn comes.
             keep_candidates: see `generate`.
             channel_order: see `generate`.
+            unusable: what an unusable image leads to when its turn comes: `"raise"`, which ends
+                the stream, or `"skip"`, None in its place and a warning.
+            progress: optional function that is called with the number of clicks that have been
+                segmented since the call before, see `clicks_per_image`.
 
         Yields:
             The `MaskRecords` of each image, in their order.
 
         Raises:
-            ValueError: if an image is unusable, see `generate`, when its turn comes.
+            UnfinishedImagesError: if an image is unusable, see `generate`; with its number, and
+                without `results`, for they have been yielded.
         """
-        return self._stream(images, keep_candidates, channel_order, lambda points: None)
+        _check_unusable(unusable)
+        tell = (lambda points: None) if progress is None else progress
+        return self._stream(images, keep_candidates, channel_order, unusable, tell)
+
+    @property
+    def clicks_per_image(self) -> int:
+        """How many clicks an image gets, those into its crops among them."""
+        layers = range(self.crop_n_layers + 1)
+        return sum(4**layer * len(self.point_grids[layer]) for layer in layers)
 
     def filter(self, records: MaskRecords, **thresholds: Any) -> MaskRecords:
         """`records.filter(**thresholds)`: chooses again, without running the model.
@@ -220,49 +276,43 @@ class SAMAutomaticMaskGenerator:
         """
         return records.filter(**thresholds)
 
-    def _stream(self, images, keep_candidates, channel_order, tell):
-        keep = self.keep_candidates if keep_candidates is None else keep_candidates
-        for image in images:
-            if isinstance(image, _EmbeddedImage):
-                size, crops = image.plan.original_size, self._whole_image(image, tell)
+    def _stream(self, images, keep_candidates, channel_order, unusable, tell):
+        for number, image in enumerate(images):
+            try:
+                opened = self._open(image, channel_order)
+            except (ValueError, FileNotFoundError) as error:
+                fault = _describe_fault(number, None, image, error)
+                if unusable == "raise":
+                    raise UnfinishedImagesError(fault, []) from error
+                warnings.warn(fault, stacklevel=2)
+                yield None
             else:
-                pixels = self._read(image, channel_order)
-                size, crops = pixels.shape[:2], self._crops(pixels, tell)
-            candidates = CandidateFile() if keep else None
-            if candidates is not None:
-                crops = candidates.recorded(crops)
-            yield choose(crops, size, self.thresholds, candidates)
+                yield self._segment(opened, keep_candidates, tell)
 
-    def _read(self, image, channel_order):
+    def _open(self, image, channel_order):
+        """Everything about an image that can be wrong, before the model is asked."""
+        if isinstance(image, _EmbeddedImage):
+            return image
         converter = self.predictor.preprocessor.image_converter
-        return load_image(
+        pixels = load_image(
             image,
             channel_order or converter.channel_order,
             converter.num_channels,
             converter.do_convert_rgb,
             converter.data_format,
         )
-
-    def _crops(self, pixels, tell):
-        """The crops of an image `(H0, W0, C)`, each with its candidates, encoded in its turn."""
-        converter = self.predictor.preprocessor.image_converter
         boxes, layers = generate_crop_boxes(
             pixels.shape[:2], self.crop_n_layers, self.crop_overlap_ratio
         )
-        for box, layer in zip(boxes.tolist(), layers, strict=True):
-            x1, y1, x2, y2 = box
-            frame, (plan,) = converter.convert(
-                [pixels[y1:y2, x1:x2]], channel_order="rgb", data_format="channels_last"
-            )
-            embedding = self.segmenter.encode_frames(frame)
-            yield Crop(tuple(box), plan), self._candidates(embedding, plan, layer, tell)
+        return _OpenedImage(pixels, boxes, layers)
 
-    def _whole_image(self, image, tell):
-        h, w = image.plan.original_size
-        yield (
-            Crop((0, 0, w, h), image.plan),
-            self._candidates(image.embedding, image.plan, 0, tell),
-        )
+    def _segment(self, image, keep_candidates, tell):
+        crops = image.crops(self, tell)
+        keep = self.keep_candidates if keep_candidates is None else keep_candidates
+        candidates = CandidateFile() if keep else None
+        if candidates is not None:
+            crops = candidates.recorded(crops)
+        return choose(crops, image.original_size, self.thresholds, candidates)
 
     def _candidates(self, embedding, plan, layer, tell):
         h, w = plan.original_size
@@ -317,17 +367,56 @@ class SAMAutomaticMaskGenerator:
         """A function that moves the progress bar on by so many clicks."""
         if verbose in (0, False) or (verbose == "auto" and images == 1):
             return lambda points: None
-        layers = range(self.crop_n_layers + 1)
-        clicks = sum(4**layer * len(self.point_grids[layer]) for layer in layers)
-        return keras.utils.Progbar(images * clicks, unit_name="click").add
+        return keras.utils.Progbar(images * self.clicks_per_image, unit_name="click").add
+
+
+class _OpenedImage:
+    """An image `(H0, W0, C)` and the boxes of its crops, each of a layer."""
+
+    def __init__(self, pixels: np.ndarray, boxes: np.ndarray, layers: np.ndarray):
+        self.pixels, self.boxes, self.layers = pixels, boxes, layers
+        self.original_size = pixels.shape[:2]
+
+    def crops(self, generator, tell):
+        """The crops, each with its candidates, encoded in its turn."""
+        converter = generator.predictor.preprocessor.image_converter
+        for box, layer in zip(self.boxes.tolist(), self.layers, strict=True):
+            x1, y1, x2, y2 = box
+            frame, (plan,) = converter.convert(
+                [self.pixels[y1:y2, x1:x2]], channel_order="rgb", data_format="channels_last"
+            )
+            embedding = generator.segmenter.encode_frames(frame)
+            yield Crop(tuple(box), plan), generator._candidates(embedding, plan, layer, tell)
 
 
 class _EmbeddedImage:
     """An image that is encoded already."""
 
     def __init__(self, embedding: np.ndarray, plan: ResizePlan):
-        self.embedding = embedding
-        self.plan = plan
+        self.embedding, self.plan = embedding, plan
+        self.original_size = plan.original_size
+
+    def crops(self, generator, tell):
+        """The whole image as its only crop."""
+        h, w = self.original_size
+        candidates = generator._candidates(self.embedding, self.plan, 0, tell)
+        yield Crop((0, 0, w, h), self.plan), candidates
+
+
+def _check_unusable(unusable):
+    if unusable not in UNUSABLE:
+        raise ValueError(f"`unusable` must be one of {UNUSABLE}. Received: {unusable!r}.")
+
+
+def _describe_fault(number: int, count: int | None, image: Any, error: Exception) -> str:
+    """One sentence that names an image and says what is wrong with it."""
+    name = f" ({os.fsdecode(image)})" if isinstance(image, (str, bytes, os.PathLike)) else ""
+    of = "" if count is None else f" of {count}"
+    return f"Image {number}{of}, counted from 0{name}: {error}"
+
+
+def _report(faults: list[str]) -> str:
+    return " ".join([*faults, "The records of the other images are in this error's `results`."])
 
 
 def _check_grids(point_grids: Sequence[Any], layers: int) -> list[np.ndarray]:

@@ -80,3 +80,38 @@ def segmenter():
     from tests.tiny import tiny_segmenter
 
     return tiny_segmenter()
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    """Models by what they were loaded from: a model that is kept is compiled only once."""
+    return {}
+
+
+@pytest.fixture
+def cli(capsys, monkeypatch, loaded):
+    """Calls the command in this process, and returns its exit code, stdout and stderr."""
+    import keras
+
+    import keras_sam
+    from keras_sam.cli import main
+
+    load = keras_sam.SAMImageSegmenter.from_preset
+
+    def load_once(source, **options):
+        key = (source, *sorted(options.items()))
+        if key not in loaded:
+            loaded[key] = load(source, **options)
+        return loaded[key]
+
+    monkeypatch.setattr(keras_sam.SAMImageSegmenter, "from_preset", load_once)
+    monkeypatch.setenv("KERAS_BACKEND", keras.config.backend())
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "KERAS_TORCH_DEVICE"):
+        monkeypatch.delenv(name, raising=False)  # which --device sets
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call

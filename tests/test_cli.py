@@ -73,41 +73,11 @@ def photo(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def loaded():
-    """Models by what they were loaded from: a model that is kept is compiled only once."""
-    return {}
-
-
-@pytest.fixture(scope="session")
 def predictor(checkpoint, loaded):
     key = (str(checkpoint),)
     if key not in loaded:
         loaded[key] = keras_sam.SAMImageSegmenter.from_preset(*key)
     return keras_sam.SAMPredictor(loaded[key])
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch, loaded):
-    """Calls the command in this process, and returns its exit code, stdout and stderr."""
-    load = keras_sam.SAMImageSegmenter.from_preset
-
-    def load_once(source, **options):
-        key = (source, *sorted(options.items()))
-        if key not in loaded:
-            loaded[key] = load(source, **options)
-        return loaded[key]
-
-    monkeypatch.setattr(keras_sam.SAMImageSegmenter, "from_preset", load_once)
-    monkeypatch.setenv("KERAS_BACKEND", keras.config.backend())
-    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "KERAS_TORCH_DEVICE"):
-        monkeypatch.delenv(name, raising=False)  # which --device sets
-
-    def call(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def run_python(code, **environment):
@@ -138,7 +108,14 @@ def test_help_is_quick_and_imports_no_keras():
     )
     assert result.returncode == 0, result.stderr
     help_text = " ".join(result.stdout.split())
-    for words in ("segment", "presets", "convert", "--point", "several boxes are several objects"):
+    for words in (
+        "segment",
+        "everything",
+        "presets",
+        "convert",
+        "--point",
+        "several boxes are several objects",
+    ):
         assert words in help_text
 
 

@@ -408,6 +408,80 @@ def test_ctrl_c_before_anything_is_finished(monkeypatch):
         generator().generate([small_picture()] * 2, verbose=0)
 
 
+def unusable_among_good(tmp_path):
+    (tmp_path / "text.jpg").write_text("not a picture")
+    return [small_picture(5), tmp_path / "text.jpg", small_picture(6), np.zeros((0, 5, 3))]
+
+
+def test_an_unusable_image_loses_no_others(tmp_path):
+    images = unusable_among_good(tmp_path)
+    with pytest.raises(keras_sam.UnfinishedImagesError) as caught:
+        generator().generate(images, verbose=0)
+    message = str(caught.value)
+    assert message.count("Image ") == 2 and "in this error's `results`" in message
+    assert "Image 1 of 4" in message and "text.jpg): The file must be an image" in message
+    assert "Image 3 of 4, counted from 0: An image must have at least one pixel" in message
+    results = caught.value.results
+    assert [records is None for records in results] == [False, True, False, True]
+    assert_identical(results[2], generator().generate(images[2]))
+    with pytest.warns(UserWarning, match="Image 1 of 4.*Image 3 of 4"):
+        skipped = generator().generate(images, verbose=0, unusable="skip")
+    assert [records is None for records in skipped] == [False, True, False, True]
+    assert_identical(skipped[0], results[0])
+
+
+def test_stream_ends_at_an_unusable_image_or_skips_it(tmp_path):
+    images = unusable_among_good(tmp_path)
+    stream = generator().stream(images)
+    assert len(next(stream)) > 5
+    with pytest.raises(keras_sam.UnfinishedImagesError, match="Image 1, counted from 0.*text.jpg"):
+        next(stream)
+    with pytest.warns(UserWarning, match="Image [13], counted from 0"):
+        found = list(generator().stream(images, unusable="skip"))
+    assert [records is None for records in found] == [False, True, False, True]
+    with pytest.raises(ValueError, match="`unusable` must be one of"):
+        generator().stream(images, unusable="ignore")
+
+
+def test_ctrl_c_after_an_unusable_image(monkeypatch, tmp_path):
+    interrupted_at(monkeypatch, trained(), 2)
+    with pytest.warns(UserWarning, match="first 2 of 4 images.*Image 1 of 4"):
+        results = generator().generate(unusable_among_good(tmp_path), verbose=0)
+    assert [records is None for records in results] == [False, True]
+
+
+def test_a_disk_too_full_for_candidates_loses_no_others(monkeypatch):
+    class Full(mask_records.CandidateFile):
+        made = 0
+
+        def __init__(self):
+            super().__init__()
+            Full.made += 1
+            if Full.made == 2:
+                self._file = open("/dev/full", "wb")  # noqa: SIM115
+
+    monkeypatch.setattr("keras_sam.mask_generator.CandidateFile", Full)
+    images = [small_picture(seed) for seed in (5, 6, 7)]
+    with pytest.raises(keras_sam.UnfinishedImagesError, match="Image 1 of 3.*No space left"):
+        generator(keep_candidates=True).generate(images, verbose=0)
+    Full.made = 0
+    with pytest.raises(keras_sam.UnfinishedImagesError) as caught:
+        generator(keep_candidates=True).generate(images, verbose=0)
+    first, *others = caught.value.results
+    assert others == [None, None]
+    assert len(first.filter(pred_iou_thresh=0.2)) > len(first) > 5
+    Full.made = 1
+    with pytest.raises(OSError, match="No space left"):
+        generator(keep_candidates=True).generate(images[0])
+
+
+def test_stream_tells_how_many_clicks_are_done():
+    told = []
+    crops = generator(crop_n_layers=1, crop_n_points_downscale_factor=2)
+    list(crops.stream([small_picture()], progress=told.append))
+    assert sum(told) == crops.clicks_per_image == 32 and len(told) == 5
+
+
 def test_embeddings_are_used_as_they_are(monkeypatch, tmp_path):
     expected = generator().generate(small_picture())
     other = generator().generate(small_picture(6))

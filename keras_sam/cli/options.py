@@ -52,6 +52,24 @@ def finite_number(text: str) -> float:
     return numbers(text, (1,), "a number")[0]
 
 
+def positive_integer(text: str) -> int:
+    """A whole number from 1 on."""
+    return _integer(text, 1)
+
+
+def whole_number(text: str) -> int:
+    """A whole number from 0 on."""
+    return _integer(text, 0)
+
+
+def _integer(text, least):
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number, at least {least}, received {text!r}"
+        )
+    return int(text)
+
+
 def device(text: str) -> str:
     """`cpu`, `gpu`, `gpu:1`, `tpu:0`, `mps`."""
     if not re.fullmatch(r"(cpu|gpu|cuda|tpu|mps|xpu)(:\d{1,3})?", text):

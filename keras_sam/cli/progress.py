@@ -43,10 +43,77 @@ class Progress:
         seconds = time.monotonic() - start
         console.print(Text(f"{text}: {seconds:.1f} s"), style="dim")
 
+    @contextlib.contextmanager
+    def bar(self, total: int):
+        """Shows a bar with the remaining time while the block runs, on a terminal.
+
+        In a log file only the lines of `Bar.say` appear.
+
+        Args:
+            total: int. How many steps there are.
+
+        Yields:
+            `Bar`.
+        """
+        if self.quiet:
+            yield Bar()
+            return
+        from rich import progress
+        from rich.console import Console
+
+        console = Console(stderr=True, soft_wrap=True)
+        columns = (
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left:"),
+            progress.TimeRemainingColumn(),
+        )
+        # An image is encoded in one step, so the speed is that of the last minutes, not seconds.
+        with progress.Progress(
+            *columns,
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+            speed_estimate_period=300,
+        ) as shown:
+            yield Bar(console, shown, shown.add_task("", total=total))
+
     def say(self, text: str) -> None:
         """Prints one line, such as where the results are."""
         if not self.quiet:
             print(text, file=sys.stderr)
+
+
+class Bar:
+    """A bar that moves on, and lines above it. Made by `Progress.bar`; without arguments, silent.
+
+    Args:
+        console: rich console.
+        shown: rich progress display.
+        task: the display's task.
+    """
+
+    def __init__(self, console=None, shown=None, task=None):
+        self._console, self._shown, self._task = console, shown, task
+
+    def describe(self, text: str) -> None:
+        """Says what is going on now."""
+        if self._shown is not None:
+            self._shown.update(self._task, description=text)
+
+    def advance(self, steps: int) -> None:
+        """Moves the bar on."""
+        if self._shown is not None:
+            self._shown.advance(self._task, steps)
+
+    def say(self, text: str, only_in_logs: bool = False) -> None:
+        """Prints a line above the bar; `only_in_logs` where the bar itself says it."""
+        if self._console is not None and not (only_in_logs and self._console.is_terminal):
+            from rich.text import Text
+
+            self._console.print(Text(text))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,80 @@
+"""The photographs that a command works on, and what their results are called."""
+
+import dataclasses
+import os
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+from keras_sam.cli.failure import CommandError
+
+# What cameras, scanners and the web make. Other files of a folder are none of our business.
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp")
+ENDINGS += (".gif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """One photograph.
+
+    Args:
+        path: Path of the file.
+        name: str. Its path within the folder, with `/` on every system.
+        result: str. What its results are called: the name without its ending, or with it where
+            two photographs, or a photograph and a folder, differ in nothing else.
+    """
+
+    path: Path
+    name: str
+    result: str
+
+    def stamp(self) -> dict:
+        """Size and time of the file, by which a changed photograph is recognised."""
+        about = self.path.stat()
+        return {"bytes": about.st_size, "changed": about.st_mtime_ns}
+
+
+def find_photos(place: Path, recursive: bool, not_in: tuple[Path, ...] = ()) -> list[Photo]:
+    """Finds one photograph, or those of a folder, in the order of their names.
+
+    Args:
+        place: Path of a photograph or a folder.
+        recursive: bool. Whether folders in the folder count, too.
+        not_in: folders inside `place` that are left out, such as that of the results.
+
+    Raises:
+        CommandError: if there is nothing, or no photograph in the folder.
+    """
+    if not place.is_dir():
+        if not place.exists():
+            raise CommandError(f"{place}: there is no such photograph or folder")
+        return _named([(place, place.name)], [])
+    left_out = {path.resolve() for path in not_in} - {place.resolve()}
+    found: list[tuple[Path, str]] = []
+    folders: list[str] = []
+    for folder, subfolders, files in os.walk(place):
+        here = Path(folder)
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if recursive and not name.startswith(".") and (here / name).resolve() not in left_out
+        )
+        folders += [(here / name).relative_to(place).as_posix() for name in subfolders]
+        found += [
+            (here / name, (here / name).relative_to(place).as_posix())
+            for name in files
+            if name.lower().endswith(ENDINGS) and not name.startswith(".")
+        ]
+    if not found:
+        where = "" if recursive else " (--recursive looks into its folders)"
+        raise CommandError(f"{place}: the folder has no photographs{where}")
+    return _named(sorted(found, key=lambda photo: photo[1]), folders)
+
+
+def _named(found, folders):
+    """Gives each photograph's results a name of their own, also where case does not count."""
+    short = [str(PurePosixPath(name).with_suffix("")) for _, name in found]
+    taken = Counter(name.casefold() for name in [*short, *folders])
+    return [
+        Photo(path, name, stem if taken[stem.casefold()] == 1 else name)
+        for (path, name), stem in zip(found, short, strict=True)
+    ]

@@ -1,0 +1,111 @@
+"""What is finished in a folder of results, so that an interrupted run goes on where it stopped.
+
+A text file of JSON lines: the settings of the run, then a line per finished photograph, added
+once its results are in place. A run that is killed between the two, or within a line, does that
+photograph again.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from keras_sam.cli.failure import CommandError
+from keras_sam.files import whole_file
+
+FILE = "keras_sam_run.jsonl"
+
+
+class RunLog:
+    """The log of one folder.
+
+    Args:
+        folder: Path of the folder. Nothing is written before `start`.
+        settings: dict, ready for JSON: everything that the results depend on.
+        overwrite: bool. Forget what is there.
+
+    Raises:
+        CommandError: if the folder holds results of other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict, overwrite: bool = False):
+        self.path = folder / FILE
+        self.settings = settings
+        self.started = False
+        self._entries: dict[str, dict] = {}
+        self._is_there = self.path.is_file() and not overwrite
+        if self._is_there:
+            self._read(folder)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was logged before this run."""
+        return not self._is_there
+
+    def entries(self) -> list[dict]:
+        """The finished photographs, in the order of their names."""
+        return [self._entries[name] for name in sorted(self._entries)]
+
+    def count_masks(self, names: set[str]) -> int:
+        """How many masks these photographs have together."""
+        return sum(self._entries[name]["masks"] for name in names)
+
+    def find(self, name: str, stamp: dict) -> dict | None:
+        """The line about a photograph, unless that has changed since."""
+        entry = self._entries.get(name)
+        return entry if entry and entry.items() >= stamp.items() else None
+
+    def start(self) -> None:
+        """Makes the file, or goes on with it."""
+        with _explained(self.path):
+            if self.is_new:
+                with whole_file(self.path, text=True) as file:
+                    file.write(json.dumps({"settings": self.settings}) + "\n")
+            elif not self.path.read_bytes().endswith(b"\n"):
+                with self.path.open("ab") as file:
+                    file.write(b"\n")  # ends the line in which an earlier run was killed
+        self.started = True
+
+    def add(self, name: str, entry: dict) -> None:
+        """Writes down that a photograph is finished, to survive a power cut from here on."""
+        entry = {"photo": name, **entry}
+        with _explained(self.path), self.path.open("ab") as file:
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._entries[name] = entry
+
+    def _read(self, folder):
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        parsed = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # cut off: that photograph is done again
+                parsed.append(json.loads(line))
+        if not parsed or "settings" not in parsed[0]:
+            raise CommandError(
+                f"--out {folder}: {FILE} is damaged; --overwrite starts the folder anew"
+            )
+        changed = _differences(parsed[0]["settings"], self.settings)
+        if changed:
+            raise CommandError(
+                f"--out {folder}: holds results of other settings ({'; '.join(changed)}): choose "
+                "another folder, or --overwrite to start this one anew"
+            )
+        for entry in parsed[1:]:
+            self._entries[entry["photo"]] = entry
+
+
+def _differences(before, now):
+    return [
+        f"{name} was {before.get(name)}, is {now.get(name)}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+
+
+@contextlib.contextmanager
+def _explained(path):
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror}", code=1) from error
