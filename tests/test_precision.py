@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 import keras_sam
-from tests.parity.oracles import without_random_values
-from tests.tiny import photograph, tiny_backbone, tiny_segmenter
+from tests.tiny import photograph, tiny_backbone, tiny_segmenter, without_random_values
 
 # The root of the mean squared difference from float32, as a part of that of the float32 values:
 # 16 roundings to the formats' 8 and 11 bits, after some forty in a row, of which each is half a

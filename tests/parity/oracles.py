@@ -5,9 +5,7 @@ parameter is drawn at random, the norms, biases and relative positions that star
 too, so that none is without effect.
 """
 
-import contextlib
 import functools
-from unittest import mock
 
 import keras
 import numpy as np
@@ -17,7 +15,7 @@ import keras_sam
 from keras_sam import converters, presets
 from keras_sam.models.sam_image_segmenter import preprocessor_for
 from tests.meta_oracle import import_segment_anything
-from tests.tiny import photograph
+from tests.tiny import photograph, without_random_values
 
 # What every comparison allows, as a part of the oracle's largest value. The package promises 1e-4;
 # these models agree to 3e-6 on every backend, and a tighter bound sees more.
@@ -139,20 +137,6 @@ def transformers_model():
     )
     config._attn_implementation = "eager"  # the others return no attention maps
     return transformers.SamModel(config).eval()
-
-
-@contextlib.contextmanager
-def without_random_values():
-    """Layers start at zero, for models that get their weights afterwards.
-
-    JAX would compile a generator of random values for every shape.
-    """
-    zeros = keras.initializers.Zeros.__call__
-    with (
-        mock.patch.object(keras.initializers.RandomUniform, "__call__", zeros),
-        mock.patch.object(keras.initializers.RandomNormal, "__call__", zeros),
-    ):
-        yield
 
 
 @without_random_values()
