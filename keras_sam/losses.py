@@ -96,6 +96,9 @@ def lone_click(labels, mask_given=None):
     lone = ops.logical_and(ops.equal(clicks, 1), ops.equal(corners, 0))
     if mask_given is None or mask_given.shape[1] == 0:
         return lone
+    if mask_given.shape[1] is None:  # it may turn out to be 0: nobody has one, then
+        filled = ops.concatenate([mask_given, ops.zeros_like(lone)], axis=1)
+        mask_given = filled[:, : ops.shape(lone)[1]]
     return ops.logical_and(lone, ops.logical_not(mask_given))
 
 

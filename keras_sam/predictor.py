@@ -17,7 +17,7 @@ from keras_sam.geometry import ResizePlan
 from keras_sam.models.model_frame import check_batch, check_preprocessor, preprocessor_for
 from keras_sam.models.outputs import select_masks
 from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
-from keras_sam.models.vit_det_backbone import hash_model
+from keras_sam.models.vit_det_backbone import encoder_fingerprint
 from keras_sam.nested import (
     describe,
     is_empty,
@@ -304,10 +304,7 @@ class SAMPredictor:
         return embeddings[image_index : image_index + 1], plans[image_index]
 
     def _fingerprint(self):
-        encoder = self.segmenter.image_encoder
-        if hasattr(encoder, "fingerprint"):
-            return encoder.fingerprint()
-        return hash_model(encoder, encoder.input.shape)  # any functional model may be the encoder
+        return encoder_fingerprint(self.segmenter.image_encoder)
 
 
 def _read_embedding(path):

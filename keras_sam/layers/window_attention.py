@@ -6,6 +6,7 @@ from keras import ops
 from keras_sam.layers import attention_kernels
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.mlp import MLP
+from keras_sam.layers.rematerialization import rematerialized
 
 
 def window_partition(x, window_size: int):
@@ -335,6 +336,9 @@ class WindowedTransformerEncoder(keras.layers.Layer):
         self.norm2 = keras.layers.LayerNormalization(
             epsilon=layer_norm_epsilon, dtype=policy, name="norm2"
         )
+        # Whether gradients compute the block again, instead of keeping what is inside. Not part
+        # of the config, because it changes no result: `SAMImageSegmenter.checkpoint_gradients`.
+        self.rematerialize = False
 
     def build(self, input_shape):
         self.mlp = MLP(
@@ -351,6 +355,11 @@ class WindowedTransformerEncoder(keras.layers.Layer):
             part.build(input_shape)
 
     def call(self, x, return_attention=False, training=None):
+        if self.rematerialize and training and not return_attention:
+            return rematerialized(self, self._run)(x)
+        return self._run(x, return_attention, training)
+
+    def _run(self, x, return_attention=False, training=True):
         out = self.attention(self.norm1(x), return_attention=return_attention, training=training)
         out, attention = out if return_attention else (out, None)
         if self.dropout_rate:

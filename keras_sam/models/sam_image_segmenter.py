@@ -13,6 +13,7 @@ from keras_sam.models.batches import (
     iterate_batches,
     read_canonical,
 )
+from keras_sam.models.fine_tuning import FineTuning
 from keras_sam.models.image_segmenter import ImageSegmenter
 from keras_sam.models.model_frame import (
     check_batch,
@@ -36,7 +37,7 @@ PROMPT_CHUNK = 8
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class SAMImageSegmenter(TrainableSegmenter, ImageSegmenter):
+class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
     """Segment Anything: segments what points, boxes and masks point at, in images of any size.
 
     `predict` takes images and prompts as people have them and returns mask logits in
@@ -50,7 +51,8 @@ class SAMImageSegmenter(TrainableSegmenter, ImageSegmenter):
         mask_threshold: float. Logits above it belong to the mask. Defaults to `0.0`.
 
     Call arguments:
-        inputs: dict of `images` and prompts, see `SAMBackbone`.
+        inputs: dict of `images` and prompts, see `SAMBackbone`; or of `image_embeddings`
+            `(B, Eh, Ew, C)` and the canonical prompts.
 
     Returns:
         Dict of `masks`, logits `(B, P, K, Lh, Lw)`, and `iou_pred` `(B, P, K)`, with
@@ -139,6 +141,10 @@ class SAMImageSegmenter(TrainableSegmenter, ImageSegmenter):
         return self.backbone.mask_size
 
     def call(self, inputs, training=None, mask=None):
+        if "image_embeddings" in inputs:  # training on what `CachedEmbeddings` holds
+            prompts = self.prompt_encoder(**{name: inputs[name] for name in CANONICAL_KEYS})
+            embeddings = inputs["image_embeddings"]
+            return self.mask_decoder(image_embeddings=embeddings, **prompts, training=training)
         inputs, single_object = canonical_inputs(inputs, self.mask_size)
         outputs = super().call(inputs, training=training)
         if single_object:
@@ -376,7 +382,7 @@ class SAMImageSegmenter(TrainableSegmenter, ImageSegmenter):
             ValueError: for malformed prompts, or embeddings of another shape.
         """
         check_at_least_one(prompt_chunk, "prompt_chunk")
-        embeddings = self._checked_embeddings(image_embeddings)
+        embeddings = self.checked_embeddings(image_embeddings)
         plans = self.plans(original_sizes, len(embeddings))
         if isinstance(prompts, dict) and "mask_given" in prompts:
             inputs = read_canonical(prompts)
@@ -445,7 +451,8 @@ class SAMImageSegmenter(TrainableSegmenter, ImageSegmenter):
             return [self.preprocessor.image_converter.plan(size) for size in sizes]
         return [ResizePlan(size, frame) for size in sizes]
 
-    def _checked_embeddings(self, embeddings):
+    def checked_embeddings(self, embeddings) -> np.ndarray:
+        """Embeddings as float32 numpy `(B, Eh, Ew, C)`, or a ValueError for another shape."""
         embeddings = to_numpy(embeddings).astype("float32", copy=False)
         wanted = (*self.embedding_size, self.prompt_encoder.hidden_size)
         if embeddings.shape[1:] != wanted or not len(embeddings):

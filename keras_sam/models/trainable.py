@@ -1,6 +1,7 @@
 """What `compile`, `fit` and `evaluate` mean for a promptable segmenter."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_sam.losses import VOID, SAMLoss, lone_click, selected_iou
@@ -15,6 +16,41 @@ class _FitState:
         self.has_metrics = has_metrics
         self.miou = keras.metrics.Mean(name="miou")
         self.iou_error = keras.metrics.Mean(name="iou_error")
+
+
+class _Watch(keras.callbacks.Callback):
+    """Ends training at the first batch whose loss is not finite, and says which one it is.
+
+    Also tells the data which epoch it is, so that a run that is resumed draws what it would
+    have drawn.
+
+    Args:
+        batches: the `TrainingBatches` that are trained on, in their order.
+    """
+
+    def __init__(self, batches):
+        super().__init__()
+        self._batches = batches
+        self._first_epoch = batches.epoch
+        self._epoch = self._seen = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._seen = epoch, 0
+        self._batches.epoch = self._first_epoch + epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        # With `steps_per_execution`, any of several batches.
+        first, self._seen = self._seen, batch + 1
+        loss = float(keras.ops.convert_to_numpy((logs or {}).get("loss", 0.0)))
+        if np.isfinite(loss):
+            return
+        found = [(i, self._batches.describe(i)) for i in range(first, batch + 1)]
+        names = [f"{i} ({images})" if images else str(i) for i, images in found]
+        raise RuntimeError(
+            f"The loss is {loss} from batch {', '.join(names)} of epoch {self._epoch} on, counted "
+            "from 0. Look for broken pixel values in these images, or, if they are fine, take "
+            "smaller steps: a lower learning rate, or `clipnorm=1.0` in the optimizer."
+        )
 
 
 class TrainableSegmenter:
@@ -55,6 +91,17 @@ class TrainableSegmenter:
             )
         super().compile(optimizer=optimizer, loss=None, metrics=None, **kwargs)
         self._fit_state = _FitState(loss, metrics == "auto")
+
+    def uncompile(self) -> None:
+        """Forgets optimizer, loss and metrics, so that `fit` asks for a new `compile`."""
+        self._fit_state = None
+        self.compiled = False
+        self.train_function = self.test_function = None
+
+    def load_weights(self, filepath, *args, **kwargs) -> None:
+        """Loads weights, as `keras.Model.load_weights` does, and LoRA's where it is enabled."""
+        super().load_weights(filepath, *args, **kwargs)
+        self.restore_lora()
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -127,7 +174,8 @@ class TrainableSegmenter:
             sample_weight: optional array `(B,)` or `(B, P)`, when `x` is a dict.
             validation_data: optional tuple `(x, y)` or `(x, y, sample_weight)`, or data set.
             validation_batch_size: int. Defaults to `batch_size`.
-            shuffle: bool. Whether a dict's images come in a new order every epoch.
+            shuffle: bool. Whether a dict's images come in a new order every epoch. Data sets
+                come in their own order.
             **kwargs: passed on to `keras.Model.fit`.
 
         Returns:
@@ -135,7 +183,8 @@ class TrainableSegmenter:
 
         Raises:
             ValueError: if prompts or targets are malformed.
-            RuntimeError: if the segmenter is not compiled.
+            RuntimeError: if the segmenter is not compiled, or the loss is not finite; then the
+                message names the batch and its images.
         """
         self._require_compiled("fit")
         batches = self._batches(x, y, sample_weight, batch_size or 1, shuffle)
@@ -146,6 +195,11 @@ class TrainableSegmenter:
                 validation_data = self._batches(x_val, y_val, *(weight or [None]), size)
             else:
                 validation_data = self._batches(validation_data, None, None, size)
+        callbacks = kwargs.pop("callbacks", None)
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = [_Watch(batches), *keras.tree.flatten(callbacks or [])]
+        # Keras would shuffle a data set's batches with Python's global generator.
+        kwargs = {"shuffle": False, "callbacks": callbacks, **kwargs}
         return super().fit(batches, validation_data=validation_data, **kwargs)
 
     def evaluate(

@@ -5,10 +5,13 @@ import math
 import keras
 import numpy as np
 
+from keras_sam import prompts as prompt_forms
 from keras_sam.geometry import ResizePlan
 from keras_sam.losses import VOID
 from keras_sam.models.programs import next_power_of_two, pad_to_bucket
 from keras_sam.nested import to_numpy
+
+_ARRAYS = ("image_embeddings", "original_sizes")
 
 
 class TrainingBatches(keras.utils.PyDataset):
@@ -38,6 +41,10 @@ class TrainingBatches(keras.utils.PyDataset):
             }
         super().__init__(**loading)
         self._prepare = prepare
+        # Keras gives TensorFlow the shapes of the first two batches (or of the only one) for all
+        # of them, but these are ragged. It reads nothing else before, so the first reads get
+        # shapes with free axes instead. May go when a `PyDataset` can say its own signature.
+        self._signatures_due = 2 if keras.backend.backend() == "tensorflow" else 0
         if isinstance(x, dict):
             self._source = _DictBatches(x, y, sample_weight, batch_size, shuffle)
         elif isinstance(x, keras.utils.PyDataset):
@@ -49,12 +56,35 @@ class TrainingBatches(keras.utils.PyDataset):
                 "`x` must be a dict with `images` and prompts, or a data set of tuples (x, y). "
                 f"Received: {type(x).__name__}."
             )
+        if self.num_batches is not None:
+            self._signatures_due = min(self._signatures_due, self.num_batches)
 
     @property
     def num_batches(self):
         return self._source.num_batches
 
+    @property
+    def epoch(self) -> int:
+        """What the order and the random draws of batches depend on, beside a seed."""
+        return getattr(self._source, "epoch", 0)
+
+    @epoch.setter
+    def epoch(self, value):
+        if hasattr(self._source, "epoch"):
+            self._source.epoch = value
+
+    def describe(self, index: int) -> str:
+        """The names of the images in a batch of this epoch, if the data set knows them."""
+        describe = getattr(self._source, "describe", None)
+        return "" if describe is None else describe(index)
+
     def __getitem__(self, index):
+        if self._signatures_due:
+            self._signatures_due -= 1
+            return _with_free_axes(self._batch(index))
+        return self._batch(index)
+
+    def _batch(self, index):
         item = self._source[index]
         if not isinstance(item, (tuple, list)) or not 2 <= len(item) <= 3:
             raise ValueError(
@@ -75,7 +105,8 @@ class _DictBatches(keras.utils.PyDataset):
 
     def __init__(self, x, y, sample_weight, batch_size, shuffle):
         super().__init__()
-        if x.get("images") is None or not isinstance(y, dict) or y.get("masks") is None:
+        images = x.get("image_embeddings", x.get("images"))
+        if images is None or not isinstance(y, dict) or y.get("masks") is None:
             raise ValueError(
                 "Training needs `images` in `x`, and `y` with the target masks: "
                 '{"masks": (B, H0, W0) or (B, P, H0, W0)}. '
@@ -85,7 +116,7 @@ class _DictBatches(keras.utils.PyDataset):
         self._columns |= {("y", k): v for k, v in y.items()}
         if sample_weight is not None:
             self._columns[("w", "")] = sample_weight
-        count = len(x["images"])
+        count = len(images)
         wrong = {k or "sample_weight": len(v) for (_, k), v in self._columns.items()}
         wrong = {k: n for k, n in wrong.items() if n != count}
         if wrong or not count:
@@ -94,29 +125,37 @@ class _DictBatches(keras.utils.PyDataset):
                 f"{count}. Received: {', '.join(f'{k} with {n}' for k, n in wrong.items())}."
             )
         self._batch_size = batch_size
-        self._order = np.arange(count)
+        self._count = count
         # Seeded by numpy's global generator, which `keras.utils.set_random_seed` fixes.
-        seed = np.random.randint(2**31)  # noqa: NPY002
-        self._rng = np.random.default_rng(seed) if shuffle else None
-        self.on_epoch_end()
+        self._seed = np.random.randint(2**31) if shuffle else None  # noqa: NPY002
+        self.epoch = 0
 
     @property
     def num_batches(self):
-        return math.ceil(len(self._order) / self._batch_size)
+        return math.ceil(self._count / self._batch_size)
 
     def __getitem__(self, index):
-        start = index * self._batch_size
-        chosen = self._order[start : start + self._batch_size]
+        chosen = self._chosen(index)
         parts = {"x": {}, "y": {}, "w": {}}
         for (part, name), values in self._columns.items():
             rows = [values[i] for i in chosen]
-            parts[part][name] = rows
+            # What every image has in one shape stays an array.
+            parts[part][name] = np.asarray(rows) if name in _ARRAYS else rows
         weight = (np.asarray(parts["w"][""]),) if parts["w"] else ()
         return (parts["x"], parts["y"], *weight)
 
+    def _chosen(self, index):
+        order = np.arange(self._count)
+        if self._seed is not None:
+            np.random.default_rng((self._seed, self.epoch)).shuffle(order)
+        start = index * self._batch_size
+        return order[start : start + self._batch_size]
+
+    def describe(self, index):
+        return ", ".join(f"image {i} of `x`" for i in self._chosen(index))
+
     def on_epoch_end(self):
-        if self._rng is not None:
-            self._rng.shuffle(self._order)
+        self.epoch += 1
 
 
 class _IterableBatches(keras.utils.PyDataset):
@@ -149,12 +188,27 @@ class _IterableBatches(keras.utils.PyDataset):
         return batch
 
 
+# How many axes of a prepared batch's arrays differ from batch to batch.
+_FREE_AXES = {"images": 1, "image_embeddings": 1, "points": 3, "labels": 3}
+
+
+def _with_free_axes(batch):
+    """A batch's shapes, with None for the axes that have another length in other batches."""
+    inputs, *others = batch
+
+    def free(x, axes):
+        return keras.KerasTensor((*[None] * axes, *x.shape[axes:]), dtype=str(x.dtype))
+
+    inputs = {name: free(x, _FREE_AXES.get(name, 2)) for name, x in inputs.items()}
+    return inputs, *keras.tree.map_structure(lambda x: free(x, 2), others)
+
+
 def prepare_training_batch(segmenter, x, y, sample_weight=None):
     """One batch in the model frame, padded so that few shapes are ever compiled.
 
     Args:
         segmenter: a `SAMImageSegmenter`.
-        x: dict of images and prompts.
+        x: dict of images and prompts, or of `image_embeddings`, `original_sizes` and prompts.
         y: dict of `masks`: `(B, H0, W0)` or `(B, P, H0, W0)`, or ragged lists, values 0, 1 and
             255 for void, each the size of its image.
         sample_weight: optional array `(B,)` or `(B, P)`.
@@ -167,17 +221,49 @@ def prepare_training_batch(segmenter, x, y, sample_weight=None):
     Raises:
         ValueError: if targets do not fit images and prompts, or hold other values.
     """
-    inputs = segmenter.prepare(x)
+    with_embeddings = "image_embeddings" in x
+    inputs = prepare_embeddings(segmenter, x) if with_embeddings else segmenter.prepare(x)
     canonical = {k: np.asarray(inputs[k]) for k in ("points", "labels", "masks", "mask_given")}
     canonical = pad_to_bucket(canonical)
     batch, prompts = canonical["labels"].shape[:2]
     sizes = inputs.get("original_sizes", [segmenter.image_shape[:2]] * batch)
     plans = segmenter.plans(sizes, batch)
     targets = targets_to_frames(y, plans, segmenter.mask_size, inputs["num_prompts"], prompts)
-    prepared = {"images": np.asarray(inputs["images"], "float32"), **canonical}
+    name = "image_embeddings" if with_embeddings else "images"
+    prepared = {name: np.asarray(inputs[name], "float32"), **canonical}
     if sample_weight is None:
         return prepared, {"masks": targets}
     return prepared, {"masks": targets}, prompt_weights(sample_weight, batch, prompts)
+
+
+def prepare_embeddings(segmenter, x) -> dict:
+    """The canonical inputs of a batch whose images are encoded already.
+
+    Args:
+        segmenter: a `SAMImageSegmenter` with a frozen image encoder.
+        x: dict of `image_embeddings` `(B, Eh, Ew, C)`, the `original_sizes` `(B, 2)` of their
+            images in pixels, and perhaps prompts in those.
+
+    Returns:
+        Dict of numpy arrays; without the canonical prompts if `x` has none at all.
+
+    Raises:
+        ValueError: if the encoder is not frozen, or embeddings or prompts are malformed.
+    """
+    if segmenter.image_encoder.trainable_variables:
+        raise ValueError(
+            "`image_embeddings` do not train the image encoder. Freeze it with "
+            '`segmenter.freeze("image_encoder")` and compile again, or train on images.'
+        )
+    embeddings = segmenter.checked_embeddings(x["image_embeddings"])
+    count = len(embeddings)
+    sizes = x.get("original_sizes", [segmenter.image_shape[:2]] * count)
+    inputs = {"image_embeddings": embeddings, "original_sizes": sizes}
+    prompts = {name: value for name, value in x.items() if name in prompt_forms.KEYS}
+    if not prompts:
+        return inputs
+    plans = segmenter.plans(sizes, count)
+    return {**inputs, **prompt_forms.complete(prompts, plans, segmenter.mask_size)}
 
 
 def targets_to_frames(y, plans, mask_size, counts=None, prompts=None) -> np.ndarray:

@@ -295,6 +295,13 @@ def hash_model(model, settings) -> str:
     return digest.hexdigest()
 
 
+def encoder_fingerprint(encoder) -> str:
+    """`ViTDetBackbone.fingerprint`, and the same for any functional model that is an encoder."""
+    if hasattr(encoder, "fingerprint"):
+        return encoder.fingerprint()
+    return hash_model(encoder, encoder.input.shape)
+
+
 def _checked_image_shape(image_shape, patch_size):
     valid = len(image_shape) == 3 and None not in image_shape
     if not valid or any(n % patch_size or n < patch_size for n in image_shape[:2]):

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_sam.geometry import resize_image
+from keras_sam.training.cached import CachedEmbeddings
 
 PROMPTS = ("none", "points", "boxes", "points or boxes")
 
@@ -102,7 +103,8 @@ class ObjectBatches(keras.utils.PyDataset):
     Args:
         source: sequence of tuples of an image, uint8 `(H0, W0, 3)`, and its objects, uint8
             `(P, H0, W0)` of 0, 1 and 255 for void, such as `MaskFolder`, `CocoObjects`
-            and `SA1BFolder`.
+            and `SA1BFolder`; or `CachedEmbeddings` of one, whose batches have
+            `image_embeddings` and `original_sizes` instead of `images`.
         batch_size: int. Images in a batch. Defaults to 1.
         prompts: `"none"` for `SAMTrainer`, which simulates them; `"points"` for one click
             each, `"boxes"`, or `"points or boxes"`, one of the two for all objects of a batch.
@@ -154,6 +156,12 @@ class ObjectBatches(keras.utils.PyDataset):
             )
         if len(source) == 0:
             raise ValueError("`source` holds no image.")
+        self._is_cached = isinstance(source, CachedEmbeddings)
+        if self._is_cached and (flips or scales is not None):
+            raise ValueError(
+                "`flips` and `scales` change images, of which a cache has the embeddings alone. "
+                f"Received: flips={flips}, scales={scales}. Leave them out, or train on images."
+            )
         self.source = source
         self.batch_size = batch_size
         self.prompts = prompts
@@ -173,20 +181,32 @@ class ObjectBatches(keras.utils.PyDataset):
     def on_epoch_end(self):
         self.epoch += 1
 
-    def __getitem__(self, index):
+    def describe(self, index: int) -> str:
+        """The names of the images in a batch of this epoch."""
+        return ", ".join(self._name(int(i)) for i in self._chosen(index))
+
+    def _chosen(self, index):
         order = np.arange(len(self.source))
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         start = index * self.batch_size
-        chosen = order[start : start + self.batch_size]
+        return order[start : start + self.batch_size]
+
+    def __getitem__(self, index):
+        chosen = self._chosen(index)
         examples = [example for i in chosen if (example := self._example(int(i))) is not None]
         if not examples:
             raise ValueError(
                 "No image of this batch has an object that can be trained on: "
-                f"{', '.join(self._name(int(i)) for i in chosen)}. Leave them out of `source`, or "
-                "use larger batches."
+                f"{self.describe(index)}. Leave them out of `source`, or use larger batches."
             )
-        x = {"images": [image for image, _, _ in examples]}
+        if self._is_cached:
+            x = {
+                "image_embeddings": np.stack([embedding for embedding, _, _ in examples]),
+                "original_sizes": np.array([t.shape[1:] for _, t, _ in examples], "int64"),
+            }
+        else:
+            x = {"images": [image for image, _, _ in examples]}
         rng = np.random.default_rng((self.seed, self.epoch, index, 1))
         x |= self._prompts(examples, rng)
         return x, {"masks": [targets for _, targets, _ in examples]}
@@ -209,7 +229,7 @@ class ObjectBatches(keras.utils.PyDataset):
         if self.scales is not None:
             image, targets = jitter_scale(image, targets, rng, self.scales)
         areas = (targets == 1).sum(axis=(1, 2))
-        size = image.shape[0] * image.shape[1]
+        size = targets.shape[1] * targets.shape[2]
         usable = np.flatnonzero((areas > 0) & (areas <= self.max_area * size))
         if not len(usable):
             return None

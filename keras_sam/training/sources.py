@@ -32,15 +32,19 @@ class Source(Sequence):
         """The targets of an item whose image has this size."""
         raise NotImplementedError
 
-    def __getitem__(self, index):
-        image = load_image(self.path(index))
-        targets = self.objects(index, image.shape[:2])
-        if targets.shape[1:] != image.shape[:2]:
+    def targets(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """`objects`, or an error if they are of another size than the image."""
+        targets = self.objects(index, size)
+        if targets.shape[1:] != tuple(size):
             raise ValueError(
-                f"The masks of {self.path(index)} must have its size, {image.shape[:2]}. "
+                f"The masks of {self.path(index)} must have its size, {tuple(size)}. "
                 f"Received: {targets.shape[1:]}."
             )
-        return image, targets
+        return targets
+
+    def __getitem__(self, index):
+        image = load_image(self.path(index))
+        return image, self.targets(index, image.shape[:2])
 
 
 class MaskFolder(Source):
@@ -175,6 +179,20 @@ class SA1BFolder(Source):
         content = _read_json(self._images[index].with_suffix(".json"))
         masks = [decode_segmentation(a["segmentation"], size) for a in content["annotations"]]
         return _stack(masks, np.zeros(size, bool), size)
+
+
+def read_targets(source, index: int, size: tuple[int, int]) -> np.ndarray:
+    """The objects of one item, if possible without reading its image.
+
+    Args:
+        source: a `Source`, or any sequence of tuples of an image and its objects.
+        index: int.
+        size: tuple `(H0, W0)` of the image.
+
+    Returns:
+        uint8 array `(P, H0, W0)` of 0, 1 and 255 for void.
+    """
+    return source.targets(index, size) if isinstance(source, Source) else source[index][1]
 
 
 def decode_segmentation(segmentation, size: tuple[int, int]) -> np.ndarray:

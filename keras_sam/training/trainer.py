@@ -6,7 +6,11 @@ from keras import ops
 from keras_sam.losses import VOID, candidate_masks, lone_click, selected_iou
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter, preprocessor_for
 from keras_sam.models.trainable import TrainableSegmenter, mean_over_prompts
-from keras_sam.models.training_batches import prompt_weights, targets_to_frames
+from keras_sam.models.training_batches import (
+    prepare_embeddings,
+    prompt_weights,
+    targets_to_frames,
+)
 from keras_sam.training import clicks
 
 
@@ -26,6 +30,10 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         mask_rounds: bool. Whether to add the two rounds without a new click. Needs at least
             one click. Defaults to `True`.
         box_probability: float. Chance that the first prompt is a box. Defaults to `0.5`.
+        parallel: bool. Whether every object of a training batch is at a round of its own, drawn
+            at random: the rounds up to it are run without gradients, and it alone is trained
+            on. On average the gradient is that of all rounds, but a batch needs the memory of
+            one, so that batches can be several times larger. Defaults to `False`.
         seed: optional int, of the simulated annotator.
 
     Call arguments:
@@ -35,7 +43,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
 
     Returns:
         Dict of `masks` `(B, P, R, K, Lh, Lw)`, `iou_pred` `(B, P, R, K)` and `ambiguous`
-        `(B, P, R)` for `R` rounds.
+        `(B, P, R)` for `R` rounds; `R` is 1 in training with `parallel`.
 
     Raises:
         ValueError: if `num_clicks` is negative, or 0 with `mask_rounds`.
@@ -60,6 +68,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         num_clicks: int = 8,
         mask_rounds: bool = True,
         box_probability: float = 0.5,
+        parallel: bool = False,
         seed: int | None = None,
         **kwargs,
     ):
@@ -73,6 +82,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         self.num_clicks = num_clicks
         self.mask_rounds = mask_rounds
         self.box_probability = box_probability
+        self.parallel = parallel
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -88,10 +98,13 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         segmenter = self.segmenter
         targets = ops.convert_to_tensor(inputs["targets"])
         foreground, valid = ops.equal(targets, 1), ops.not_equal(targets, VOID)
-        embeddings = segmenter.image_encoder(inputs["images"], training=training)
+        embeddings = inputs.get("image_embeddings")
+        if embeddings is None:
+            embeddings = segmenter.image_encoder(inputs["images"], training=training)
         (h, w), (mask_h, mask_w) = segmenter.image_shape[:2], segmenter.mask_size
         scale = ops.convert_to_tensor([w / mask_w, h / mask_h], "float32")
         points, labels = self._first_prompts(foreground, scale)
+        one_round = _OneRound(self, labels) if self.parallel and training else None
         logits, rounds = None, []
         for clicked in self._rounds_with_click():
             if logits is not None and clicked is not False:
@@ -101,9 +114,16 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
                 label = label if clicked is True else ops.where(clicked, label, -10)
                 points = ops.concatenate([points, point], axis=2)
                 labels = ops.concatenate([labels, label], axis=2)
+            if one_round is not None:
+                one_round.see(labels, logits)
             outputs = self._decode(embeddings, points, labels, logits, training)
             rounds.append(outputs)
             logits = _most_trusted(outputs)
+            if one_round is not None:
+                rounds = []  # what only led to the next prompts
+        if one_round is not None:
+            labels, logits, mask_given = one_round.prompts(labels)
+            rounds = [self._decode(embeddings, points, labels, logits, training, mask_given)]
         return {k: ops.stack([r[k] for r in rounds], axis=2) for k in rounds[0]}
 
     def _rounds_with_click(self):
@@ -137,26 +157,40 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         origin = ops.zeros_like(point)
         return ops.concatenate([point, corners, origin], axis=2), labels  # (B, P, 4)
 
-    def _decode(self, embeddings, points, labels, logits, training):
+    def _decode(self, embeddings, points, labels, logits, training, mask_given=None):
         segmenter = self.segmenter
         masks = None if logits is None else ops.expand_dims(logits, -1)
-        prompts = segmenter.prompt_encoder(points=points, labels=labels, masks=masks)
+        prompts = segmenter.prompt_encoder(
+            points=points, labels=labels, masks=masks, mask_given=mask_given
+        )
         outputs = segmenter.mask_decoder(image_embeddings=embeddings, **prompts, training=training)
-        ambiguous = lone_click(labels)
-        if logits is not None:
-            ambiguous = ops.zeros_like(ambiguous)  # a mask says more than a click
+        if logits is not None and mask_given is None:
+            mask_given = ops.ones(ops.shape(labels)[:2], dtype="bool")
+        ambiguous = lone_click(labels, mask_given)
         return {"masks": outputs["masks"], "iou_pred": outputs["iou_pred"], "ambiguous": ambiguous}
+
+    def restore_lora(self) -> None:
+        """See `SAMImageSegmenter.restore_lora`."""
+        self.segmenter.restore_lora()
 
     def prepare_training(self, x, y, sample_weight=None):
         """One batch in the model frame; prompts in `x` are refused, for they would be ignored."""
-        if set(x) != {"images"}:
+        if set(x) not in ({"images"}, {"image_embeddings"}, {"image_embeddings", "original_sizes"}):
             raise ValueError(
-                "`SAMTrainer` simulates the prompts: `x` must hold `images` alone. To train on "
-                f"prompts of your own use `segmenter.fit`. Received: {sorted(x)}."
+                "`SAMTrainer` simulates the prompts: `x` must hold `images` alone, or "
+                "`image_embeddings` and `original_sizes`. To train on prompts of your own use "
+                f"`segmenter.fit`. Received: {sorted(x)}."
             )
-        images, plans = self._frames(x["images"])
+        if "images" in x:
+            images, plans = self._frames(x["images"])
+            prepared = {"images": images}
+        else:
+            inputs = prepare_embeddings(self.segmenter, x)
+            embeddings = inputs["image_embeddings"]
+            plans = self.segmenter.plans(inputs["original_sizes"], len(embeddings))
+            prepared = {"image_embeddings": embeddings}
         targets = targets_to_frames(y, plans, self.segmenter.mask_size)
-        prepared = {"images": images, "targets": targets}
+        prepared["targets"] = targets
         if sample_weight is None:
             return prepared, {"masks": targets}
         return prepared, {"masks": targets}, prompt_weights(sample_weight, *targets.shape[:2])
@@ -173,16 +207,17 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         for outputs in self._per_round(y_pred):
             loss = self._fit_state.loss(outputs, y["masks"], outputs["ambiguous"])
             losses.append(mean_over_prompts(loss, y["masks"], sample_weight))
-        return sum(losses) / self.num_rounds + self.added_losses()
+        return sum(losses) / len(losses) + self.added_losses()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """`miou` and `iou_error` of the last round."""
+        """`miou` and `iou_error` of the last round, or in training with `parallel` of the drawn."""
         last = self._per_round(y_pred)[-1]
         self.update_metrics(selected_iou(last, y["masks"], last["ambiguous"]), sample_weight)
         return self.get_metrics_result()
 
     def _per_round(self, y_pred):
-        return [{k: v[:, :, r] for k, v in y_pred.items()} for r in range(self.num_rounds)]
+        rounds = y_pred["masks"].shape[2]
+        return [{k: v[:, :, r] for k, v in y_pred.items()} for r in range(rounds)]
 
     def get_config(self):
         return {
@@ -191,12 +226,39 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
             "num_clicks": self.num_clicks,
             "mask_rounds": self.mask_rounds,
             "box_probability": self.box_probability,
+            "parallel": self.parallel,
             "seed": self.seed,
         }
 
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "segmenter": keras.layers.deserialize(config["segmenter"])})
+
+
+class _OneRound:
+    """The prompts of one round for each object, gathered while all rounds are run."""
+
+    def __init__(self, trainer, labels):
+        shape = ops.shape(labels)[:2]
+        self._drawn = keras.random.randint(
+            shape, 0, trainer.num_rounds, seed=trainer.seed_generator
+        )  # (B, P)
+        self._tokens = ops.zeros(shape, dtype="int32")
+        self._logits = ops.zeros((*shape, *trainer.segmenter.mask_size), dtype="float32")
+        self._rounds = 0
+
+    def see(self, labels, logits):
+        """Takes in the labels and the fed-back logits of the next round."""
+        here = ops.equal(self._drawn, self._rounds)
+        self._tokens = ops.where(here, labels.shape[2], self._tokens)
+        if logits is not None:
+            self._logits = ops.where(here[..., None, None], logits, self._logits)
+        self._rounds += 1
+
+    def prompts(self, labels):
+        """Labels `(B, P, T)` without later clicks, logits, and whether they count, `(B, P)`."""
+        later = ops.arange(labels.shape[2]) >= self._tokens[..., None]
+        return ops.where(later, -10, labels), self._logits, self._drawn > 0
 
 
 def _most_trusted(outputs):

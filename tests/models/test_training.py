@@ -6,23 +6,8 @@ import pytest
 
 from keras_sam.geometry import ResizePlan
 from keras_sam.models.training_batches import prepare_training_batch, target_to_frame
-from tests.tiny import photograph, tiny_segmenter
-
-
-def disc(size, x, y, radius):
-    rows, columns = np.mgrid[: size[0], : size[1]]
-    return ((columns - x) ** 2 + (rows - y) ** 2 < radius**2).astype("uint8")
-
-
-def ragged_data():
-    """Two photographs of different sizes with two and one objects, clicked once each."""
-    x = {
-        "images": [photograph((60, 90), 1), photograph((80, 50), 2)],
-        "points": [[[[30, 30]], [[60, 20]]], [[[20, 40]]]],
-        "labels": [[[1], [1]], [[1]]],
-    }
-    first = np.stack([disc((60, 90), 30, 30, 15), disc((60, 90), 60, 20, 10)])
-    return x, {"masks": [first, disc((80, 50), 20, 40, 12)[None]]}
+from tests.tiny import tiny_segmenter
+from tests.training.steps import ragged_data
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from keras_sam.training import SAMTrainer
-from tests.models.test_training import ragged_data
 from tests.tiny import tiny_segmenter
+from tests.training.steps import ragged_data
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,37 @@
+"""Gradient checkpointing that draws the same random numbers twice."""
+
+import keras
+from keras import ops
+
+
+def rematerialized(layer, function):
+    """A function of a layer whose insides are computed again for gradients, instead of kept.
+
+    `keras.remat` alone would draw other random numbers in the second run, because the layer's
+    seed generators have moved on by then. So their state goes in as an argument and comes out as
+    a result, and the function has no side effects.
+
+    Args:
+        layer: the built layer that the function belongs to.
+        function: function of tensors, which uses the layer's weights and seed generators.
+
+    Returns:
+        A function of the same tensors with the same result.
+    """
+    seeds = [v for v in layer.non_trainable_variables if v.path.endswith("seed_generator_state")]
+
+    def pure(states, *inputs):
+        mapping = [(v, v.value) for v in layer.variables]
+        mapping += list(zip(seeds, states, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            outputs = function(*inputs)
+        return outputs, [scope.get_current_value(v) for v in seeds]
+
+    def run(*inputs):
+        # Copies: PyTorch and TensorFlow change a variable's value in place.
+        outputs, states = keras.remat(pure)([ops.copy(v) for v in seeds], *inputs)
+        for variable, state in zip(seeds, states, strict=True):
+            variable.assign(state)
+        return outputs
+
+    return run

@@ -1,0 +1,182 @@
+"""Training less than everything: frozen parts, LoRA, and blocks that are computed twice."""
+
+import keras
+from keras import ops
+
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+
+
+class FineTuning:
+    """What of a segmenter is trained, and with how much memory.
+
+    A mixin before `keras.Model` for models with the three parts of SAM. Every method undoes an
+    earlier `compile`, because an optimizer knows the variables that it was made for.
+    """
+
+    _saved_lora = None
+
+    def freeze(self, *parts: str) -> None:
+        """Leaves parts out of training, in addition to those that are frozen already.
+
+        Args:
+            *parts: any of `"image_encoder"`, `"prompt_encoder"` and `"mask_decoder"`.
+
+        Raises:
+            ValueError: for other names, or none.
+
+        Example:
+
+        ```python
+        tiny_segmenter.freeze("image_encoder", "prompt_encoder")
+        ```
+        """
+        for name in _checked(parts):
+            getattr(self, name).trainable = False
+        self.uncompile()
+
+    def unfreeze(self, *parts: str) -> None:
+        """Trains parts again; of an image encoder with LoRA, what LoRA added.
+
+        Args:
+            *parts: as for `freeze`.
+
+        Raises:
+            ValueError: for other names, or none.
+        """
+        for name in _checked(parts):
+            part = getattr(self, name)
+            part.trainable = True
+            if _lora_layers(part):
+                _train_lora_alone(part)
+        self.uncompile()
+
+    def enable_lora(self, rank: int, targets=("qkv", "projection"), alpha=None) -> None:
+        """Trains the image encoder through small additions to its kernels, and nothing else of it.
+
+        Each kernel `(n, m)` gets the product of two matrices `(n, rank)` and `(rank, m)` added, of
+        which the second starts at zero. Prompt encoder and mask decoder are trained as before.
+        Files that `save`, `save_weights` and `save_to_preset` write hold merged kernels: they
+        load as a model without LoRA that gives the same masks.
+
+        Args:
+            rank: int. Columns of the first matrix.
+            targets: names of the layers that get additions: any of `"qkv"` and `"projection"`,
+                of the attention, and `"dense_0"` and `"dense_1"`, of the MLPs.
+            alpha: optional float. The product is multiplied by `alpha / rank`. Defaults to `rank`.
+
+        Raises:
+            ValueError: if `rank` is below 1, a target is no layer, or LoRA is enabled already.
+
+        Source:
+            Hu et al. 2021, https://arxiv.org/abs/2106.09685.
+
+        Example:
+
+        ```python
+        tiny_segmenter.enable_lora(rank=4)
+        tiny_segmenter.compile(optimizer=keras.optimizers.AdamW(1e-4))
+        ```
+        """
+        if rank < 1:
+            raise ValueError(f"`rank` must be at least 1. Received: rank={rank}.")
+        if _lora_layers(self.image_encoder):
+            raise ValueError(
+                "LoRA is enabled already. To begin anew, save the preset, which merges what LoRA "
+                "has learnt, and load it again."
+            )
+        targets = {targets} if isinstance(targets, str) else set(targets)
+        able = [
+            layer
+            for layer in self.image_encoder._flatten_layers(include_self=False)
+            if hasattr(layer, "enable_lora") and layer.weights
+        ]
+        unknown = targets - {layer.name for layer in able}
+        if unknown or not targets:
+            raise ValueError(
+                "`targets` must be names of dense layers of the image encoder: "
+                f"{sorted({layer.name for layer in able})}. Received: {sorted(targets)}."
+            )
+        for layer in able:
+            if layer.name in targets:
+                layer.enable_lora(rank, lora_alpha=alpha)
+        _train_lora_alone(self.image_encoder)
+        self.uncompile()
+
+    def checkpoint_gradients(self, enabled: bool = True) -> None:
+        """Trades time for memory: the encoder's blocks are computed again for their gradients.
+
+        Only the input of each block is kept, instead of everything inside it. Gradients are the
+        same; a training step takes about a third longer.
+
+        Args:
+            enabled: bool.
+
+        Raises:
+            ValueError: if the image encoder has no blocks that can be computed again.
+        """
+        blocks = [
+            layer
+            for layer in self.image_encoder._flatten_layers(include_self=False)
+            if hasattr(layer, "rematerialize")
+        ]
+        if not blocks:
+            raise ValueError(
+                "`checkpoint_gradients` needs an image encoder of `WindowedTransformerEncoder` "
+                f"blocks. Received: a {type(self.image_encoder).__name__}."
+            )
+        for block in blocks:
+            block.rematerialize = enabled
+        self.uncompile()
+
+    def save_own_variables(self, store):
+        # The kernels are merged in their own layers' entries. This is for going on with training.
+        for i, layer in enumerate(_lora_layers(self.image_encoder)):
+            store[f"lora_{i}_a"] = ops.convert_to_numpy(layer.lora_kernel_a)
+            store[f"lora_{i}_b"] = ops.convert_to_numpy(layer.lora_kernel_b)
+
+    def load_own_variables(self, store):
+        self._saved_lora = {name: store[name][...] for name in store.keys()}  # noqa: SIM118
+
+    def restore_lora(self) -> None:
+        """After weights were loaded: LoRA's matrices as they were saved, out of the kernels again.
+
+        Keras leaves both at zero, where no gradient ever moves them. If the file has none of
+        this rank, the first one is drawn anew.
+        """
+        saved, self._saved_lora = self._saved_lora or {}, None
+        layers = _lora_layers(self.image_encoder)
+        fits = len(saved) == 2 * len(layers) and all(
+            saved[f"lora_{i}_{ab}"].shape == getattr(layer, f"lora_kernel_{ab}").shape
+            for i, layer in enumerate(layers)
+            for ab in "ab"
+        )
+        for i, layer in enumerate(layers):
+            if not fits:
+                draw = keras.initializers.HeUniform()
+                layer.lora_kernel_a.assign(draw(layer.lora_kernel_a.shape))
+                continue
+            layer.lora_kernel_a.assign(saved[f"lora_{i}_a"])
+            layer.lora_kernel_b.assign(saved[f"lora_{i}_b"])
+            merged = ops.convert_to_numpy(layer.kernel)  # with the additions twice
+            plain = ops.convert_to_numpy(layer._kernel)
+            layer._kernel.assign(2 * plain - merged)
+
+
+def _checked(parts):
+    if not parts or set(parts) - set(PARTS):
+        raise ValueError(f"Parts must be any of {PARTS}. Received: {parts}.")
+    return parts
+
+
+def _lora_layers(part):
+    return [
+        layer
+        for layer in part._flatten_layers(include_self=False)
+        if getattr(layer, "lora_enabled", False)
+    ]
+
+
+def _train_lora_alone(part):
+    part.trainable = True
+    for variable in part.trainable_variables:
+        variable.trainable = variable.name.startswith("lora_kernel")

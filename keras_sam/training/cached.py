@@ -1,0 +1,255 @@
+"""Embeddings on disk: a data set is encoded once, and training leaves the encoder out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_sam.files import whole_file
+from keras_sam.models.model_frame import preprocessor_for
+from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+from keras_sam.models.vit_det_backbone import encoder_fingerprint
+from keras_sam.training.sources import read_targets
+
+DTYPES = ("float16", "bfloat16")
+INDEX = "embeddings.json"
+_FORMAT = "keras_sam cached embeddings 1"
+
+
+class CachedEmbeddings(Sequence):
+    """The images of a data set as embeddings in a folder, encoded at their first use.
+
+    A drop-in for the data set it is made from: `ObjectBatches` of it has embeddings instead of
+    images, and `fit` and `SAMTrainer` then train prompt encoder and mask decoder without running
+    the image encoder, which has to be frozen.
+
+    There is a file per image, named after the image's content and written whole or not at all.
+    So an interrupted run goes on where it stopped, and images can be added, left out and
+    reordered later. Files are mapped into memory, and only what a batch needs is read.
+
+    Args:
+        segmenter: the `SAMImageSegmenter` whose encoder encodes the images.
+        source: sequence of tuples of an image and its objects, as for `ObjectBatches`.
+        folder: where the embeddings are, or will be. It is made when it is not there.
+        dtype: `"float16"` or `"bfloat16"`, as which embeddings are stored: 2 MB an image of
+            1024 x 1024. Defaults to `"float16"`.
+        batch_size: int. Images that are encoded at once. Defaults to 1.
+        skip_unreadable: bool. Leave out images that cannot be read, with a warning that names
+            them, instead of stopping.
+        verbose: `"auto"`, 0, 1 or 2. Whether to show the progress of encoding.
+
+    Raises:
+        ValueError: if `folder` has embeddings of another model, another preprocessing or
+            another dtype, or an image cannot be read.
+        OSError: if an embedding cannot be written; those that were written stay.
+
+    Example:
+
+    ```python
+    objects = np.zeros((1, 60, 90), "uint8")
+    objects[0, 20:40, 30:60] = 1
+    source = [(np.zeros((60, 90, 3), "uint8"), objects)]
+    cache = CachedEmbeddings(tiny_segmenter, source, "cache", verbose=0)
+    tiny_segmenter.freeze("image_encoder")
+    tiny_segmenter.compile(optimizer=keras.optimizers.AdamW(1e-4))
+    data = keras_sam.training.ObjectBatches(cache, prompts="boxes")
+    history = tiny_segmenter.fit(data, verbose=0)
+    ```
+    """
+
+    def __init__(
+        self,
+        segmenter: SAMImageSegmenter,
+        source: Sequence,
+        folder: str | os.PathLike,
+        dtype: str = "float16",
+        batch_size: int = 1,
+        skip_unreadable: bool = False,
+        verbose="auto",
+    ):
+        if dtype not in DTYPES:
+            raise ValueError(f"`dtype` must be one of {DTYPES}. Received: dtype={dtype!r}.")
+        if batch_size < 1 or len(source) == 0:
+            raise ValueError(
+                "`batch_size` must be at least 1, and `source` hold at least one image. "
+                f"Received: batch_size={batch_size}, {len(source)} images."
+            )
+        self._source = source
+        self._folder = Path(folder)
+        self._dtype = dtype
+        self._shape = (*segmenter.embedding_size, segmenter.prompt_encoder.hidden_size)
+        self._skip_unreadable = skip_unreadable
+        self._claim_folder(_identity(segmenter, dtype))
+        self._files = self._encode_missing(segmenter, batch_size, verbose)  # by index of source
+        self._indices = sorted(self._files)
+        if not self._indices:
+            raise ValueError("`source` holds no image that can be read.")
+
+    def __len__(self):
+        return len(self._indices)
+
+    def path(self, index: int):
+        """The image file of an item, or what stands for it."""
+        return _name(self._source, self._indices[index])
+
+    def __getitem__(self, index):
+        """An item: the embedding, float32 `(Eh, Ew, C)`, and the objects, uint8 `(P, H0, W0)`."""
+        inner = self._indices[index]
+        file, size = self._files[inner]
+        try:
+            embedding = np.load(file, mmap_mode="r")
+        except ValueError as error:
+            raise ValueError(
+                f"`{file}` is no embedding any more. Delete it, and open the cache again, which "
+                "encodes its image once more."
+            ) from error
+        return _to_float32(embedding, self._dtype), read_targets(self._source, inner, size)
+
+    def _claim_folder(self, identity):
+        """Marks an empty folder as this model's; refuses one that belongs to another."""
+        index = self._folder / INDEX
+        if not index.is_file():
+            if self._folder.is_dir() and any(self._folder.iterdir()):
+                raise ValueError(
+                    "`folder` must be new, empty, or a cache of embeddings. Received: "
+                    f"{self._folder}, which holds other files."
+                )
+            with whole_file(index, text=True) as file:
+                json.dump(identity, file, indent=2)
+            return
+        try:
+            found = json.loads(index.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
+        different = [name for name, value in identity.items() if found.get(name) != value]
+        if different:
+            raise ValueError(
+                f"`folder` holds embeddings with another {', '.join(different)}: {self._folder}. "
+                "A decoder that is trained on them would not fit this model. Choose another "
+                "folder, or delete this one to encode the images again."
+            )
+
+    def _encode_missing(self, segmenter, batch_size, verbose):
+        length = len(_npy(np.zeros(self._shape, "uint16"), self._dtype))
+        there = {  # what is shorter was damaged by somebody else
+            entry.name.split("_")[0]: Path(entry.path)
+            for entry in os.scandir(self._folder)
+            if entry.name.endswith(".npy") and entry.stat().st_size == length
+        }
+        files, missing = {}, []
+        for index in range(len(self._source)):
+            digest = self._digest(index)
+            if digest in there:
+                files[index] = (there[digest], _size_of(there[digest]))
+            elif digest is not None:
+                missing.append((index, digest))
+        show = bool(missing) and verbose != 0
+        bar = keras.utils.Progbar(len(missing), unit_name="image") if show else None
+        for start in range(0, len(missing), batch_size):
+            self._encode(segmenter, missing[start : start + batch_size], files)
+            if bar is not None:
+                bar.update(min(start + batch_size, len(missing)))
+        return files
+
+    def _digest(self, index):
+        """A name for the image's content; None for an image that is left out."""
+        path = getattr(self._source, "path", None)
+        try:
+            if path is None:
+                image = np.ascontiguousarray(self._source[index][0])
+                content = f"{image.shape} {image.dtype}".encode() + image.tobytes()
+            else:
+                content = Path(path(index)).read_bytes()
+        except (OSError, ValueError) as error:
+            self._unreadable(index, error)
+            return None
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+    def _encode(self, segmenter, chosen, files):
+        readable = []
+        for index, digest in chosen:
+            try:
+                readable.append((index, digest, self._source[index][0]))
+            except (OSError, ValueError) as error:
+                self._unreadable(index, error)
+        if not readable:
+            return
+        embeddings = segmenter.encode([image for _, _, image in readable], len(readable))
+        for (index, digest, image), embedding in zip(readable, embeddings, strict=True):
+            size = tuple(image.shape[:2])
+            path = self._folder / f"{digest}_{size[0]}x{size[1]}.npy"
+            stored = _stored(embedding, self._dtype)
+            if stored is None:
+                raise ValueError(
+                    f"The embedding of {_name(self._source, index)} has values that {self._dtype} "
+                    'cannot hold. Pass dtype="bfloat16", or look for a broken image or model.'
+                )
+            with whole_file(path) as file:
+                file.write(_npy(stored, self._dtype))
+            files[index] = (path, size)
+
+    def _unreadable(self, index, error):
+        name = _name(self._source, index)
+        if not self._skip_unreadable:
+            raise ValueError(
+                f"{name} cannot be read: {error} Pass `skip_unreadable=True` to leave such images "
+                "out."
+            ) from error
+        warnings.warn(f"{name} is left out: {error}", stacklevel=5)
+
+
+def _identity(segmenter, dtype):
+    """What has to be equal for embeddings to be of use."""
+    preprocessor = segmenter.preprocessor or preprocessor_for(segmenter.backbone)
+    config = preprocessor.image_converter.get_config()
+    frame = repr(sorted((k, v) for k, v in config.items() if k not in ("name", "trainable")))
+    return {
+        "format": _FORMAT,
+        "model": encoder_fingerprint(segmenter.image_encoder),
+        "preprocessing": hashlib.blake2b(frame.encode(), digest_size=16).hexdigest(),
+        "dtype": dtype,
+    }
+
+
+def _size_of(path):
+    height, width = path.stem.split("_")[1].split("x")
+    return int(height), int(width)
+
+
+def _name(source, index):
+    path = getattr(source, "path", None)
+    return str(path(index)) if path is not None else f"image {index}"
+
+
+def _stored(embedding, dtype):
+    """Values as they are on disk; bfloat16, which numpy lacks, as its bits. None on overflow."""
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            values = embedding.astype("float16")
+        return values if np.isfinite(values).all() else None
+    if not np.isfinite(embedding).all():
+        return None
+    bits = np.ascontiguousarray(embedding, "float32").view("uint32")
+    # Half of the last place that stays, less one bit if that place is even: to the nearest even.
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("uint16")
+
+
+def _to_float32(stored, dtype):
+    if dtype == "float16":
+        return np.asarray(stored, "float32")
+    return (np.asarray(stored, "uint32") << 16).view("float32")
+
+
+def _npy(stored, dtype):
+    """The bytes of a numpy file."""
+    file = io.BytesIO()
+    np.save(file, stored.view("float16") if dtype == "float16" else stored)
+    return file.getvalue()

@@ -1,0 +1,116 @@
+"""Smaller learning rates for the image encoder's earlier blocks."""
+
+import re
+
+import keras
+from keras import ops
+
+_BLOCK = re.compile(r"(?:^|/)block_(\d+)/")
+_STEM = re.compile(r"(?:^|/)(patch_embedding|position_embedding)/")
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class LayerwiseDecay(keras.optimizers.Optimizer):
+    """An optimizer whose steps are smaller for the image encoder's earlier blocks.
+
+    The steps of the last block are multiplied by `decay`, those of the block before by `decay`
+    squared and so on, and those of the patch and position embeddings once more. Neck, prompt
+    encoder and mask decoder take full steps. That is what a smaller learning rate does, weight
+    decay included, whatever the optimizer.
+
+    Args:
+        optimizer: the `keras.optimizers.Optimizer` that makes the steps. Its learning rate,
+            clipping and accumulation act as ever.
+        decay: float in (0, 1]. The paper has 0.8 for ViT-L and ViT-H, 0.6 for ViT-B.
+
+    Raises:
+        ValueError: if `decay` is outside (0, 1], or the optimizer averages weights (`use_ema`),
+            which would be averages of the full steps.
+
+    Source:
+        Clark et al. 2020, https://arxiv.org/abs/2003.10555 (layer-wise decay); Li et al. 2022,
+        https://arxiv.org/abs/2203.16527, appendix A.2 (its use here).
+
+    Example:
+
+    ```python
+    tiny_segmenter.compile(optimizer=LayerwiseDecay(keras.optimizers.AdamW(1e-4), decay=0.8))
+    ```
+    """
+
+    def __init__(self, optimizer, decay: float = 0.8, name="layerwise_decay", **kwargs):
+        if not 0.0 < decay <= 1.0:
+            raise ValueError(f"`decay` must lie in (0, 1]. Received: decay={decay}.")
+        if optimizer.use_ema:
+            raise ValueError(
+                "`optimizer` must not average weights, because it would average steps of full "
+                "size. Received: use_ema=True. Leave it out, or train without `LayerwiseDecay`."
+            )
+        super().__init__(learning_rate=0.0, name=name, **kwargs)
+        self.inner_optimizer = optimizer
+        self.decay = decay
+
+    def build(self, variables):
+        self.inner_optimizer.build(variables)
+        super().build(variables)
+
+    @property
+    def variables(self):
+        return [*super().variables, *self.inner_optimizer.variables]
+
+    @property
+    def iterations(self):
+        return self.inner_optimizer.iterations
+
+    @property
+    def learning_rate(self):
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        self.inner_optimizer.learning_rate = value
+
+    def scale_loss(self, loss):
+        return self.inner_optimizer.scale_loss(loss)
+
+    def multipliers(self, variables) -> list[float]:
+        """What each variable's steps are multiplied by.
+
+        Args:
+            variables: list of `keras.Variable`, all that are trained.
+
+        Returns:
+            List of floats.
+        """
+        blocks = [_BLOCK.search(v.path) for v in variables]
+        depth = 1 + max((int(found[1]) for found in blocks if found), default=-1)
+        powers = [
+            depth - int(found[1]) if found else (depth + 1) * bool(_STEM.search(v.path))
+            for found, v in zip(blocks, variables, strict=True)
+        ]
+        return [self.decay**power for power in powers]
+
+    def apply(self, grads, trainable_variables=None):
+        if trainable_variables is None:
+            trainable_variables = self._trainable_variables
+        trainable_variables = list(trainable_variables)
+        if not self.built:
+            self.build(trainable_variables)
+        scales = self.multipliers(trainable_variables)
+        scaled = [(v, s) for v, s in zip(trainable_variables, scales, strict=True) if s != 1.0]
+        before = [ops.copy(v) for v, _ in scaled]
+        self.inner_optimizer.apply(grads, trainable_variables)
+        for (variable, scale), old in zip(scaled, before, strict=True):
+            variable.assign(old + scale * (ops.convert_to_tensor(variable) - old))
+
+    def get_config(self):
+        return {
+            "optimizer": keras.optimizers.serialize(self.inner_optimizer),
+            "decay": self.decay,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        optimizer = keras.optimizers.deserialize(config["optimizer"], custom_objects)
+        return cls(**{**config, "optimizer": optimizer})
