@@ -89,6 +89,11 @@ def test_views_in_any_memory_order_are_encoded_as_they_look():
         assert tools.encode_rle(view) == coco_encode(view)
 
 
+def test_true_is_true_whatever_byte_it_is():
+    levels = np.random.default_rng(0).choice([0, 1, 255], (2, 9, 16)).astype("uint8")
+    assert tools.encode_rle(levels.view(bool)) == coco_encode(levels > 0)
+
+
 def test_large_stacks_are_encoded_in_chunks_without_a_seam(monkeypatch):
     stack = np.random.default_rng(0).random((7, 30, 17)) < 0.4
     whole = tools.encode_rle(stack)

@@ -7,7 +7,11 @@ list of ints, or COCO's compressed string of them.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,8 +20,9 @@ from numpy.typing import ArrayLike
 from keras_sam.geometry import size_pair
 
 # Masks are encoded a few at a time: enough to spread the cost of numpy's calls, few enough for
-# their bits (an eighth of this in bytes) to stay in the processor's cache.
-_CHUNK_PIXELS = 1 << 24
+# them to stay in the processor's cache.
+_CHUNK_PIXELS = 1 << 22
+_MAX_THREADS = 4  # numpy lets go of Python's lock; more of them only wait for the memory
 _MAX_GROUPS = 7  # 5 bits each: 35 bits hold every count of a mask with fewer than 2**34 pixels.
 
 
@@ -61,9 +66,13 @@ def encode_rle(
     stack = as_mask_stack(masks)
     corner, size = _place(stack.shape[1:], crop_box, original_size)
     step = max(1, _CHUNK_PIXELS // (stack.shape[1] * stack.shape[2]))
-    encoded = []
-    for first in range(0, len(stack), step):
-        encoded += _encode_chunk(stack[first : first + step], compressed, corner, size)
+    chunks = [stack[first : first + step] for first in range(0, len(stack), step)]
+    encode = functools.partial(_encode_chunk, compressed=compressed, corner=corner, size=size)
+    if len(chunks) > 1:
+        with ThreadPoolExecutor(min(len(chunks), _MAX_THREADS, os.cpu_count() or 1)) as pool:
+            encoded = list(itertools.chain.from_iterable(pool.map(encode, chunks)))
+    else:
+        encoded = [one for chunk in chunks for one in encode(chunk)]
     return encoded[0] if np.ndim(masks) == 2 else encoded
 
 
@@ -225,25 +234,30 @@ def mask_flips(
     """
     m, h, w = stack.shape
     h0, w0 = size or (h, w)
-    # One bit per pixel makes each later step 8 to 64 times as short as on bytes. Rows of whole
-    # bytes are packed in one go, which is a third faster than row by row.
-    bits = np.packbits(stack.reshape(m, -1) if w % 8 == 0 else stack, axis=-1).reshape(m, h, -1)
-    shape = (m, h + 1, bits.shape[2])
-    flat = np.empty(-(-m * shape[1] * shape[2] // 8) * 8, "uint8")  # whole words
-    flat[m * shape[1] * shape[2] :] = 0
-    change = flat[: m * shape[1] * shape[2]].reshape(shape)
-    change[:, 0], change[:, h] = bits[:, 0], bits[:, -1]
-    np.bitwise_xor(bits[:, 1:], bits[:, :-1], out=change[:, 1:h])
-    # From words to bytes to bits, looking only into those that are not zero.
-    word = np.flatnonzero(flat.view("uint64") != 0)
-    byte = flat.reshape(-1, 8)[word].reshape(-1)
-    busy = np.flatnonzero(byte != 0)
-    bit = np.flatnonzero(np.unpackbits(byte[busy]))
-    row, column = np.divmod((word[busy >> 3] * 8 + (busy & 7))[bit >> 3], shape[2])
-    mask, y = np.divmod(row, h + 1)
-    place = (column * 8 + (bit & 7) + corner[0]) * h0 + y + corner[1]
-    # Each column was closed at its foot. Where the next goes on from there, the two cancel; at
+    if stack.dtype != bool:
+        stack = stack != 0
+    if w % 8 or not stack.flags.c_contiguous:
+        padded = np.zeros((m, h, -(-w // 8) * 8), bool)
+        padded[..., :w] = stack
+        stack = padded
+    # Rows are compared eight pixels at a time, which takes as long as reading them from memory.
+    words = stack.view("uint64")
+    width = words.shape[2]
+    found = np.flatnonzero(words[:, 1:] != words[:, :-1])
+    mask = found // max(1, (h - 1) * width)
+    found += mask * width  # counted in whole masks, like `words`
+    pair = words.reshape(-1)[[found, found + width]].view("bool")
+    pixel = np.flatnonzero(pair[0] != pair[1])
+    word = pixel >> 3
+    row, column = np.divmod(found[word] - mask[word] * (h * width), width)
+    inner = mask[word], row + 1, column * 8 + (pixel & 7)
+    # Each column is closed at its foot. Where the next goes on from there, the two cancel; at
     # the end of the image there is nothing to close.
+    top, foot = np.nonzero(stack[:, 0]), np.nonzero(stack[:, -1])
+    mask = np.concatenate([inner[0], top[0], foot[0]])
+    y = np.concatenate([inner[1], np.zeros(len(top[0]), int), np.full(len(foot[0]), h)])
+    x = np.concatenate([inner[2], top[1], foot[1]])
+    place = (x + corner[0]) * h0 + y + corner[1]
     flips = np.sort((mask * (h0 * w0) + place)[place < h0 * w0])
     twice = np.flatnonzero(flips[1:] == flips[:-1])
     return np.delete(flips, np.concatenate([twice, twice + 1])) if len(twice) else flips
