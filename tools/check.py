@@ -28,17 +28,19 @@ from pathlib import Path
 
 from environment import ROOT, Environment, SetupError, clean, require_python
 
-BACKENDS = ("jax", "torch", "tensorflow")
 # Test files that need to run only once, because they start processes of their own or read sources.
 RUN_ONCE = ("tests/test_imports.py", "tests/test_tools.py")
 # What the tests compare with: where one is missing, tests would be skipped instead of failing.
 ORACLES = """
-import huggingface_hub, jax, kagglehub, matplotlib, openvino, pycocotools.mask, skimage.data
-import tensorflow, torch, transformers
+import huggingface_hub, ipykernel, jax, kagglehub, matplotlib, nbclient, openvino
+import pycocotools.mask, skimage.data, supervision, tensorflow, torch, transformers
 from importlib.metadata import version
 version("segment-anything-py")  # imports torchvision, for which the tests have a stand-in
 """
+# JAX compiles every shape, so its tests take longest: in two steps, they fill the machine.
+PARTS_OF_JAX = ("tests/layers", "tests/models", "tests/parity")
 SNIPPETS = "tests/test_snippets.py"
+NOTEBOOKS = "tests/test_notebooks.py"
 PACKAGE = "tests/test_wheel.py"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 STEP_LIMIT_SECONDS = 65 * 60
@@ -84,7 +86,7 @@ def pytest_step(name: str, about: str, *arguments: str, minutes: float = 1.0, **
 
 
 def all_steps() -> list[Step]:
-    once = [f"--ignore={name}" for name in (*RUN_ONCE, SNIPPETS, PACKAGE)]
+    once = [f"--ignore={name}" for name in (*RUN_ONCE, SNIPPETS, NOTEBOOKS, PACKAGE)]
     return [
         Step(
             "lint",
@@ -108,13 +110,30 @@ def all_steps() -> list[Step]:
                 "tests",
                 minutes=6.0,
             )
-            for backend in BACKENDS
+            for backend in ("torch", "tensorflow")
+        ),
+        pytest_step(
+            "jax-model",
+            "layers, models and their parity on the jax backend",
+            "--backend=jax",
+            *PARTS_OF_JAX,
+            minutes=9.0,
+        ),
+        pytest_step(
+            "jax",
+            "all other unit tests on the jax backend",
+            "--backend=jax",
+            *once,
+            *[f"--ignore={name}" for name in PARTS_OF_JAX],
+            "tests",
+            minutes=10.0,
         ),
         pytest_step(
             "snippets",
-            "the examples of the README, the docs and the docstrings",
+            "the examples of the README, the docs and the docstrings, and the notebooks",
             "--backend=torch",  # compiles nothing, so short runs are quickest
             SNIPPETS,
+            NOTEBOOKS,
         ),
         Step(
             "oracles",

@@ -36,8 +36,7 @@ def test_weights_that_change_are_seen(small):
 
 def test_lora_and_quantization_are_seen(small):
     before = small.predict(CLICK, verbose=0)
-    layer = small.mask_decoder.iou_prediction_head._flatten_layers(include_self=False)
-    dense = next(part for part in layer if isinstance(part, keras.layers.Dense))
+    dense = first_dense(small.mask_decoder.iou_prediction_head)
     dense.enable_lora(2)
     assert_same_outputs(small.predict(CLICK, verbose=0), before)  # it starts without effect
     dense.lora_kernel_b.assign(dense.lora_kernel_b + 1.0)
@@ -45,14 +44,15 @@ def test_lora_and_quantization_are_seen(small):
     assert_different(tuned["iou_pred"], before["iou_pred"])
     assert_same(tuned["masks"], before["masks"])
 
-    other = tiny_segmenter(image_shape=(32, 48, 3), num_layers=2)
-    other.predict(CLICK, verbose=0)
-    other.quantize("int8")
-    quantized = other.predict(CLICK, verbose=0)
-    assert not np.array_equal(quantized["masks"], before["masks"])
-    fresh = tiny_segmenter(image_shape=(32, 48, 3), num_layers=2)
-    fresh.quantize("int8")
-    assert_same_outputs(quantized, fresh.predict(CLICK, verbose=0))
+    first_dense(small.image_encoder.get_layer("block_1").mlp).quantize("int8")
+    quantized = small.predict(CLICK, verbose=0)
+    assert_different(quantized["masks"], before["masks"], 1e-5)
+    assert_same(quantized["masks"], before["masks"], 0.1)
+
+
+def first_dense(layer):
+    parts = layer._flatten_layers(include_self=False)
+    return next(part for part in parts if isinstance(part, keras.layers.Dense))
 
 
 def test_a_failing_computation_leaves_the_model_as_it_was(segmenter):
@@ -102,7 +102,7 @@ def test_reading_the_weights_while_another_thread_predicts(segmenter):
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="torch compiles nothing")
 def test_few_shapes_are_ever_compiled(small, monkeypatch):
-    """Up to 8 prompts of up to 8 tokens: four and three powers of two, not 64 programs."""
+    """Up to 4 prompts of up to 4 tokens: three and two powers of two, not 12 programs."""
     shapes = set()
     decode = Programs._program
 
@@ -119,11 +119,11 @@ def test_few_shapes_are_ever_compiled(small, monkeypatch):
     monkeypatch.setattr(Programs, "_program", program)
     embeddings = small.encode([PHOTO])
     rng = np.random.default_rng(0)
-    for prompts in range(1, 9):
-        for clicks in (1, 2, 3, 5, 7):
+    for prompts in range(1, 5):
+        for clicks in (1, 2, 3):
             points = rng.uniform(0, 30, (1, prompts, clicks, 2))
             small.decode(embeddings, {"points": points, "labels": np.ones((1, prompts, clicks))})
-    assert shapes == {(1, p, t) for p in (1, 2, 4, 8) for t in (2, 4, 8)}
+    assert shapes == {(1, p, t) for p in (1, 2, 4) for t in (2, 4)}
 
 
 def test_buckets_pad_with_nothing():
