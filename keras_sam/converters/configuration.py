@@ -129,11 +129,13 @@ def _grid_without_positions(tables, hints, patch):
 def _windows(tables, grid):
     """The window's side, 0 when no block has one, and the blocks that see the whole image.
 
-    Blocks with the largest tables are global when there are two sizes. Their tables may
-    be of another size than the grid's: Meta's code interpolates them as it runs, we when
-    they are loaded.
+    When there are two sizes, blocks with tables of the grid's size are global, else those with
+    the largest: the tables of global blocks may be of another size than the grid's, Meta's code
+    interpolates them as it runs, we when they are loaded.
     """
     sizes = sorted(set(tables))
+    if sizes[0] == grid:  # a window may be larger than a small image
+        sizes.reverse()
     if len(sizes) > 2 or (len(sizes) == 2 and sizes[0][0] != sizes[0][1]):
         raise ValueError(
             f"Its tables of relative positions have the sizes {sizes}: one for windows, which "

@@ -81,6 +81,7 @@ def test_meta_weights_in_safetensors(meta, tmp_path):
         ({"global_attn_indexes": ()}, "no block sees the whole image"),
         ({"global_attn_indexes": (0, 1, 2)}, "every block does"),
         ({"window_size": 0, "global_attn_indexes": ()}, "no windows: the same, said otherwise"),
+        ({"window_size": 9}, "a window larger than the grid of 7 x 7"),
         ({"qkv_bias": False}, "no bias in the projections"),
         ({"use_abs_pos": False, "num_heads": 2}, "no absolute positions, other heads"),
     ],
