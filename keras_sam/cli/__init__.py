@@ -15,10 +15,10 @@ import sys
 import warnings
 
 from keras_sam import __version__
-from keras_sam.cli import convert, everything, presets, segment
+from keras_sam.cli import convert, evaluate, everything, presets, segment, train
 from keras_sam.cli.failure import CommandError, one_line
 
-COMMANDS = (segment, everything, presets, convert)
+COMMANDS = (segment, everything, evaluate, train, presets, convert)
 
 _DESCRIPTION = """\
 Segment Anything with Keras, on JAX, PyTorch, TensorFlow or OpenVINO.

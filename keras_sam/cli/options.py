@@ -52,6 +52,22 @@ def finite_number(text: str) -> float:
     return numbers(text, (1,), "a number")[0]
 
 
+def positive_number(text: str) -> float:
+    """A number above 0."""
+    value = finite_number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, received {text!r}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number from 0 up to 1."""
+    value = finite_number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, received {text!r}")
+    return value
+
+
 def positive_integer(text: str) -> int:
     """A whole number from 1 on."""
     return _integer(text, 1)
@@ -77,10 +93,10 @@ def device(text: str) -> str:
     return text.replace("cuda", "gpu")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what says which model runs, and on what."""
+def add_model_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds what says which model runs, and on what; `required=False` where a file may say it."""
     group = parser.add_argument_group("model")
-    source = group.add_mutually_exclusive_group(required=True)
+    source = group.add_mutually_exclusive_group(required=required)
     source.add_argument(
         "--preset",
         metavar="NAME",
