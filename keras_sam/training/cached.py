@@ -128,7 +128,8 @@ class CachedEmbeddings(Sequence):
         try:
             found = json.loads(index.read_text(encoding="utf-8"))
         except ValueError:
-            found = {}
+            found = None
+        found = found if isinstance(found, dict) else {}
         different = [name for name, value in identity.items() if found.get(name) != value]
         if different:
             raise ValueError(

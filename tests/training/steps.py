@@ -3,7 +3,9 @@
 import keras
 import numpy as np
 
-from tests.tiny import photograph, tiny_segmenter
+import keras_sam
+from keras_sam.models.model_frame import preprocessor_for
+from tests.tiny import photograph, randomize, without_random_values
 
 
 def disc(size, x, y, radius):
@@ -22,10 +24,52 @@ def ragged_data():
     return x, {"masks": [first, disc((80, 50), 20, 40, 12)[None]]}
 
 
-def small_segmenter(seed=7, **settings):
-    """A segmenter of two blocks whose frame is 48 x 80: quick to compile and to train."""
-    settings = {"num_layers": 2, "window_size": 2, **settings}
-    return tiny_segmenter(image_shape=(48, 80, 3), seed=seed, **settings)
+def small_segmenter(seed=7, dtype=None, **encoder):
+    """A segmenter of one block and one decoder layer, frame 48 x 80: quick to compile.
+
+    Its weights are the same on every backend.
+    """
+    keras.utils.set_random_seed(seed)
+    settings = {
+        "hidden_size": 24,
+        "num_layers": 1,
+        "intermediate_dim": 40,
+        "num_heads": 3,
+        "global_attention_layer_indices": [],
+        "window_size": 3,
+        "num_output_channels": 16,
+        "image_shape": (48, 80, 3),
+        "dtype": dtype,
+    }
+    with without_random_values():
+        image_encoder = keras_sam.ViTDetBackbone(**{**settings, **encoder})
+        prompt_encoder = keras_sam.SAMPromptEncoder(
+            hidden_size=16,
+            image_embedding_size=image_encoder.embedding_size,
+            input_image_size=image_encoder.image_shape[:2],
+            mask_in_channels=8,
+            dtype=dtype,
+        )
+        mask_decoder = keras_sam.SAMMaskDecoder(
+            hidden_size=16,
+            num_layers=1,
+            intermediate_dim=20,
+            num_heads=2,
+            iou_head_hidden_dim=12,
+            dtype=dtype,
+        )
+        backbone = keras_sam.SAMBackbone(image_encoder, prompt_encoder, mask_decoder, dtype=dtype)
+    randomize(backbone, seed)
+    return keras_sam.SAMImageSegmenter(backbone, preprocessor_for(backbone))
+
+
+def encoded(segmenter, x):
+    """The same batch with embeddings for images; the encoder is frozen, as it has to be."""
+    segmenter.freeze("image_encoder")
+    x = dict(x)
+    images = x.pop("images")
+    sizes = [image.shape[:2] for image in images]
+    return {"image_embeddings": segmenter.encode(images), "original_sizes": sizes, **x}
 
 
 def values(model):
@@ -34,15 +78,3 @@ def values(model):
         v.path: keras.ops.convert_to_numpy(keras.ops.cast(v, "float32"))
         for v in model.trainable_variables
     }
-
-
-def gradients(model, x, y, sample_weight=None, eagerly=True):
-    """Gradients by variable path: what one step of plain descent at rate 1 subtracts.
-
-    Eagerly by default, because compiling takes longer than a step or two.
-    """
-    keras.utils.set_random_seed(0)  # torch's dropout draws from its global generator
-    model.compile(optimizer=keras.optimizers.SGD(1.0), run_eagerly=eagerly)
-    before = values(model)
-    model.train_on_batch(x, y, sample_weight)
-    return {path: before[path] - after for path, after in values(model).items()}
