@@ -29,6 +29,17 @@ class UnfinishedImagesError(ValueError):
     Args:
         message: str. Names the images, and says what is wrong with each.
         results: list with the `MaskRecords` of each image, None for those without.
+
+    Example:
+
+    ```python
+    generator = keras_sam.SAMAutomaticMaskGenerator(tiny_segmenter, points_per_side=2)
+    try:
+        results = generator.generate([image, "no_such_file.jpg"], verbose=0)
+    except keras_sam.UnfinishedImagesError as error:
+        results = error.results
+    [records is None for records in results]  # [False, True]
+    ```
     """
 
     def __init__(self, message: str, results: list[MaskRecords | None]):

@@ -141,8 +141,9 @@ class SAMImageConverter(keras.layers.Layer):
             `ResizePlan`s.
         """
         if overrides:
-            # Not `from_config`, which would turn the error of a wrong value into a TypeError.
-            return type(self)(**{**self.get_config(), **overrides}).convert(images)
+            # Not `from_config`, which would turn the error of a wrong value into a TypeError, nor
+            # `get_config`, for which Keras imports TensorFlow: seconds, and hundreds of megabytes.
+            return type(self)(**{**self._settings(), **overrides}).convert(images)
         loaded = [self._read(image) for image in batch_of(images)]
         warn_of_range(loaded)
         plans = [self.plan(image.shape[:2]) for image in loaded]
@@ -177,15 +178,15 @@ class SAMImageConverter(keras.layers.Layer):
         return ResizePlan(tuple(original_size), scaled, fit_size=self.size)
 
     def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self._settings()}
+
+    def _settings(self) -> dict[str, Any]:
         names = (
             "size resample do_resize do_rescale rescale_factor do_normalize image_mean image_std "
             "do_pad pad_size pad_value do_convert_rgb num_channels channel_order data_format"
         )
-        config = super().get_config()
-        for name in names.split():
-            value = getattr(self, name)
-            config[name] = list(value) if isinstance(value, tuple) else value
-        return config
+        values = {name: getattr(self, name) for name in names.split()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def _read(self, image: Any) -> np.ndarray:
         return read_image(

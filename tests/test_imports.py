@@ -68,6 +68,7 @@ OPTIONAL = {
     "pycocotools",
     "scipy",
     "skimage",
+    "supervision",
     "torchvision",
     "transformers",
 }

@@ -10,6 +10,8 @@ import functools
 import inspect
 import json
 import pickle
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -513,6 +515,24 @@ def test_bgr_and_paths(tmp_path):
     )
     Image.fromarray(small_picture()).save(tmp_path / "photo.png")
     assert_identical(generator().generate(tmp_path / "photo.png"), expected)
+
+
+def test_no_other_backend_is_imported():
+    """As Keras imports TensorFlow for a layer's config: seconds, and half a gigabyte."""
+    code = (
+        "import sys, numpy as np, keras, keras_sam\n"
+        f"segmenter = keras_sam.SAMImageSegmenter.from_preset({str(FIXTURE)!r})\n"
+        "generator = keras_sam.SAMAutomaticMaskGenerator(segmenter, 2, 4, pred_iou_thresh=0)\n"
+        "before = set(sys.modules)\n"
+        "generator.generate(np.zeros((30, 40, 3), 'uint8'))\n"
+        "more = {'jax', 'torch', 'tensorflow'} & (set(sys.modules) - before)\n"
+        "assert not more, more"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_progress_counts_clicks(capsys):
