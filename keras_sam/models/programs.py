@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_sam.models.openvino_programs import compile_for_openvino
 from keras_sam.prompts import PADDING
 
 _PROMPTS = ("points", "labels", "masks", "mask_given")
@@ -36,6 +37,8 @@ class Program:
     def _compile(self):
         if keras.backend.backend() == "jax":
             return _compile_for_jax(self._model)
+        if keras.backend.backend() == "openvino":
+            return compile_for_openvino(self._model)
         self._model.predict_function = None
         return self._model.predict_on_batch
 

@@ -1,0 +1,112 @@
+"""OpenVINO, the backend that only predicts: beside the backend of this process."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from keras_sam.models import openvino_programs
+from tests.tiny import photograph, tiny_segmenter
+
+pytest.importorskip("openvino")
+
+PHOTO = photograph((53, 80))
+BOXES = [[10, 5, 60, 40], [0, 0, 9, 9], [1, 1, 30, 30]]
+# Everything that uses the model: predict, encode, decode, the predictor, refinement.
+ANSWERS = """
+import keras_sam
+def answers(segmenter):
+    click = {"points": [[30, 20]], "labels": [1]}
+    predictor = keras_sam.SAMPredictor(segmenter)
+    predictor.set_image(PHOTO)
+    _, scores, logits = predictor.predict(**click)
+    refined = predictor.predict(**click, masks=logits[1], multimask_output=False)
+    embeddings = segmenter.encode([PHOTO])
+    one = segmenter.predict({"images": [PHOTO], "points": [[[30, 20]]], "labels": [[1]]}, verbose=0)
+    many = segmenter.decode(embeddings, {"boxes": [BOXES]}, original_sizes=[PHOTO.shape[:2]])
+    return {
+        "embeddings": embeddings,
+        "one": one["masks"],
+        "many": many["masks"],
+        "scores": many["iou_pred"],
+        "predictor": logits,
+        "refined": refined[2],
+    }
+"""
+SCRIPT = (
+    """
+import sys
+import numpy as np
+from tests.test_openvino import BOXES, PHOTO
+from tests.tiny import tiny_segmenter
+"""
+    + ANSWERS
+    + """
+from keras_sam.models import openvino_programs
+compiled = []
+compile_one = openvino_programs._compiled
+def counted(*arguments):
+    compiled.append(1)
+    return compile_one(*arguments)
+openvino_programs._compiled = counted
+segmenter = tiny_segmenter()
+results = answers(segmenter)
+count = len(compiled)
+for n in (1, 2, 3, 4):  # boxes in the buckets of 1, 2 and 4
+    segmenter.decode(results["embeddings"], {"boxes": [BOXES[:1] * n]})
+results["compiled at once"] = count
+results["compiled in all"] = len(compiled)
+try:
+    segmenter.fit({"images": [PHOTO], "boxes": [BOXES]}, {"masks": [np.zeros((3, 53, 80))]})
+except Exception as error:
+    results["fit"] = str(error)
+np.savez(sys.argv[1], **results)
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    names = {"PHOTO": PHOTO, "BOXES": BOXES}
+    exec(ANSWERS, names)
+    return names["answers"](tiny_segmenter())
+
+
+def run(path, **variables):
+    environment = {**os.environ, "KERAS_BACKEND": "openvino", **variables}
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "structure of `inputs`" not in done.stderr  # no warning of Keras's at each call
+    return np.load(path)
+
+
+def test_float32_is_exact_and_nothing_is_compiled_twice(expected, tmp_path):
+    actual = run(tmp_path / "answers.npz", KERAS_SAM_OPENVINO_PRECISION="float32")
+    for name, values in expected.items():
+        assert actual[name].shape == values.shape
+        error = np.abs(actual[name] - values).max() / np.abs(values).max()
+        assert error <= 1e-4, f"{name}: {error:.1e}"
+    # The encoder, the decoder for a click, a click and a mask, and 3 boxes; then 2 boxes. One
+    # box has two tokens, as a click with its not-a-point.
+    assert actual["compiled at once"] == 4
+    assert actual["compiled in all"] == 5
+    assert "fit" in str(actual["fit"]) and "openvino" in str(actual["fit"])
+
+
+def test_the_default_precision_stays_near(expected, tmp_path):
+    """bfloat16 where the processor has it: 16 roundings to its 8 bits, as in test_precision."""
+    actual = run(tmp_path / "answers.npz")
+    for name, values in expected.items():
+        difference = np.sqrt(np.mean((actual[name] - values) ** 2) / np.mean(values**2))
+        assert difference <= 16 * 2**-8, f"{name}: {difference:.3f}"
+
+
+def test_precisions_that_do_not_exist(monkeypatch):
+    monkeypatch.setenv("KERAS_SAM_OPENVINO_PRECISION", "half")
+    with pytest.raises(ValueError, match="KERAS_SAM_OPENVINO_PRECISION must be one of.*'half'"):
+        openvino_programs.precision()
+    monkeypatch.delenv("KERAS_SAM_OPENVINO_PRECISION")
+    assert openvino_programs.precision() is None
