@@ -1,7 +1,10 @@
 """The built-in presets as a table."""
 
+import os
+
 from keras_sam.presets import registry
 from keras_sam.presets.clients import source_of
+from keras_sam.presets.save import WEIGHTS_FILE
 
 
 def list_presets() -> dict[str, dict]:
@@ -11,7 +14,8 @@ def list_presets() -> dict[str, dict]:
         Dict from names to dicts of `description`, `parameters`, `image_encoder_parameters`,
         `tensors` (how many variables), `size` (bytes of float32 weights), `license`, `sources`,
         `encoder_names` (under which `ViTDetBackbone` has the image encoder alone) and `cached`,
-        the path of the weights on this machine or None. Nothing is downloaded or asked for.
+        the path of the weights on this machine or None; `sources` is empty where the weights come
+        with the package. Nothing is downloaded or asked for.
 
     Example:
 
@@ -24,6 +28,7 @@ def list_presets() -> dict[str, dict]:
 
 def _described(name):
     metadata = registry.metadata(name)
+    shipped = os.path.join(registry.folder_of(name), WEIGHTS_FILE)
     cached = (source.cached(source.single_file) for source in map(source_of, metadata["sources"]))
     return {
         "description": metadata["description"],
@@ -34,5 +39,7 @@ def _described(name):
         "license": metadata["license"],
         "sources": metadata["sources"],
         "encoder_names": metadata.get("encoder_names", []),
-        "cached": next((path for path in cached if path), None),
+        "cached": shipped
+        if os.path.isfile(shipped)
+        else next((path for path in cached if path), None),
     }

@@ -1,0 +1,305 @@
+"""Trains `sam_tiny_demo`, the small SAM that ships with the package, from scratch on drawn scenes.
+
+    KERAS_BACKEND=torch python -m tools.train_demo_preset WORK_FOLDER
+
+It can be stopped at any time, and goes on where it was when it is started again with the same
+folder. Times are those of one core; the schedules follow the clock, so that a slower machine ends
+at the same time with fewer steps.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image
+
+import keras_sam
+from keras_sam.files import whole_file, whole_folder
+from keras_sam.losses import SAMLoss
+from keras_sam.models.sam_image_segmenter import preprocessor_for
+from keras_sam.presets.save import WEIGHTS_FILE, save_hdf5, save_json
+from keras_sam.training import SAMTrainer
+from tools.demo_scenes import SIDE, SMALLEST, scene
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKENS, HIDDEN, LAYERS, CHANNELS = 16, 192, 6, 128
+SEED = 5
+STEPS = 50  # of an epoch, after which everything is logged and kept
+BATCH = 4
+PEAK = 7e-4
+COLUMNS = ("part", "step", "seconds", "clicks", "learning_rate", "loss", "miou", "iou_error")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of the training with a schedule of its own.
+
+    Args:
+        side: int, of the model frame.
+        minutes: float.
+        schedule: float. Minutes after which the learning rate would reach its end.
+        loss: the focal loss's weight and alpha. Small objects on large grounds: as in the paper
+            (20 and 0.25), a model that has learnt nothing yet settles for empty masks.
+        stages: tuples of the part of the time until which they last, clicks after the first
+            prompt, objects of a scene, and the share of boxes.
+        easy: float. Part of the time in which plain scenes get fewer.
+    """
+
+    side: int
+    minutes: float
+    schedule: float
+    loss: tuple[float, float]
+    stages: tuple
+    easy: float = 0.0
+
+
+# Patches of 8 at half the size cost a quarter, and become patches of 16 without any loss.
+PARTS = (
+    Part(SIDE // 2, 13, 50, (2.0, 0.6), ((1.0, 0, 8, 0.3),), easy=2.0),
+    Part(SIDE, 67, 67, (8.0, 0.4), ((0.62, 0, 8, 0.4), (0.88, 1, 8, 0.5), (1.0, 3, 4, 0.4))),
+)
+
+
+def build(side=SIDE, dtype=None):
+    grid = (TOKENS, TOKENS)
+    backbone = keras_sam.SAMBackbone(
+        keras_sam.ViTDetBackbone(
+            hidden_size=HIDDEN,
+            num_layers=LAYERS,
+            intermediate_dim=2 * HIDDEN,
+            num_heads=HIDDEN // 32,
+            global_attention_layer_indices=[2, 5],
+            image_shape=(side, side, 3),
+            patch_size=side // TOKENS,
+            num_output_channels=CHANNELS,
+            use_rel_pos=False,
+            window_size=8,
+            dtype=dtype,
+        ),
+        keras_sam.SAMPromptEncoder(
+            hidden_size=CHANNELS,
+            image_embedding_size=grid,
+            input_image_size=(side, side),
+            mask_in_channels=16,
+            dtype=dtype,
+        ),
+        keras_sam.SAMMaskDecoder(
+            hidden_size=CHANNELS,
+            intermediate_dim=4 * CHANNELS,
+            num_heads=8,
+            iou_head_hidden_dim=CHANNELS,
+            dtype=dtype,
+        ),
+        dtype=dtype,
+    )
+    return keras_sam.SAMImageSegmenter(backbone, preprocessor_for(backbone))
+
+
+def array(variable):
+    return keras.ops.convert_to_numpy(variable)
+
+
+def begin(segmenter):
+    """Values to start from with which a click means something from the first step on.
+
+    The encoder's positions start as the prompts' own, and in the decoder what is alike attends to
+    each other: queries and keys start equal. Kernels of the released code's start are too small for
+    a prompt to reach the mask through all layers. Without these, thousands of steps teach nothing
+    but how large objects are.
+    """
+    weights = {v.path: v for v in segmenter.weights}
+    table = weights["position_embedding/embeddings"]
+    positions = array(segmenter.prompt_encoder.positional_embedding.encode_image((TOKENS, TOKENS)))
+    values = np.zeros(table.shape, "float32")
+    values[..., : positions.shape[-1]] = positions
+    table.assign(values)
+    for path, query in weights.items():
+        if "mask_decoder/transformer" in path and path.endswith("query_proj/kernel"):
+            weights[path.replace("query", "key")].assign(array(query))
+    for path, kernel in weights.items():
+        if "mask_decoder" in path and path.endswith("kernel"):
+            kernel.assign(1.7 * array(kernel))
+
+
+def assign(segmenter, values):
+    """Takes over weights, those of a frame half the size, too: pixels are averaged in fours."""
+    for variable in segmenter.weights:
+        value = values[variable.path]
+        if value.shape != variable.shape:
+            value = value.repeat(2, axis=0).repeat(2, axis=1) / 4
+        variable.assign(value)
+
+
+class Scenes(keras.utils.PyDataset):
+    """New scenes in every step, and some of each scene's objects."""
+
+    def __init__(self, part, number, first, objects, progress):
+        super().__init__(workers=1)
+        self.part, self.number, self.first, self.objects = part, number, first, objects
+        self.plain = 1.0 - progress / part.easy if part.easy else 0.0
+
+    @property
+    def num_batches(self):
+        return STEPS
+
+    def __getitem__(self, index):
+        images, targets = [], []
+        for i in range(BATCH):
+            seed = (SEED, self.number, self.first + index, i)
+            rng = np.random.default_rng((*seed, 1))
+            image, masks = scene(seed, "easy" if rng.random() < self.plain else None)
+            if self.part.side < SIDE:
+                image, masks = half(image, masks)
+            again = len(masks) < self.objects
+            images.append(image)
+            targets.append(masks[rng.choice(len(masks), self.objects, replace=again)])
+        return {"images": images}, {"masks": targets}
+
+
+def half(image, masks):
+    """A scene at half its size, without what is too small for that."""
+    kept = masks[masks.sum(axis=(1, 2)) >= 2 * SMALLEST]
+    return np.asarray(Image.fromarray(image).reduce(2)), (kept if len(kept) else masks)[:, ::2, ::2]
+
+
+class Work:
+    """What a run needs to go on, in one file: weights, optimizer, and how far it is."""
+
+    def __init__(self, folder):
+        self.path, self.log = Path(folder) / "state.npz", Path(folder) / "log.csv"
+        self.number, self.step, self.seconds, self.arrays = 0, 0, 0.0, {}
+        if self.path.exists():
+            with np.load(self.path) as file:
+                self.arrays = dict(file)
+            self.number, self.step = int(self.arrays["part"]), int(self.arrays["step"])
+            self.seconds = float(self.arrays["seconds"])
+
+    def load(self, segmenter, optimizer):
+        if not self.arrays:
+            begin(segmenter)
+            return
+        assign(segmenter, {k[2:]: v for k, v in self.arrays.items() if k.startswith("w/")})
+        if self.step:  # otherwise the weights are those of the part before
+            own = {k[2:]: v for k, v in self.arrays.items() if k.startswith("o/")}
+            optimizer.load_own_variables(own)
+
+    def save(self, segmenter, optimizer, row):
+        own = {}
+        optimizer.save_own_variables(own)
+        self.arrays = {f"w/{v.path}": array(v) for v in segmenter.weights}
+        self.arrays |= {f"o/{k}": np.asarray(v) for k, v in own.items()}
+        self.keep()
+        new = not self.log.exists()
+        with open(self.log, "a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(row, flush=True)
+
+    def keep(self):
+        self.arrays |= {"part": self.number, "step": self.step, "seconds": self.seconds}
+        with whole_file(self.path) as file:
+            np.savez(file, **self.arrays)
+
+    def next_part(self):
+        self.number, self.step, self.seconds = self.number + 1, 0, 0.0
+        self.keep()
+
+
+def learning_rate(progress):
+    """A short warm-up, then a cosine down to a fiftieth."""
+    if progress < 0.02:
+        return PEAK * max(progress / 0.02, 0.02)
+    return PEAK * (0.02 + 0.98 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
+
+
+def train(part, work):
+    segmenter = build(part.side, "mixed_bfloat16")
+    optimizer = keras.optimizers.AdamW(PEAK, weight_decay=0.02, beta_2=0.99, global_clipnorm=1.0)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embedding", "token"])
+    optimizer.build(segmenter.trainable_variables)
+    work.load(segmenter, optimizer)
+    print(
+        f"side {part.side}: {segmenter.count_params()} weights, {work.step} steps done", flush=True
+    )
+    stage, budget = None, 60 * part.minutes
+    while work.seconds < budget:
+        progress = work.seconds / budget
+        now = next(stage for stage in part.stages if progress < stage[0])
+        if now is not stage:
+            stage = now
+            _, clicks, objects, boxes = stage
+            trainer = SAMTrainer(
+                segmenter, clicks, mask_rounds=False, box_probability=boxes, seed=SEED
+            )
+            weight, alpha = part.loss
+            trainer.compile(optimizer=optimizer, loss=SAMLoss(weight, alpha=alpha))
+        began = time.monotonic()
+        rate = learning_rate(work.seconds / (60 * part.schedule))
+        optimizer.learning_rate = rate
+        scenes = Scenes(part, work.number, work.step, objects, progress)
+        logs = trainer.fit(scenes, verbose=0).history
+        work.step += STEPS
+        work.seconds += time.monotonic() - began
+        row = {k: f"{v[-1]:.4f}" for k, v in logs.items() if k in COLUMNS}
+        row |= {"part": work.number, "step": work.step, "seconds": round(work.seconds)}
+        work.save(segmenter, optimizer, {**row, "clicks": clicks, "learning_rate": f"{rate:.2e}"})
+    return segmenter
+
+
+def write_preset(segmenter, folder, training):
+    """Writes the preset: weights in float16, and nothing of what it was computed in."""
+    plain = build(dtype="float32")
+    values = {v.path: array(v).astype("float16") for v in segmenter.backbone.weights}
+    assign(plain, values)
+    with whole_folder(folder, "config.json") as place:
+        plain.save_to_preset(place)
+        save_hdf5(place / WEIGHTS_FILE, values)
+        for name in ("config.json", "task.json"):
+            save_json(place / name, bare(json.loads((place / name).read_text())))
+        about = {
+            "description": "A small SAM trained on drawn scenes: to try things out, not for work.",
+            "parameters": plain.count_params(),
+            "image_encoder_parameters": plain.image_encoder.count_params(),
+            "tensors": len(plain.backbone.weights),
+            "license": "Apache-2.0",
+            "files": sorted(path.name for path in place.iterdir()),
+            "sources": [],
+            "training": training,
+        }
+        save_json(place / "metadata.json", about)
+
+
+def bare(config):
+    """A configuration without names and dtypes, which are the business of whoever loads it."""
+    if not isinstance(config, dict):
+        return config
+    left_out = ("name", "dtype", "trainable", "build_config", "compile_config")
+    return {k: bare(v) for k, v in config.items() if k not in left_out}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="where the state of the training is kept")
+    parser.add_argument("--preset", type=Path, default=ROOT / "presets" / "sam_tiny_demo")
+    options = parser.parse_args()
+    keras.utils.set_random_seed(SEED)
+    Path(options.folder).mkdir(parents=True, exist_ok=True)
+    work = Work(options.folder)
+    while work.number < len(PARTS):
+        segmenter = train(PARTS[work.number], work)
+        work.next_part()
+        if work.number == len(PARTS):
+            minutes = sum(part.minutes for part in PARTS)
+            write_preset(segmenter, options.preset, {"minutes": minutes, "seed": SEED})
+
+
+if __name__ == "__main__":
+    main()
