@@ -29,6 +29,7 @@ from keras_sam.masks import (
 )
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
+_BLOCK = 256  # columns that are enlarged together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,7 +323,18 @@ def _enlarge(
     above = np.asarray(logits) > level
     y, v = _reach(rows, above.any(axis=1))
     x, u = _reach(columns, above.any(axis=0))
-    return rows[y, v] @ np.asarray(logits[v, u]) @ columns[x, u].T, (x.start, y.start)
+    return _times_band(rows[y, v] @ np.asarray(logits[v, u]), columns[x, u]), (x.start, y.start)
+
+
+def _times_band(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`values @ weights.T` of weights that lie in a band: most of the products are with zero."""
+    product = np.empty((len(values), len(weights)), "float32")
+    for start in range(0, len(weights), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        used = np.flatnonzero(weights[block].any(axis=0))
+        inputs = slice(int(used[0]), int(used[-1]) + 1)
+        np.matmul(values[:, inputs], weights[block, inputs].T, out=product[:, block])
+    return product
 
 
 def _reach(weights: np.ndarray, wanted: np.ndarray) -> tuple[slice, slice]:
