@@ -208,11 +208,11 @@ def test_options_reach_the_generator(cli, folder, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_own_grids_crops_and_refinement_run(cli, folder, tmp_path):
+def test_own_grids_and_crops_run(cli, folder, tmp_path):
     (tmp_path / "grids.json").write_text("[[[0.5, 0.5]], [[0.25, 0.5], [0.75, 0.5]]]")
     code, stdout, _ = cli(
         *("everything", folder / "a.png", "--out", tmp_path / "out", "--format", "sa1b", *MODEL),
-        *("--point-grids", tmp_path / "grids.json", "--crop-n-layers", "1", "--use-m2m"),
+        *("--point-grids", tmp_path / "grids.json", "--crop-n-layers", "1"),
         *("--pred-iou-thresh", "0", "--stability-score-thresh", "0", "--json"),
     )
     assert code == 0 and json.loads(stdout)["masks"] > 0

@@ -6,9 +6,10 @@
 
 Each side of a case (ours, Meta's ...) has a process of its own, which prepares once and is then
 asked for one repetition after the other, the sides in turn, so that whatever else the machine does
-hits all alike. Prints a table in Markdown: median seconds, their spread, the ratio to ours, the
-peak of the process's resident memory (Linux; its preparation is not counted), and what came out.
-`--out` also writes it, and everything measured as JSON. Needs the package with its test extra, and
+hits all alike. Prints a table in Markdown: median seconds, their spread, the ratio to ours; the
+same of the processor's time in all threads, which a busy machine disturbs less; the peak of the
+process's resident memory (Linux; its preparation is not counted), and what came out. `--out` also
+writes it, and everything measured as JSON. Needs the package with its test extra, and
 `segment-anything-py`. Weights are random, of the released models' sizes.
 
 A case is a function in `CASES` that returns its sides; a side is a function that prepares and
@@ -310,9 +311,10 @@ def work(options) -> None:
     say({"shared": shared})
     reset_peak()
     for _ in sys.stdin:
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         facts = run()
-        say({"seconds": time.perf_counter() - began, "facts": facts, "peak": peak_bytes()})
+        seconds, cpu = time.perf_counter() - began, time.process_time() - worked
+        say({"seconds": seconds, "cpu_seconds": cpu, "facts": facts, "peak": peak_bytes()})
 
 
 def say(answer) -> None:
@@ -397,6 +399,7 @@ def measure(options, name: str, checkpoint: str) -> list[dict]:
     rows = [summarize(name, case, side, found) for side, found in answers.items()]
     for row in rows:
         row["ratio"] = row["seconds"] / rows[0]["seconds"]
+        row["cpu_ratio"] = row["cpu_seconds"] / rows[0]["cpu_seconds"]
         row["first"] = first
         if None not in (row["peak"], rows[0]["peak"]):
             row["peak_above_first"] = row["peak"] - rows[0]["peak"]
@@ -411,6 +414,7 @@ def summarize(name, case, side, found):
         "side": side,
         "repeats": len(seconds),
         "seconds": statistics.median(seconds),
+        "cpu_seconds": statistics.median(answer["cpu_seconds"] for answer in found),
         "fastest": min(seconds),
         "slowest": max(seconds),
         "peak": found[-1]["peak"],
@@ -430,8 +434,9 @@ def markdown(rows: list[dict], about: dict) -> str:
             "",
             f"### {name}: {of_case[0]['about']}, median of {of_case[0]['repeats']}",
             "",
-            f"| | seconds | fastest..slowest | times `{first}` | peak GB | above `{first}`, MB | |",
-            "|---|---|---|---|---|---|---|",
+            f"| | seconds | fastest..slowest | times `{first}` | CPU seconds | times `{first}` "
+            f"| peak GB | above `{first}`, MB | |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in of_case:
             spread = f"{row['fastest']:.3g}..{row['slowest']:.3g}"
@@ -439,10 +444,9 @@ def markdown(rows: list[dict], about: dict) -> str:
             peak = f"{row['peak'] / 1e9:.2f}" if known else "?"
             above = f"{row['peak_above_first'] / 1e6:.0f}" if known else "?"
             facts = ", ".join(f"{value:,} {key}" for key, value in row["facts"].items())
-            lines.append(
-                f"| {row['side']} | {row['seconds']:.3g} | {spread} | {row['ratio']:.1f} "
-                f"| {peak} | {above} | {facts} |"
-            )
+            times = f"{row['seconds']:.3g} | {spread} | {row['ratio']:.1f}"
+            cpu_times = f"{row['cpu_seconds']:.3g} | {row['cpu_ratio']:.1f}"
+            lines.append(f"| {row['side']} | {times} | {cpu_times} | {peak} | {above} | {facts} |")
     return "\n".join(lines) + "\n"
 
 

@@ -101,7 +101,7 @@ class Bar:
     def describe(self, text: str) -> None:
         """Says what is going on now."""
         if self._shown is not None:
-            self._shown.update(self._task, description=text)
+            self._shown.update(self._task, description=text, refresh=True)
 
     def advance(self, steps: int) -> None:
         """Moves the bar on."""
