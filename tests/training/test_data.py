@@ -1,6 +1,10 @@
 """Sources in the layouts that people have, and batches that are the same for everybody."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,6 +16,7 @@ from keras_sam.training import CocoObjects, MaskFolder, ObjectBatches, SA1BFolde
 from keras_sam.training.data import flip, jitter_scale, sample_box, sample_point
 from tests.tiny import photograph
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = (40, 60)
 
 
@@ -174,6 +179,65 @@ def test_a_broken_image_is_named_and_skipped_only_if_asked():
     assert len(x["images"]) == 3
 
 
+def test_a_truncated_file_is_named(folder):
+    path = folder / "images" / "a.png"
+    path.write_bytes(path.read_bytes()[:300])
+    data = ObjectBatches(MaskFolder(folder / "images", folder / "masks"), 2, shuffle=False)
+    with pytest.raises(ValueError, match=r"a\.png cannot be read: .*skip_unreadable"):
+        data[0]
+    (folder / "masks" / "b.png").unlink()
+    path.unlink()
+    with pytest.raises(ValueError, match=r"b\.png cannot be read: .*No such file"):
+        ObjectBatches(_Kept(data.source), 2, shuffle=False)[0]
+
+
+class _Kept:
+    """The second item of a source."""
+
+    def __init__(self, source):
+        self._source = source
+
+    def __len__(self):
+        return 1
+
+    def path(self, index):
+        return self._source.path(1)
+
+    def __getitem__(self, index):
+        return self._source[1]
+
+
+def test_an_image_without_objects_is_left_out_and_a_batch_of_them_is_an_error(folder):
+    path = coco_file(folder, [])
+    source = CocoObjects(path, folder / "images")
+    image, targets = source[0]
+    assert image.shape == (*SIZE, 3) and targets.shape == (0, *SIZE)
+    with pytest.raises(ValueError, match=r"No image of this batch.*b\.png.*Leave them out"):
+        ObjectBatches(source)[0]
+
+    class Mixed(Memory):
+        def __getitem__(self, index):
+            return super().__getitem__(index) if index else (image, targets)
+
+    x, y = ObjectBatches(Mixed(), batch_size=4)[0]
+    assert len(x["images"]) == len(y["masks"]) == 3
+
+
+@pytest.mark.parametrize(
+    "segmentation, message",
+    [
+        ({"size": [10, 10], "counts": [100]}, r"image's size \(40, 60\).*\[10, 10\]"),
+        ({"size": list(SIZE), "counts": [5, 5]}, "`counts`|sum|run lengths"),
+        ([[1, 2, 3]], "polygon"),
+    ],
+    ids=["another size", "too few runs", "half a polygon"],
+)
+def test_a_damaged_annotation_is_named_with_its_image(folder, segmentation, message):
+    source = CocoObjects(coco_file(folder, [{"segmentation": segmentation}]), folder / "images")
+    with pytest.raises(ValueError, match=rf"b\.png cannot be read: .*({message})"):
+        ObjectBatches(source)[0]
+
+
 def test_flip_and_jitter_move_image_and_targets_together():
     target = rectangle(10, 5, 31, 26)
     image = np.repeat(target[..., None] * 255, 3, axis=-1)
@@ -208,3 +272,41 @@ def test_samplers_stay_on_the_object_and_in_the_image():
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         ObjectBatches(Memory(), **settings)
+
+
+PROGRAM = """
+import json
+import keras
+from keras_sam.training import MaskFolder, ObjectBatches
+from tests.training.steps import small_segmenter
+
+segmenter = small_segmenter()
+start = segmenter.get_weights()
+losses = []
+for workers in (0, 2):
+    segmenter.set_weights(start)
+    segmenter.compile(optimizer=keras.optimizers.SGD(0.0), run_eagerly=True)
+    data = ObjectBatches(
+        MaskFolder("images", "masks", label_map=True), prompts="points or boxes", seed=3,
+        flips=True, scales=(0.8, 1.2), workers=workers, use_multiprocessing=workers > 0,
+    )
+    assert data.use_multiprocessing == (workers > 0)
+    losses.append([segmenter.evaluate(data, verbose=0)[0] for data.epoch in (0, 1)])
+print(json.dumps(losses))
+"""
+
+
+def test_processes_that_load_change_nothing(folder):
+    """In a process of its own, because one that has run for long has threads that hold locks."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    alone, with_processes = json.loads(done.stdout.splitlines()[-1])
+    np.testing.assert_allclose(with_processes, alone, rtol=1e-5)
+    assert abs(alone[0] - alone[1]) > 1e-3  # what is drawn differs from epoch to epoch
