@@ -226,6 +226,11 @@ def prepare_training_batch(segmenter, x, y, sample_weight=None):
     canonical = {k: np.asarray(inputs[k]) for k in ("points", "labels", "masks", "mask_given")}
     canonical = pad_to_bucket(canonical)
     batch, prompts = canonical["labels"].shape[:2]
+    if keras.backend.backend() == "tensorflow" and not canonical["masks"].shape[1]:
+        # TensorFlow 2.21 on a CPU gives a convolution over no masks at all another shape than it
+        # should have, when the axis is free. Masks that are not given have no effect.
+        canonical["masks"] = np.zeros((batch, prompts, *segmenter.mask_size, 1), "float32")
+        canonical["mask_given"] = np.zeros((batch, prompts), bool)
     sizes = inputs.get("original_sizes", [segmenter.image_shape[:2]] * batch)
     plans = segmenter.plans(sizes, batch)
     targets = targets_to_frames(y, plans, segmenter.mask_size, inputs["num_prompts"], prompts)

@@ -7,15 +7,15 @@ import pytest
 from keras_sam.geometry import ResizePlan
 from keras_sam.models.training_batches import prepare_training_batch, target_to_frame
 from tests.tiny import tiny_segmenter
-from tests.training.steps import ragged_data
+from tests.training.steps import ragged_data, small_segmenter
 
 
 @pytest.fixture(scope="module")
 def trained():
     """A segmenter after a few epochs, its data, and what `fit` reported."""
-    segmenter = tiny_segmenter()
+    segmenter = small_segmenter()
     x, y = ragged_data()
-    segmenter.compile(optimizer=keras.optimizers.AdamW(2e-3))
+    segmenter.compile(optimizer=keras.optimizers.AdamW(1e-2))
     before = segmenter.evaluate(x, y, batch_size=2, verbose=0, return_dict=True)
     history = segmenter.fit(x, y, batch_size=2, epochs=12, verbose=0)
     return segmenter, (x, y), before, history.history
