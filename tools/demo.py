@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Segments a real photograph from a click and from a box; makes the environment it needs itself.
 
+    python3 tools/demo.py                                     # the small model that comes along
     python3 tools/demo.py --checkpoint sam_base_sa1b          # downloads Meta's ViT-B, 375 MB
     python3 tools/demo.py --checkpoint sam_vit_b_01ec64.pth photo.jpg --point 300,200
 
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from environment import ROOT, Environment, SetupError, clean, require_python
 
-TRAINED_PRESET = ROOT / "presets" / "sam_tiny_demo"
+SHIPPED_PRESET = "sam_tiny_demo"
 # In scikit-image's photograph of a cup of coffee: the coffee, and the cup.
 COFFEE_POINT = (285.0, 145.0)
 CUP_BOX = (170.0, 15.0, 412.0, 310.0)
@@ -51,8 +52,10 @@ def parse(arguments=None):
     )
     parser.add_argument(
         "--checkpoint",
+        default=SHIPPED_PRESET,
         help="weights: Meta's .pth, transformers' .safetensors, a preset folder, or the name of a "
-        f"preset, which is downloaded: {', '.join(preset_names())}",
+        f"preset, of which all but {SHIPPED_PRESET}, the default, are downloaded: "
+        f"{', '.join(preset_names())}",
     )
     parser.add_argument("--point", type=numbers(2), metavar="X,Y", help="the click, in pixels")
     parser.add_argument("--box", type=numbers(4), metavar="X1,Y1,X2,Y2", help="the box, in pixels")
@@ -66,13 +69,6 @@ def parse(arguments=None):
         "--here", action="store_true", help="run with this Python, where the package is installed"
     )
     options = parser.parse_args(arguments)
-    if options.checkpoint is None:
-        if not (TRAINED_PRESET / "model.weights.h5").is_file():
-            parser.error(
-                "--checkpoint is required, because no trained weights come with this version: give "
-                "it sam_base_sa1b, which downloads Meta's ViT-B (375 MB), or a file that you have"
-            )
-        options.checkpoint = str(TRAINED_PRESET)
     if options.checkpoint not in preset_names() and not Path(options.checkpoint).exists():
         parser.error(f"{options.checkpoint} is neither a file, nor a folder, nor a preset's name")
     if options.photo is not None and not options.photo.exists():

@@ -335,6 +335,8 @@ def builtin(tmp_path):
         metadata = {
             "description": "A tiny SAM.",
             "parameters": 12345,
+            "image_encoder_parameters": 10000,
+            "tensors": 67,
             "license": "Apache-2.0",
             "files": ["config.json", "metadata.json"],
             "encoder_names": ["tiny_encoder"],
