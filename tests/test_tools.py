@@ -113,12 +113,20 @@ def test_a_hanging_step_is_stopped_with_its_children(run_steps, tmp_path):
     assert not mark.exists()
 
 
-def test_steps_run_at_the_same_time(run_steps):
-    sleep = [["{python}", "-c", "import time; time.sleep(2)"]]
-    began = time.monotonic()
-    code, _, _ = run_steps(one=sleep, two=sleep)
+def test_steps_run_at_the_same_time(run_steps, tmp_path):
+    """Each waits for a file that the other writes."""
+    wait = (
+        "import pathlib, sys, time\n"
+        "mine, other = map(pathlib.Path, sys.argv[1:])\n"
+        "mine.touch()\n"
+        "for _ in range(600): other.exists() and sys.exit(0) or time.sleep(0.1)\n"
+        "sys.exit('nobody came')"
+    )
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    code, _, _ = run_steps(
+        one=[["{python}", "-c", wait, one, two]], two=[["{python}", "-c", wait, two, one]]
+    )
     assert code == 0
-    assert time.monotonic() - began < 3.7
 
 
 def test_every_test_file_belongs_to_a_step(tools):

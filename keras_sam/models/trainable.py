@@ -230,6 +230,11 @@ class TrainableSegmenter:
         return TrainingBatches(self.prepare_training, x, y, sample_weight, batch_size, shuffle)
 
     def _require_compiled(self, name):
+        if keras.backend.backend() == "openvino":
+            raise NotImplementedError(
+                f"`{name}` is not possible with the openvino backend, which only predicts. Set "
+                "KERAS_BACKEND to jax, torch or tensorflow before Python starts."
+            )
         if self._fit_state is None:
             raise RuntimeError(
                 f"`{name}` needs a compiled segmenter: call "
