@@ -6,7 +6,7 @@ Source:
     https://github.com/keras-team/keras-hub at v0.32.0, keras_hub/src/models/sam.
 """
 
-from keras_sam.converters.tables import keras_rows
+from keras_sam.converters.tables import attention_rows, keras_rows
 
 SIGNATURE = "layers/vi_t_det_patching_and_embedding/projection/vars/0"
 
@@ -70,37 +70,14 @@ _PROMPTS = (
     (f"{_PROMPT}/mask_downscaler/layers/conv2d_2", "prompt_encoder/mask_downscaler/conv3", "conv"),
 )
 
-_ATTENTIONS = (
-    (f"{_LAYER}/self_attention", "layer_{i}/self_attention"),
-    (f"{_LAYER}/cross_attention_token_to_image", "layer_{i}/cross_attention_token_to_image"),
-    (f"{_LAYER}/cross_attention_image_to_token", "layer_{i}/cross_attention_image_to_token"),
-    (
-        "mask_decoder/transformer/final_attention_token_to_image",
-        "final_attention_token_to_image",
-    ),
-)
-
 _DECODER = (
     ("mask_decoder/iou_token", "mask_decoder/iou_token", "embedding"),
     ("mask_decoder/mask_tokens", "mask_decoder/mask_tokens", "embedding"),
-    *(
-        (f"{foreign}/{name}", f"mask_decoder/transformer/{ours}/{name}", "dense")
-        for foreign, ours in _ATTENTIONS
-        for name in ("query_proj", "key_proj", "value_proj", "out_proj")
-    ),
-    *(
-        (f"{_LAYER}/layer_norm{n}", f"mask_decoder/transformer/layer_{{i}}/layer_norm{n}", "norm")
-        for n in (1, 2, 3, 4)
-    ),
+    *attention_rows(_LAYER),
     (
         f"{_LAYER}/mlp_block/mlp_block/layers/dense{{_j}}",
         "mask_decoder/transformer/layer_{i}/mlp/dense_{j}",
         "dense",
-    ),
-    (
-        "mask_decoder/transformer/final_layer_norm",
-        "mask_decoder/transformer/final_layer_norm",
-        "norm",
     ),
     (
         "mask_decoder/output_upscaling/layers/conv2d_transpose",

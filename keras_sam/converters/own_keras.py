@@ -4,7 +4,7 @@ Keras names layers by class and attribute and numbers variables. Preset folders 
 layout: their tensors are named by their variables' paths.
 """
 
-from keras_sam.converters.tables import keras_rows
+from keras_sam.converters.tables import attention_rows, keras_rows
 
 SIGNATURE = "layers/windowed_transformer_encoder/norm1/vars/0"
 
@@ -59,37 +59,14 @@ _PROMPTS = (
     ),
 )
 
-_ATTENTIONS = (
-    (f"{_LAYER}/self_attention", "layer_{i}/self_attention"),
-    (f"{_LAYER}/cross_attention_token_to_image", "layer_{i}/cross_attention_token_to_image"),
-    (f"{_LAYER}/cross_attention_image_to_token", "layer_{i}/cross_attention_image_to_token"),
-    (
-        "mask_decoder/transformer/final_attention_token_to_image",
-        "final_attention_token_to_image",
-    ),
-)
-
 _DECODER = (
     ("mask_decoder/vars/0", "mask_decoder/iou_token", "tensor"),
     ("mask_decoder/vars/1", "mask_decoder/mask_tokens", "tensor"),
-    *(
-        (f"{theirs}/{name}", f"mask_decoder/transformer/{ours}/{name}", "dense")
-        for theirs, ours in _ATTENTIONS
-        for name in ("query_proj", "key_proj", "value_proj", "out_proj")
-    ),
-    *(
-        (f"{_LAYER}/layer_norm{n}", f"mask_decoder/transformer/layer_{{i}}/layer_norm{n}", "norm")
-        for n in (1, 2, 3, 4)
-    ),
+    *attention_rows(_LAYER),
     (
         f"{_LAYER}/mlp/dense_layers/dense{{_j}}",
         "mask_decoder/transformer/layer_{i}/mlp/dense_{j}",
         "dense",
-    ),
-    (
-        "mask_decoder/transformer/final_layer_norm",
-        "mask_decoder/transformer/final_layer_norm",
-        "norm",
     ),
     ("mask_decoder/output_upscaling/conv1", "mask_decoder/output_upscaling/conv1", "conv"),
     ("mask_decoder/output_upscaling/norm1", "mask_decoder/output_upscaling/norm1", "norm"),

@@ -62,6 +62,35 @@ def torch_rows(table) -> tuple[Row, ...]:
     return _expand(table, endings)
 
 
+def attention_rows(layer: str) -> tuple:
+    """Rows of the two-way transformer's attentions and norms, alike in all files of Keras.
+
+    Args:
+        layer: str. What the file calls a layer of the transformer, with `{_i}` for its number.
+
+    Returns:
+        Tuple of rows for `keras_rows`.
+    """
+    ours = "mask_decoder/transformer"
+    names = (
+        "self_attention",
+        "cross_attention_token_to_image",
+        "cross_attention_image_to_token",
+    )
+    attentions = [(f"{layer}/{name}", f"{ours}/layer_{{i}}/{name}") for name in names]
+    attentions.append((f"{ours}/final_attention_token_to_image",) * 2)
+    norms = [(f"{layer}/layer_norm{n}", f"{ours}/layer_{{i}}/layer_norm{n}") for n in (1, 2, 3, 4)]
+    norms.append((f"{ours}/final_layer_norm",) * 2)
+    return (
+        *(
+            (f"{theirs}/{part}", f"{own}/{part}", "dense")
+            for theirs, own in attentions
+            for part in ("query_proj", "key_proj", "value_proj", "out_proj")
+        ),
+        *((theirs, own, "norm") for theirs, own in norms),
+    )
+
+
 def keras_rows(table) -> tuple[Row, ...]:
     """Rows for the paths in a Keras weights file, where variables are only numbered."""
     weights = (("/vars/0", "/kernel", SAME), ("/vars/1", "/bias", SAME))
