@@ -17,7 +17,7 @@ _HOME = {
     "Backbone": "keras_sam.models.backbone",
     "ImageSegmenter": "keras_sam.models.image_segmenter",
     "MLP": "keras_sam.layers.mlp",
-    "MultiHeadAttentionWithDownsampling": "keras_sam.layers.two_way_transformer",
+    "MultiHeadAttentionWithDownsampling": "keras_sam.layers.multi_head_attention",
     "RandomFrequencyPositionalEmbeddings": "keras_sam.layers.positional_embedding",
     "ResizePlan": "keras_sam.geometry",
     "SAMAutomaticMaskGenerator": "keras_sam.mask_generator",

@@ -15,7 +15,6 @@ from keras_sam.geometry import ResizePlan
 from keras_sam.images import load_image
 from keras_sam.mask_records import CandidateFile, Candidates, Crop, MaskRecords, Thresholds, choose
 from keras_sam.models.batches import check_at_least_one
-from keras_sam.models.outputs import select_masks
 from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
 from keras_sam.predictor import SAMPredictor
 from keras_sam.preprocessing import batch_of, is_one_image
@@ -343,9 +342,12 @@ class SAMAutomaticMaskGenerator:
         if masks is not None:
             prompts["masks"] = masks[None, ..., None]  # (1, N, Lh, Lw, 1)
         outputs = self.segmenter.decode(
-            embedding, prompts, original_sizes=[plan], prompt_chunk=self.prompt_chunk
+            embedding,
+            prompts,
+            original_sizes=[plan],
+            prompt_chunk=self.prompt_chunk,
+            multimask_output=multimask_output,
         )
-        outputs = select_masks(outputs, multimask_output)
         return outputs["iou_pred"][0], outputs["masks"][0]
 
     def _refine(self, embedding, plan, points, logits):

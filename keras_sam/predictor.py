@@ -15,7 +15,6 @@ import safetensors.numpy
 from keras_sam.files import whole_file
 from keras_sam.geometry import ResizePlan
 from keras_sam.models.model_frame import check_batch, check_preprocessor, preprocessor_for
-from keras_sam.models.outputs import select_masks
 from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
 from keras_sam.models.vit_det_backbone import encoder_fingerprint
 from keras_sam.nested import (
@@ -192,8 +191,8 @@ class SAMPredictor:
             _prompts_of_batch({"points": points, "labels": labels, "boxes": boxes}, masks, sizes),
             original_sizes=[plan],
             prompt_chunk=prompt_chunk,
+            multimask_output=multimask_output,
         )
-        outputs = select_masks(outputs, multimask_output)
         scores, logits = outputs["iou_pred"][0], outputs["masks"][0]  # ([P,] K), ([P,] K, L, L)
         threshold = self.segmenter.mask_threshold if mask_threshold is None else mask_threshold
         restored = np.empty(

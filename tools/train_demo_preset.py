@@ -44,6 +44,7 @@ import keras_sam
 from keras_sam.files import whole_file, whole_folder
 from keras_sam.losses import SAMLoss
 from keras_sam.models.sam_image_segmenter import preprocessor_for
+from keras_sam.presets.adapt import fit_position_tables
 from keras_sam.presets.save import WEIGHTS_FILE, save_hdf5, save_json
 from keras_sam.training import SAMTrainer
 from tools.demo_scenes import SIDE, SMALLEST, scene
@@ -52,8 +53,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TOKENS, HIDDEN, LAYERS, CHANNELS = 16, 192, 6, 128
 SEED = 5
 STEPS = 50  # of an epoch, after which everything is logged and kept
-BATCH = 4
-PEAK = 7e-4
 COLUMNS = ("part", "step", "seconds", "clicks", "learning_rate", "loss", "miou", "iou_error")
 
 
@@ -69,6 +68,9 @@ class Part:
             (20 and 0.25), a model that has learnt nothing yet settles for empty masks.
         stages: tuples of the part of the time until which they last, clicks after the first
             prompt, objects of a scene, and the share of boxes.
+        tokens: int. Patches along a side.
+        batch: int. Scenes of a step.
+        peak: float. Learning rate after the warm-up.
         easy: float. Part of the time in which plain scenes get fewer.
     """
 
@@ -77,18 +79,32 @@ class Part:
     schedule: float
     loss: tuple[float, float]
     stages: tuple
+    tokens: int = TOKENS
+    batch: int = 4
+    peak: float = 7e-4
     easy: float = 0.0
 
 
-# Patches of 8 at half the size cost a quarter, and become patches of 16 without any loss.
+# Patches of 8 at half the size cost a quarter, and become patches of 16 without any loss. In the
+# end scenes are enlarged twice, for most objects have the size of one or two patches.
 PARTS = (
     Part(SIDE // 2, 13, 50, (2.0, 0.6), ((1.0, 0, 8, 0.3),), easy=2.0),
     Part(SIDE, 67, 67, (8.0, 0.4), ((0.62, 0, 8, 0.4), (0.88, 1, 8, 0.5), (1.0, 3, 4, 0.4))),
+    Part(
+        2 * SIDE,
+        78,
+        80,
+        (8.0, 0.4),
+        ((0.45, 0, 8, 0.5), (0.75, 1, 8, 0.5), (1.0, 4, 5, 0.4)),
+        tokens=2 * TOKENS,
+        batch=2,
+        peak=5e-4,
+    ),
 )
 
 
-def build(side=SIDE, dtype=None):
-    grid = (TOKENS, TOKENS)
+def build(side=PARTS[-1].side, tokens=PARTS[-1].tokens, dtype=None):
+    grid = (tokens, tokens)
     backbone = keras_sam.SAMBackbone(
         keras_sam.ViTDetBackbone(
             hidden_size=HIDDEN,
@@ -97,7 +113,7 @@ def build(side=SIDE, dtype=None):
             num_heads=HIDDEN // 32,
             global_attention_layer_indices=[2, 5],
             image_shape=(side, side, 3),
-            patch_size=side // TOKENS,
+            patch_size=side // tokens,
             num_output_channels=CHANNELS,
             use_rel_pos=False,
             window_size=8,
@@ -149,9 +165,14 @@ def begin(segmenter):
 
 
 def assign(segmenter, values):
-    """Takes over weights, those of a frame half the size, too: pixels are averaged in fours."""
+    """Takes over weights, those of another frame, too.
+
+    Patches twice as large average pixels in fours; positions of more tokens lie between the old.
+    """
+    encoder = segmenter.image_encoder
+    values = fit_position_tables(values, encoder.get_config())
     for variable in segmenter.weights:
-        value = values[variable.path]
+        value = np.asarray(values[variable.path])
         if value.shape != variable.shape:
             value = value.repeat(2, axis=0).repeat(2, axis=1) / 4
         variable.assign(value)
@@ -171,7 +192,7 @@ class Scenes(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         images, targets = [], []
-        for i in range(BATCH):
+        for i in range(self.part.batch):
             seed = (SEED, self.number, self.first + index, i)
             rng = np.random.default_rng((*seed, 1))
             image, masks = scene(seed, "easy" if rng.random() < self.plain else None)
@@ -229,21 +250,30 @@ class Work:
         with whole_file(self.path) as file:
             np.savez(file, **self.arrays)
 
+    def start_from(self, preset):
+        """Begins the last part, with the weights of a preset."""
+        loaded = keras_sam.SAMImageSegmenter.from_preset(str(preset))
+        self.arrays = {f"w/{v.path}": array(v) for v in loaded.weights}
+        self.number = len(PARTS) - 1
+        self.keep()
+
     def next_part(self):
         self.number, self.step, self.seconds = self.number + 1, 0, 0.0
         self.keep()
 
 
-def learning_rate(progress):
+def learning_rate(peak, progress):
     """A short warm-up, then a cosine down to a fiftieth."""
     if progress < 0.02:
-        return PEAK * max(progress / 0.02, 0.02)
-    return PEAK * (0.02 + 0.98 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
+        return peak * max(progress / 0.02, 0.02)
+    return peak * (0.02 + 0.98 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
 
 
 def train(part, work):
-    segmenter = build(part.side, "mixed_bfloat16")
-    optimizer = keras.optimizers.AdamW(PEAK, weight_decay=0.02, beta_2=0.99, global_clipnorm=1.0)
+    segmenter = build(part.side, part.tokens, "mixed_bfloat16")
+    optimizer = keras.optimizers.AdamW(
+        part.peak, weight_decay=0.02, beta_2=0.99, global_clipnorm=1.0
+    )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "embedding", "token"])
     optimizer.build(segmenter.trainable_variables)
     work.load(segmenter, optimizer)
@@ -263,7 +293,7 @@ def train(part, work):
             weight, alpha = part.loss
             trainer.compile(optimizer=optimizer, loss=SAMLoss(weight, alpha=alpha))
         began = time.monotonic()
-        rate = learning_rate(work.seconds / (60 * part.schedule))
+        rate = learning_rate(part.peak, work.seconds / (60 * part.schedule))
         optimizer.learning_rate = rate
         scenes = Scenes(part, work.number, work.step, objects, progress)
         logs = trainer.fit(scenes, verbose=0).history
@@ -310,10 +340,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="where the state of the training is kept")
     parser.add_argument("--preset", type=Path, default=ROOT / "presets" / "sam_tiny_demo")
+    parser.add_argument("--start", help="a preset with which to begin the last part at once")
     options = parser.parse_args()
     keras.utils.set_random_seed(SEED)
     Path(options.folder).mkdir(parents=True, exist_ok=True)
     work = Work(options.folder)
+    if options.start and not work.arrays:
+        work.start_from(options.start)
     while work.number < len(PARTS):
         segmenter = train(PARTS[work.number], work)
         work.next_part()

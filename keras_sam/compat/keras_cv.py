@@ -21,11 +21,11 @@ from keras_sam.layers import mask_decoder as decoding
 from keras_sam.layers import prompt_encoder as prompting
 from keras_sam.layers import two_way_transformer as two_way
 from keras_sam.layers import window_attention as windows
+from keras_sam.layers.multi_head_attention import MultiHeadAttentionWithDownsampling
 from keras_sam.layers.positional_embedding import (
     PositionEmbedding,
     RandomFrequencyPositionalEmbeddings,
 )
-from keras_sam.layers.two_way_transformer import MultiHeadAttentionWithDownsampling
 from keras_sam.models import vit_det_backbone as encoding
 from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter

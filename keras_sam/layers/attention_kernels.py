@@ -53,9 +53,9 @@ def relative_terms(query, rel_pos_h, rel_pos_w, grid):
     )
 
 
-def softmax_float32(logits):
-    """Softmax over the last axis in float32, back in the dtype of `logits`."""
-    return ops.cast(ops.softmax(ops.cast(logits, "float32"), axis=-1), logits.dtype)
+def softmax_float32(logits, axis=-1):
+    """Softmax in float32, back in the dtype of `logits`."""
+    return ops.cast(ops.softmax(ops.cast(logits, "float32"), axis=axis), logits.dtype)
 
 
 def attention_map(query, key, terms, grid):

@@ -63,8 +63,35 @@ class MaskUpscaler(keras.layers.Layer):
         build_part(self.conv2, quarter, self.initializer_range)
 
     def call(self, x):
-        x = self.activation(self.norm1(self.conv1(x)))  # (B, 2 Eh, 2 Ew, C / 4)
-        return self.activation(self.conv2(x))
+        return _whole_pixels(self.cells(x), x.shape[1:3])
+
+    def cells(self, x):
+        """`call`, with the pixels still in the order in which they are made.
+
+        The kernels do not overlap, so each of the two convolutions is one matrix product, after
+        which a cell holds its own pixels. Whoever needs only a product of each pixel, as masks
+        do, moves fewer numbers by putting them in order later.
+
+        Args:
+            x: float tensor `(B, Eh, Ew, C)`.
+
+        Returns:
+            Float tensor `(B, Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its
+            2 x 2 quarters, then by row and column within them.
+        """
+        h, w, channels = x.shape[1:]
+        x = ops.reshape(x, (-1, h * w, channels))
+        x = self._quarters(self.conv1, x)  # (B, Eh * Ew * 4, C / 4)
+        x = self.activation(self.norm1(x))
+        return self.activation(self._quarters(self.conv2, x))
+
+    def _quarters(self, conv, x):
+        """A convolution that makes 2 x 2 pixels of each `(B, pixels, C)`: `(B, 4 pixels, C')`."""
+        kernel = ops.cast(conv.kernel, x.dtype)  # (2, 2, C', C)
+        kernel = ops.transpose(ops.reshape(kernel, (-1, kernel.shape[3])))
+        x = ops.matmul(x, kernel)  # (B, pixels, 4 C')
+        x = ops.reshape(x, (-1, 4 * x.shape[1], conv.filters))
+        return x + ops.cast(conv.bias, x.dtype)
 
     def compute_output_shape(self, input_shape):
         batch, h, w, _ = input_shape
@@ -78,6 +105,15 @@ class MaskUpscaler(keras.layers.Layer):
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "initializer_range": self.initializer_range,
         }
+
+
+def _whole_pixels(x, grid):
+    """Pixels `(B, 16 Eh Ew, c)` in the order of `MaskUpscaler.cells`, as `(B, 4 Eh, 4 Ew, c)`."""
+    h, w = grid
+    channels = x.shape[-1]
+    x = ops.reshape(x, (-1, h, w, 2, 2, 2, 2, channels))
+    x = ops.transpose(x, (0, 1, 3, 5, 2, 4, 6, 7))  # (B, Eh, 2, 2, Ew, 2, 2, c)
+    return ops.reshape(x, (-1, 4 * h, 4 * w, channels))
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -125,11 +161,13 @@ class SAMMaskDecoder(keras.layers.Layer):
         target_embedding: optional float tensor that broadcasts to
             `(B, [P,] 1 + K + T, C)`: added to the tokens before each block (PerSAM).
         return_attentions: bool. Also return the transformer's attention maps.
+        multimask_output: optional bool. Make only the candidates, masks 1 to
+            `num_multimask_outputs`, if True, and only mask 0 if False.
 
     Returns:
         Dict of `masks`, logits `(B, [P,] K, 4 Eh, 4 Ew)`, and `iou_pred` `(B, [P,] K)`, with
-        `K = 1 + num_multimask_outputs`; with `return_attentions=True` also `attentions`,
-        see `TwoWayTransformer`.
+        `K = 1 + num_multimask_outputs`, or the fewer that were asked for; with
+        `return_attentions=True` also `attentions`, see `TwoWayTransformer`.
 
     Raises:
         ValueError: if `embedding_dim` and `hidden_size` differ, or `hidden_size` is not a
@@ -288,6 +326,7 @@ class SAMMaskDecoder(keras.layers.Layer):
         attention_similarity=None,
         target_embedding=None,
         return_attentions=False,
+        multimask_output=None,
         training=None,
     ):
         single_object = len(prompt_sparse_embeddings.shape) == 3
@@ -314,7 +353,10 @@ class SAMMaskDecoder(keras.layers.Layer):
             training=training,
         )
         tokens, image, *attentions = out
-        outputs = self._masks(tokens, image, image_embeddings.shape[1:3])
+        kept = range(self.num_mask_tokens)
+        if multimask_output is not None:
+            kept = kept[1:] if multimask_output else kept[:1]
+        outputs = self._masks(tokens, image, image_embeddings.shape[1:3], kept)
         if single_object:
             outputs = {name: x[:, 0] for name, x in outputs.items()}
         if return_attentions:
@@ -332,19 +374,23 @@ class SAMMaskDecoder(keras.layers.Layer):
         real = ops.ones((*lead, own.shape[2]), dtype="bool")
         return tokens, ops.concatenate([real, sparse_mask], axis=2)
 
-    def _masks(self, tokens, image, grid):
+    def _masks(self, tokens, image, grid, kept):
+        """Logits and scores of the masks numbered `kept`, a range."""
         eh, ew = grid
         lead = ops.shape(image)[:2]
         image = ops.reshape(image, (-1, eh, ew, self.hidden_size))
-        pixels = self.output_upscaling(image)  # (B * P, 4 Eh, 4 Ew, C / 8)
+        pixels = self.output_upscaling.cells(image)  # (B * P, 16 Eh Ew, C / 8)
         pixels = ops.reshape(pixels, (*lead, 16 * eh * ew, self.hidden_size // 8))
         weights = ops.stack(
-            [mlp(tokens[:, :, 1 + k]) for k, mlp in enumerate(self.output_hypernetworks_mlps)],
-            axis=2,
-        )  # (B, P, K, C / 8)
-        masks = ops.matmul(weights, ops.swapaxes(pixels, -1, -2))  # (B, P, K, 16 Eh Ew)
-        masks = ops.reshape(masks, (*ops.shape(masks)[:-1], 4 * eh, 4 * ew))
-        return {"masks": masks, "iou_pred": self.iou_prediction_head(tokens[:, :, 0])}
+            [self.output_hypernetworks_mlps[k](tokens[:, :, 1 + k]) for k in kept], axis=-1
+        )  # (B, P, C / 8, K)
+        masks = ops.matmul(pixels, weights)  # (B, P, 16 Eh Ew, K)
+        lead = ops.shape(masks)[:2]
+        masks = ops.reshape(masks, (-1, 16 * eh * ew, len(kept)))
+        masks = ops.transpose(_whole_pixels(masks, grid), (0, 3, 1, 2))
+        masks = ops.reshape(masks, (*lead, len(kept), 4 * eh, 4 * ew))
+        scores = self.iou_prediction_head(tokens[:, :, 0])
+        return {"masks": masks, "iou_pred": scores[:, :, kept.start : kept.stop]}
 
     def compute_output_spec(
         self,
@@ -353,11 +399,13 @@ class SAMMaskDecoder(keras.layers.Layer):
         prompt_sparse_embeddings,
         prompt_dense_embeddings,
         prompt_sparse_mask=None,
+        multimask_output=None,
         training=None,
     ):
         lead = tuple(prompt_sparse_embeddings.shape[:-2])
         eh, ew = image_embeddings.shape[1:3]
-        shape = (*lead, self.num_mask_tokens)
+        kept = {None: self.num_mask_tokens, True: self.num_multimask_outputs, False: 1}
+        shape = (*lead, kept[multimask_output])
         return {
             "masks": keras.KerasTensor((*shape, 4 * eh, 4 * ew), dtype=self.compute_dtype),
             "iou_pred": keras.KerasTensor(shape, dtype=self.compute_dtype),

@@ -9,40 +9,6 @@ from keras_sam.layers.mlp import MLP
 from keras_sam.layers.rematerialization import rematerialized
 
 
-def window_partition(x, window_size: int):
-    """Cuts a feature map into square windows that do not overlap.
-
-    Args:
-        x: tensor `(B, h, w, C)` whose sides are multiples of `window_size`.
-        window_size: int. Side of a window.
-
-    Returns:
-        Tensor `(B * windows, window_size, window_size, C)`, windows in row-major order.
-    """
-    _, h, w, channels = x.shape
-    rows, columns = h // window_size, w // window_size
-    x = ops.reshape(x, (-1, rows, window_size, columns, window_size, channels))
-    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))  # (B, rows, columns, window, window, C)
-    return ops.reshape(x, (-1, window_size, window_size, channels))
-
-
-def window_unpartition(windows, grid):
-    """Puts windows back together; the inverse of `window_partition`.
-
-    Args:
-        windows: tensor `(B * windows, window_size, window_size, C)`.
-        grid: tuple `(h, w)` of the whole map, multiples of the window's side.
-
-    Returns:
-        Tensor `(B, h, w, C)`.
-    """
-    h, w = grid
-    size, channels = windows.shape[1], windows.shape[3]
-    x = ops.reshape(windows, (-1, h // size, w // size, size, size, channels))
-    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))  # (B, rows, window, columns, window, C)
-    return ops.reshape(x, (-1, h, w, channels))
-
-
 @keras.saving.register_keras_serializable(package="keras_sam")
 class DropPath(keras.layers.Layer):
     """Drops a residual branch for whole samples in training (stochastic depth).
@@ -190,9 +156,7 @@ class WindowAttention(keras.layers.Layer):
         # Padding comes after norm1, so projecting it would only give the bias:
         # project the real tokens and pad with the bias.
         qkv = self._pad_with_bias(self.qkv(x), padded_h - h, padded_w - w)
-        if self.window_size:
-            qkv = window_partition(qkv, self.window_size)
-        query, key, value = self._split_heads(qkv)  # (N, D, window cells, c) each
+        query, key, value = self._split_windows_and_heads(qkv)  # (N, D, window cells, c) each
         terms = None
         if self.use_rel_pos:
             terms = attention_kernels.relative_terms(
@@ -204,10 +168,7 @@ class WindowAttention(keras.layers.Layer):
             out = ops.matmul(self.dropout(attention, training=training), value)
         else:
             out = attention_kernels.attend(query, key, value, terms, self.window_grid)
-        out = ops.transpose(out, (0, 2, 1, 3))  # (N, window cells, D, c)
-        out = ops.reshape(out, (-1, window_h, window_w, x.shape[-1]))
-        if self.window_size:
-            out = window_unpartition(out, (padded_h, padded_w))[:, :h, :w]
+        out = self._join_windows_and_heads(out, padded_h, padded_w)[:, :h, :w]
         out = self.projection(out)
         return (out, attention) if return_attention else out
 
@@ -227,12 +188,24 @@ class WindowAttention(keras.layers.Layer):
             qkv = ops.concatenate([qkv, rows], axis=1)
         return qkv
 
-    def _split_heads(self, qkv):
+    def _split_windows_and_heads(self, qkv):
+        """`(B, h, w, 3 D c)` to query, key and value `(N, D, window cells, c)`, in one move."""
         window_h, window_w = self.window_grid
-        c = qkv.shape[-1] // (3 * self.num_heads)
-        qkv = ops.reshape(qkv, (-1, window_h * window_w, 3, self.num_heads, c))
-        qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))  # (3, N, D, window cells, c)
+        _, h, w, channels = qkv.shape
+        rows, columns, heads = h // window_h, w // window_w, self.num_heads
+        c = channels // (3 * heads)
+        qkv = ops.reshape(qkv, (-1, rows, window_h, columns, window_w, 3, heads, c))
+        qkv = ops.transpose(qkv, (5, 0, 1, 3, 6, 2, 4, 7))
+        qkv = ops.reshape(qkv, (3, -1, heads, window_h * window_w, c))
         return qkv[0], qkv[1], qkv[2]
+
+    def _join_windows_and_heads(self, out, h, w):
+        """`(N, D, window cells, c)` to `(B, h, w, D c)`, in one move."""
+        window_h, window_w = self.window_grid
+        _, heads, _, c = out.shape
+        out = ops.reshape(out, (-1, h // window_h, w // window_w, heads, window_h, window_w, c))
+        out = ops.transpose(out, (0, 1, 4, 2, 5, 3, 6))
+        return ops.reshape(out, (-1, h, w, heads * c))
 
     def compute_output_spec(self, x, return_attention=False, training=None):
         out = keras.KerasTensor(x.shape, dtype=self.compute_dtype)

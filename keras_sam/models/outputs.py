@@ -92,18 +92,12 @@ def select_masks(outputs: dict, multimask_output: bool | str = "auto") -> dict:
         Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, section 3 and appendix A.
     """
     masks, scores = to_numpy(outputs["masks"]), to_numpy(outputs["iou_pred"])
-    if isinstance(multimask_output, (bool, np.bool_)):
-        if multimask_output and scores.shape[-1] == 1:
-            raise ValueError(
-                "`multimask_output=True` needs more masks than mask 0. Received: one mask per "
-                'prompt. Use `multimask_output=False` or "auto".'
-            )
+    if multimask_output is None:
+        raise _not_a_choice(multimask_output)
+    check_choice(multimask_output, scores.shape[-1])
+    if multimask_output != "auto":
         kept = slice(1, None) if multimask_output else slice(0, 1)
         return {**outputs, "masks": masks[..., kept, :, :], "iou_pred": scores[..., kept]}
-    if multimask_output != "auto":
-        raise ValueError(
-            f'`multimask_output` must be True, False or "auto". Received: {multimask_output!r}.'
-        )
     if scores.shape[-1] == 1:
         return dict(outputs)
     if "lone_click" not in outputs:
@@ -115,6 +109,32 @@ def select_masks(outputs: dict, multimask_output: bool | str = "auto") -> dict:
     ambiguous = to_numpy(outputs["lone_click"]).astype(bool)
     index = np.where(ambiguous, 1 + _argmax(scores[..., 1:]), 0)
     return {**outputs, **_take(masks, scores, index)}
+
+
+def check_choice(multimask_output: bool | str | None, masks: int) -> None:
+    """Checks a choice of masks, as `select_masks` takes it, before they are made.
+
+    Args:
+        multimask_output: `True`, `False`, `"auto"`, or None for all.
+        masks: int. How many the model has, mask 0 among them.
+
+    Raises:
+        ValueError: see `select_masks`.
+    """
+    if isinstance(multimask_output, (bool, np.bool_)):
+        if multimask_output and masks == 1:
+            raise ValueError(
+                "`multimask_output=True` needs more masks than mask 0. Received: one mask per "
+                'prompt. Use `multimask_output=False` or "auto".'
+            )
+    elif multimask_output not in (None, "auto"):
+        raise _not_a_choice(multimask_output)
+
+
+def _not_a_choice(multimask_output):
+    return ValueError(
+        f'`multimask_output` must be True, False or "auto". Received: {multimask_output!r}.'
+    )
 
 
 def best_mask(outputs: dict) -> dict:

@@ -39,8 +39,32 @@ class Program:
             return _compile_for_jax(self._model)
         if keras.backend.backend() == "openvino":
             return compile_for_openvino(self._model)
+        if keras.backend.backend() == "tensorflow":
+            return _compile_for_tensorflow(self._model)
         self._model.predict_function = None
         return self._model.predict_on_batch
+
+
+def _compile_for_tensorflow(model):
+    """`predict_on_batch` that keeps a graph for every shape of the inputs.
+
+    Keras's own replaces the first two by one for all sizes, which can't choose what is cheapest
+    for a size, and warns of all that it traces.
+    """
+    import tensorflow as tf
+
+    graphs = {}
+
+    def predict(inputs):
+        tensors = keras.tree.map_structure(tf.convert_to_tensor, inputs)
+        specs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), tensors)
+        key = tuple(keras.tree.flatten(specs))
+        if key not in graphs:
+            run = tf.function(lambda x: model(x, training=False), jit_compile=model.jit_compile)
+            graphs[key] = run.get_concrete_function(specs)
+        return keras.tree.map_structure(np.array, graphs[key](tensors))
+
+    return predict
 
 
 def _compile_for_jax(model):
@@ -89,22 +113,27 @@ class Programs:
         program = self._program(name, lambda: encoder.with_outputs(hidden_states, attentions))
         return _float32(program(np.asarray(images, "float32")))
 
-    def decode(self, embeddings, prompts, chunk):
+    def decode(self, embeddings, prompts, chunk, multimask_output=None):
         """Canonical prompts to `masks` `(B, P, K, Lh, Lw)` and `iou_pred` `(B, P, K)`.
 
         Args:
             embeddings: float array `(B, Eh, Ew, C)`.
             prompts: dict of `points`, `labels`, `masks`, `mask_given`, numpy.
             chunk: int. Prompt sets of an image that are decoded at once.
+            multimask_output: optional bool. Which masks to make, see `SAMMaskDecoder`.
         """
         total = prompts["labels"].shape[1]
-        parts = []
+        joined = {}
         for start in range(0, total, chunk):
             part = {k: v[:, start : start + chunk] for k, v in prompts.items()}
-            parts.append(self._decode_chunk(embeddings, part, chunk))
-        if len(parts) == 1:
-            return parts[0]
-        return {k: np.concatenate([part[k] for part in parts], axis=1) for k in parts[0]}
+            outputs = self._decode_chunk(embeddings, part, chunk, multimask_output)
+            if total <= chunk:
+                return outputs
+            for name, x in outputs.items():
+                if not start:
+                    joined[name] = np.empty((len(x), total, *x.shape[2:]), x.dtype)
+                joined[name][:, start : start + chunk] = x
+        return joined
 
     def inspect_decoder(self, embeddings, prompts, hooks, attentions):
         """`decode` of all prompt sets at once, with PerSAM's hooks and the attention maps.
@@ -120,15 +149,16 @@ class Programs:
         program = self._program(name, lambda: _InspectedDecoder(self._backbone, attentions))
         return _float32(program(inputs))
 
-    def _decode_chunk(self, embeddings, prompts, chunk):
+    def _decode_chunk(self, embeddings, prompts, chunk, multimask_output):
         real = prompts["labels"].shape[1]
         if keras.backend.backend() != "torch":  # which compiles nothing
             prompts = pad_to_bucket(prompts, chunk)
         prompts = _without_absent(prompts)
-        if "masks" in prompts:
-            program = self._program("decoder with masks", lambda: self._make_decoder(True))
-        else:
-            program = self._program("decoder", lambda: self._make_decoder(False))
+        with_masks = "masks" in prompts
+        program = self._program(
+            f"decoder, {with_masks=}, {multimask_output=}",
+            lambda: self._make_decoder(with_masks, multimask_output),
+        )
         outputs = program({"image_embeddings": embeddings, **prompts})
         return {k: v[:, :real] for k, v in outputs.items()}
 
@@ -142,13 +172,15 @@ class Programs:
         encoder = self._backbone.image_encoder
         return keras.Model(encoder.input, ops.cast(encoder.output, "float32"))
 
-    def _make_decoder(self, with_masks):
+    def _make_decoder(self, with_masks, multimask_output):
         backbone = self._backbone
         inputs = {name: backbone.input[name] for name in _PROMPTS[: 4 if with_masks else 2]}
         grid = backbone.image_encoder.output.shape[1:]
         embeddings = keras.Input(grid, dtype="float32", name="image_embeddings")
         outputs = backbone.mask_decoder(
-            image_embeddings=embeddings, **backbone.prompt_encoder(**inputs)
+            image_embeddings=embeddings,
+            **backbone.prompt_encoder(**inputs),
+            multimask_output=multimask_output,
         )
         outputs = {name: ops.cast(x, "float32") for name, x in outputs.items()}
         return keras.Model({"image_embeddings": embeddings, **inputs}, outputs)

@@ -24,7 +24,7 @@ from keras_sam.models.model_frame import (
     read_frames,
     takes_unit_range,
 )
-from keras_sam.models.outputs import is_lone_click, join_batches
+from keras_sam.models.outputs import check_choice, is_lone_click, join_batches, select_masks
 from keras_sam.models.programs import Programs
 from keras_sam.models.sam_backbone import SAMBackbone, canonical_inputs
 from keras_sam.models.trainable import TrainableSegmenter
@@ -257,11 +257,14 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         unit_range = takes_unit_range(self.backbone)
         return prepare_in_model_frame(batch, self.image_shape, self.mask_size, unit_range)
 
-    def _decode(self, embeddings, inputs, prompt_chunk):
+    def _decode(self, embeddings, inputs, prompt_chunk, multimask_output=None):
         """Masks with the axis `P`, and what `join_batches` needs to finish them."""
         canonical = {name: inputs[name] for name in CANONICAL_KEYS}
-        outputs = self._programs.decode(embeddings, canonical, prompt_chunk)
-        return self._described(outputs, inputs)
+        check_choice(multimask_output, self.mask_decoder.num_mask_tokens)
+        made = None if multimask_output == "auto" else multimask_output
+        outputs = self._programs.decode(embeddings, canonical, prompt_chunk, made)
+        outputs = self._described(outputs, inputs)
+        return select_masks(outputs, "auto") if multimask_output == "auto" else outputs
 
     def _described(self, outputs, inputs):
         return {
@@ -356,6 +359,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         attention_similarity=None,
         target_embedding=None,
         return_attentions: bool = False,
+        multimask_output: bool | str | None = None,
     ) -> dict[str, np.ndarray]:
         """Decodes prompts for images that `encode` has encoded.
 
@@ -373,10 +377,12 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
                 `(B, P, 1 + K + T, C)`, see `SAMMaskDecoder`.
             return_attentions: bool. Also return the decoder's attention maps, as
                 `attentions`, see `TwoWayTransformer`.
+            multimask_output: optional, which masks to return, as in `select_masks`; those that
+                nobody asked for are not made. By default all `K`.
 
         Returns:
-            Dict as `predict` returns it. Any of the last three arguments runs the decoder
-            layer by layer and all prompts at once, which is slower.
+            Dict as `predict` returns it. Hooks and attention maps run the decoder layer by layer
+            and all prompts at once, which is slower.
 
         Raises:
             ValueError: for malformed prompts, or embeddings of another shape.
@@ -394,11 +400,14 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         }
         hooks = {name: to_numpy(x) for name, x in hooks.items() if x is not None}
         if not hooks and not return_attentions:
-            return join_batches([self._decode(embeddings, inputs, prompt_chunk)])
+            outputs = self._decode(embeddings, inputs, prompt_chunk, multimask_output)
+            return join_batches([outputs])
         canonical = {name: inputs[name] for name in CANONICAL_KEYS}
         outputs = self._programs.inspect_decoder(embeddings, canonical, hooks, return_attentions)
         attentions = outputs.pop("attentions", None)
         outputs = join_batches([self._described(outputs, inputs)])
+        if multimask_output is not None:
+            outputs = select_masks(outputs, multimask_output)
         return outputs if attentions is None else {**outputs, "attentions": attentions}
 
     def at_image_shape(self, image_shape) -> "SAMImageSegmenter":

@@ -152,3 +152,38 @@ def test_a_segmenter_that_nobody_holds_is_freed():
     del segmenter
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("choice", [True, False, "auto"])
+def test_masks_that_nobody_asked_for_are_not_made(segmenter, choice):
+    embeddings = segmenter.encode([PHOTO])
+    prompts = {"points": [[[[30, 20]], [[9, 40]], [[50, 8]]]], "labels": [[[1], [1], [1]]]}
+    everything = segmenter.decode(embeddings, prompts, prompt_chunk=2)
+    outputs = segmenter.decode(embeddings, prompts, prompt_chunk=2, multimask_output=choice)
+    assert_same_outputs(outputs, keras_sam.select_masks(everything, choice))
+
+
+def test_one_hypernetwork_runs_for_mask_0(segmenter, monkeypatch):
+    ran = []
+    decoder = segmenter.mask_decoder
+    for k, head in enumerate(decoder.output_hypernetworks_mlps):
+        monkeypatch.setattr(
+            head, "call", lambda x, k=k, call=head.call, **kw: ran.append(k) or call(x, **kw)
+        )
+    model = Programs(segmenter.backbone)
+    embeddings, prepared = segmenter.encode([PHOTO]), segmenter.prepare(CLICK)
+    canonical = {name: prepared[name] for name in ("points", "labels", "masks", "mask_given")}
+    assert model.decode(embeddings, canonical, 8, False)["masks"].shape[2] == 1
+    assert set(ran) == {0}
+    ran.clear()
+    assert model.decode(embeddings, canonical, 8, True)["masks"].shape[2] == 3
+    assert set(ran) == {1, 2, 3}
+
+
+def test_a_choice_of_masks_is_checked_before_they_are_made(segmenter):
+    embeddings = segmenter.encode([PHOTO])
+    prompts = {"points": [[[30, 20]]], "labels": [[1]]}
+    with pytest.raises(
+        ValueError, match=r"`multimask_output` must be True, False or \"auto\"\. .*'best'"
+    ):
+        segmenter.decode(embeddings, prompts, multimask_output="best")

@@ -1,0 +1,168 @@
+"""Attention between few tokens and many: every order of products gives the same numbers."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_sam
+from tests.closeness import assert_different, assert_same
+from tests.tiny import randomize
+
+to_numpy = keras.ops.convert_to_numpy
+
+HEADS, INNER, CHANNELS = 2, 8, 16
+IMAGE, TOKENS = 35, 3  # tokens of all heads are fewer than inner channels
+
+# Prompts of the query and of the keys; tokens of the query and of the keys; the form that suits.
+FORMS = {
+    "tokens look at the image": ((3, 3), (TOKENS, IMAGE), "_few_queries"),
+    "tokens look at an image of all prompts": ((3, 1), (TOKENS, IMAGE), "_project_all"),
+    "the image looks at tokens": ((3, 3), (IMAGE, TOKENS), "_few_keys"),
+    "an image of all prompts looks at tokens": ((1, 3), (IMAGE, TOKENS), "_few_keys"),
+    "one prompt": ((1, 1), (TOKENS, IMAGE), "_few_queries"),
+    "tokens look at tokens": ((3, 3), (TOKENS, TOKENS), "_project_all"),
+    "as many tokens as channels of a head": ((3, 3), (INNER // HEADS, IMAGE), "_project_all"),
+    "the image looks at as many": ((3, 3), (IMAGE, INNER // HEADS), "_project_all"),
+    "without an axis for prompts": ((None, None), (TOKENS, IMAGE), "_few_queries"),
+    "without it, the other way round": ((None, None), (IMAGE, TOKENS), "_few_keys"),
+}
+
+
+@pytest.fixture
+def layer():
+    layer = keras_sam.MultiHeadAttentionWithDownsampling(HEADS, CHANNELS // HEADS, 2)
+    layer.build((None, None, CHANNELS))
+    randomize(layer, 3)
+    return layer
+
+
+def inputs(prompts, tokens):
+    rng = np.random.default_rng(1)
+
+    def draw(p, n):
+        shape = (2, n, CHANNELS) if p is None else (2, p, n, CHANNELS)
+        return rng.standard_normal(shape).astype("float32")
+
+    query, key, value = draw(prompts[0], tokens[0]), *(draw(prompts[1], tokens[1]) for _ in "kv")
+    lead = key.shape[:-1]
+    mask = rng.random(lead) < 0.7
+    mask[..., 0] = True
+    bias_shape = (*query.shape[:-2], HEADS, tokens[0], tokens[1])
+    return query, value, key, mask, rng.standard_normal(bias_shape).astype("float32")
+
+
+def by_the_book(layer, query, value, key, mask=None, bias=None):
+    """The paper's formula in float64, head by head."""
+    w = {v.path.split("/", 1)[-1]: to_numpy(v).astype("float64")
+         for v in layer.weights}  # fmt: skip
+    q, k, v = (
+        x @ w[f"{name}_proj/kernel"] + w[f"{name}_proj/bias"]
+        for name, x in (("query", query), ("key", key), ("value", value))
+    )
+    c = INNER // HEADS
+    outs, maps = [], []
+    for head in range(HEADS):
+        own = slice(head * c, (head + 1) * c)
+        logits = q[..., own] @ np.swapaxes(k[..., own], -1, -2) / np.sqrt(c)
+        if bias is not None:
+            logits = logits + bias[..., head, :, :]
+        if mask is not None:
+            logits = np.where(mask[..., None, :], logits, -np.inf)
+        logits = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        maps.append(logits / logits.sum(axis=-1, keepdims=True))
+        outs.append(maps[-1] @ v[..., own])
+    out = np.concatenate(outs, axis=-1) @ w["out_proj/kernel"] + w["out_proj/bias"]
+    return out.astype("float32"), np.stack(maps, axis=-3).astype("float32")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("case", FORMS)
+def test_every_form_is_the_papers_formula(layer, case, masked):
+    prompts, tokens, form = FORMS[case]
+    query, value, key, mask, _ = inputs(prompts, tokens)
+    assert layer._cheapest_form(query, key, None).__name__ == form
+    mask = mask if masked else None
+    out, attention = layer(query, value, key, key_mask=mask, return_attention=True)
+    expected, expected_map = by_the_book(layer, query, value, key, mask)
+    assert_same(to_numpy(out), expected)
+    assert_same(to_numpy(attention), expected_map)
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_a_bias_counts_in_every_form(layer, case):
+    prompts, tokens, _ = FORMS[case]
+    query, value, key, _, bias = inputs(prompts, tokens)
+    out = layer(query, value, key, attention_bias=bias)
+    assert_same(to_numpy(out), by_the_book(layer, query, value, key, bias=bias)[0])
+
+
+@pytest.mark.parametrize("case", FORMS)
+def test_gradients_are_those_of_the_projected_form(layer, case, monkeypatch):
+    prompts, tokens, form = FORMS[case]
+    query, value, key, mask, _ = inputs(prompts, tokens)
+    found = gradients(layer, query, value, key, mask)
+    monkeypatch.setattr(layer, "_cheapest_form", lambda *_: layer._project_all)
+    expected = gradients(layer, query, value, key, mask)
+    scale = max(np.abs(g).max() for g in expected.values())
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(found[name], gradient, atol=1e-5 * scale, err_msg=name)
+
+
+def gradients(layer, query, value, key, mask):
+    """Of a sum of squares, by every weight and by the three inputs."""
+    arrays = {"query": query, "value": value, "key": key}
+    weights = {v.path: to_numpy(v) for v in layer.trainable_variables}
+    names = [*arrays, *weights]
+    values = [*arrays.values(), *weights.values()]
+
+    def loss(values):
+        given = dict(zip(names, values, strict=True))
+        state = [(v, given[v.path]) for v in layer.trainable_variables]
+        with keras.StatelessScope(state_mapping=state):
+            out = layer(*(given[name] for name in arrays), key_mask=mask)
+        return keras.ops.sum(keras.ops.square(out))
+
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        found = jax.grad(loss)([keras.ops.convert_to_tensor(v) for v in values])
+    elif backend == "torch":
+        import torch
+
+        tensors = [torch.tensor(v, requires_grad=True) for v in values]
+        found = torch.autograd.grad(loss(tensors), tensors)
+    else:
+        import tensorflow as tf
+
+        tensors = [tf.constant(v) for v in values]
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            total = loss(tensors)
+        found = tape.gradient(total, tensors)
+    return {n: to_numpy(g) for n, g in zip(names, found, strict=True)}
+
+
+def test_integer_kernels_and_lora_are_obeyed(layer):
+    prompts, tokens, _ = FORMS["tokens look at the image"]
+    query, value, key, _, _ = inputs(prompts, tokens)
+    before = to_numpy(layer(query, value, key))
+    layer.key_proj.enable_lora(2)
+    layer.key_proj.lora_kernel_b.assign(layer.key_proj.lora_kernel_b + 0.3)
+    tuned = to_numpy(layer(query, value, key))
+    assert_same(tuned, by_the_book_with_lora(layer, query, value, key))
+    layer.query_proj.quantize("int8")
+    assert layer._cheapest_form(query, key, None).__name__ == "_project_all"
+    after = to_numpy(layer(query, value, key))
+    assert_different(after, before)
+    assert_same(after, tuned, 0.1)
+
+
+def by_the_book_with_lora(layer, query, value, key):
+    merged = to_numpy(layer.key_proj.kernel)
+    twin = keras_sam.MultiHeadAttentionWithDownsampling(HEADS, CHANNELS // HEADS, 2)
+    twin.build((None, None, CHANNELS))
+    for mine, theirs in (("query_proj",) * 2, ("value_proj",) * 2, ("out_proj",) * 2):
+        getattr(twin, mine).set_weights(getattr(layer, theirs).get_weights())
+    twin.key_proj.set_weights([merged, layer.key_proj.bias])
+    return by_the_book(twin, query, value, key)[0]
