@@ -67,7 +67,8 @@ def test_the_table_says_what_was_measured(benchmarks):
     assert lines[0] == "2026-01-02; 2 x Z; ours on jax; keras 3" and lines[2] == "    x --y"
     assert lines[4] == "### decoder: clicks, median of 3"
     assert lines[8:12] == [
-        "| ours, 1 prompt | 20 | 10..40 | 1.00 | 40 | 1.00 | 7.5 | 1,234 | 900 | 1,134 / 1,084 |  |",
+        "| ours, 1 prompt | 20 | 10..40 | 1.00 | 40 | 1.00 | 7.5 | 1,234 | 900 "
+        "| 1,134 / 1,084 |  |",
         "| theirs, 1 prompt | 50 | 50..50 | 2.50 | 100 | 2.50 | 7.5 | ? | 900 | ? / ? |  |",
         "| ours, 8 prompts | 10 | 10..10 | 1.00 | 20 | 1.00 | ? | 200 | 900 "
         "| 100 / 50 | 1,234 records, 0.5 loss |",
