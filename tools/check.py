@@ -107,7 +107,7 @@ def all_steps() -> list[Step]:
             "structure",
             "who may import whom, the tools' own tests, and the backend that only predicts",
             *RUN_ONCE,
-            minutes=2.0,
+            minutes=4.0,
         ),
         *(
             pytest_step(

@@ -32,8 +32,10 @@ def load(job: Job) -> Case:
 def ours(job, shared):
     import keras_sam
 
+    load = keras_sam.SAMImageSegmenter.from_preset  # by now Keras is imported, too
+
     def run(path):
-        return weights(keras_sam.SAMImageSegmenter.from_preset(path).count_params())
+        return weights(load(path).count_params())
 
     return {name: partial(run, need_file(job, name)) for name in (PTH, SAFETENSORS)}
 
@@ -46,10 +48,14 @@ def read_bytes(job, shared):
 
 
 def meta(job, shared):
+    models.meta_code()
     return {PTH: lambda: weights(_torch_weights(models.meta(job)))}
 
 
 def transformers(job, shared):
+    need("torch", "transformers")
+    from transformers import SamModel  # noqa: F401 - which takes seconds
+
     return {SAFETENSORS: lambda: weights(_torch_weights(models.transformers(job, "float32")))}
 
 
@@ -79,7 +85,7 @@ def imports(job: Job) -> Case:
         "keras": IMPORT.format(before="", module="keras"),
     }
     sides = {name: Side(partial(import_in_fresh_process, code)) for name, code in codes.items()}
-    return Case("the import", sides)
+    return Case("the import", sides, warmups=0 if job.quick else 1)
 
 
 def import_in_fresh_process(code, shared):

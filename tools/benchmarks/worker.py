@@ -43,6 +43,9 @@ class Worker:
                 "KERAS_BACKEND": job.backend,
                 "TF_CPP_MIN_LOG_LEVEL": "3",
                 "PYTHONUNBUFFERED": "1",
+                # The sides share an accelerator's memory: none may take all of it at once.
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+                "TF_FORCE_GPU_ALLOW_GROWTH": "true",
                 "PYTHONPATH": os.pathsep.join(filter(None, paths)),
                 **variables,
             },
