@@ -1,7 +1,6 @@
 """The tools that stand before the code: nothing that fails may look as if it passed."""
 
 import importlib
-import json
 import os
 import re
 import shutil
@@ -224,21 +223,3 @@ def test_backend_all_runs_each_in_its_own_process(backend_suite, words):
     done = backend_suite(*words, good=("jax", "tensorflow"))  # the one in the middle fails
     assert done.returncode == 1
     assert done.stdout.count("1 passed") == 2
-
-
-def test_the_benchmark_measures_all_sides_in_turn(tmp_path):
-    command = [sys.executable, str(TOOLS / "benchmark.py"), "--quick", "--cases", "rle"]
-    done = subprocess.run(
-        [*command, "--repeats", "2", "--out", str(tmp_path)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    measured = json.loads((tmp_path / "benchmark.json").read_text())
-    rows = {row["side"]: row for row in measured["rows"]}
-    assert list(rows) == ["ours", "Meta", "pycocotools"]
-    assert rows["ours"]["facts"] == rows["Meta"]["facts"]
-    for row in rows.values():
-        assert row["repeats"] == 2 and 0 < row["fastest"] <= row["seconds"] <= row["slowest"]
-        assert row["peak"] > 1e6
-    assert measured["versions"]["keras"] and measured["quick"] is True
-    table = (tmp_path / "benchmark.md").read_text()
-    assert table.strip() == done.stdout.strip() and table.count("| Meta |") == 1

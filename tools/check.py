@@ -29,7 +29,12 @@ from pathlib import Path
 from environment import ROOT, Environment, SetupError, clean, require_python
 
 # Test files that need to run only once, because they start processes of their own or read sources.
-RUN_ONCE = ("tests/test_imports.py", "tests/test_openvino.py", "tests/test_tools.py")
+RUN_ONCE = (
+    "tests/test_benchmark.py",
+    "tests/test_imports.py",
+    "tests/test_openvino.py",
+    "tests/test_tools.py",
+)
 # What the tests compare with: where one is missing, tests would be skipped instead of failing.
 ORACLES = """
 import huggingface_hub, ipykernel, jax, kagglehub, matplotlib, nbclient, openvino
@@ -102,7 +107,7 @@ def all_steps() -> list[Step]:
             "structure",
             "who may import whom, the tools' own tests, and the backend that only predicts",
             *RUN_ONCE,
-            minutes=2.0,
+            minutes=4.0,
         ),
         *(
             pytest_step(

@@ -1,0 +1,27 @@
+"""What `tools/benchmark.py` measures, by name: functions from a run's settings to a `Case`.
+
+Nothing heavy is imported before a side of a case prepares itself, in its own process.
+"""
+
+from benchmarks.decoding import decoder
+from benchmarks.encoding import encoder, huge
+from benchmarks.generation import everything, memory
+from benchmarks.loading import imports, load
+from benchmarks.prediction import click
+from benchmarks.run_lengths import rle
+from benchmarks.training import train
+
+CASES = {
+    "encoder": encoder,
+    "decoder": decoder,
+    "click": click,
+    "everything": everything,
+    "memory": memory,
+    "rle": rle,
+    "load": load,
+    "import": imports,
+    "train": train,
+    "huge": huge,
+}
+# Minutes and gigabytes: it runs when it is named.
+ON_REQUEST = ("huge",)

@@ -1,0 +1,147 @@
+"""Checkpoints and ONNX files of one model with random weights, written when they are needed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.case import need
+
+TOOLS = Path(__file__).resolve().parent.parent
+PROMPTS = (1, 8, 64)  # of the decoder
+# Below opset 17 there is no LayerNormalization, which runtimes have kernels for.
+OPSET = 17
+
+
+def need_file(job, name: str) -> str:
+    """The path of a file of the run's model.
+
+    Args:
+        job: a `Job`.
+        name: str. "sam.pth", as Meta's code saves it; "sam.safetensors", the same in that format;
+            "transformers", a folder; "encoder.onnx"; or "decoders", a folder with an ONNX file for
+            each number of prompts.
+
+    Raises:
+        LeftOut: if something that writes it is not installed.
+    """
+    path = Path(job.folder) / job.size / name
+    if not path.exists():
+        need("torch", "segment_anything", *(["onnx"] if WRITERS[name] in EXPORTS else []))
+        if name != "sam.pth":
+            need_file(job, "sam.pth")
+        # In a process of its own: a side that is measured must not hold what this takes.
+        words = [str(path), job.size, str(job.batch)]
+        paths = [str(TOOLS.parent), os.environ.get("PYTHONPATH", "")]
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.files", *words],
+            check=True,
+            cwd=TOOLS,
+            stdout=sys.stderr,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        )
+    return str(path)
+
+
+def write(path: Path, size: str, batch: int) -> None:
+    part = path.with_name(f"part-{path.name}")  # the name tells writers the format
+    shutil.rmtree(part, ignore_errors=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    WRITERS[path.name](part, path.parent / "sam.pth", size, batch)
+    part.rename(path)
+
+
+def write_checkpoint(path, _, size, batch):
+    from benchmarks.models import meta_code, random_meta
+
+    meta_code()
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(random_meta(size).state_dict(), path)
+
+
+def write_safetensors(path, source, size, batch):
+    import keras_sam
+
+    keras_sam.presets.convert_checkpoint(str(source), str(path), "meta")
+
+
+def write_transformers(path, source, size, batch):
+    import keras_sam
+
+    keras_sam.presets.convert_checkpoint(str(source), str(path), "transformers")
+
+
+def write_encoder(path, source, size, batch):
+    import torch
+
+    model, sizes = _meta(source, size)
+    pixels = torch.zeros((batch, 3, sizes.side, sizes.side))
+    _export(model.image_encoder, (pixels,), path)
+
+
+def write_decoders(path, source, size, batch):
+    """Prompt encoder and mask decoder, without the way from the logits to the photograph."""
+    import torch
+
+    model, sizes = _meta(source, size)
+    from segment_anything.utils.onnx import SamOnnxModel
+
+    class Decoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sam = SamOnnxModel(model, return_single_mask=False)
+
+        def forward(self, embeddings, points, labels):
+            prompt_encoder = self.sam.model.prompt_encoder
+            masks, scores = self.sam.mask_decoder.predict_masks(
+                image_embeddings=embeddings,
+                image_pe=prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=self.sam._embed_points(points, labels),
+                dense_prompt_embeddings=prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1),
+            )
+            return masks[:, 1:], scores[:, 1:]
+
+    path.mkdir()
+    grid = sizes.side // sizes.patch
+    for count in PROMPTS:
+        points = torch.zeros((count, 2, 2))  # the click, and the padding that Meta's code adds
+        labels = torch.tensor([[1.0, -1.0]]).repeat(count, 1)
+        embeddings = torch.zeros((1, 256, grid, grid))
+        _export(Decoder(), (embeddings, points, labels), path / f"{count}.onnx")
+
+
+def _meta(source, size):
+    from benchmarks.models import SIZES, random_meta
+
+    model = random_meta(size)
+    import torch
+
+    model.load_state_dict(torch.load(source, weights_only=True))
+    return model.eval(), SIZES[size]
+
+
+def _export(model, inputs, path):
+    import torch
+
+    names = [f"input_{i}" for i in range(len(inputs))]
+    with torch.no_grad():
+        # The exporter that needs nothing but onnx; the other one asks for onnxscript.
+        torch.onnx.export(
+            model, inputs, str(path), input_names=names, opset_version=OPSET, dynamo=False
+        )
+
+
+WRITERS = {
+    "sam.pth": write_checkpoint,
+    "sam.safetensors": write_safetensors,
+    "transformers": write_transformers,
+    "encoder.onnx": write_encoder,
+    "decoders": write_decoders,
+}
+EXPORTS = (write_encoder, write_decoders)
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
