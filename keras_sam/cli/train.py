@@ -39,6 +39,8 @@ examples:
   keras-sam train --preset sam_base_sa1b --data coco/train.json --images coco/train \\
       --validation coco/val.json --validation-images coco/val --epochs 10 --cache embeddings \\
       --out run
+  keras-sam train --preset sam_base_sa1b --data photos --masks masks --lora 8 \\
+      --layer-decay 0.8 --out run
   keras-sam train config.toml --epochs 40"""
 
 _PATHS = ("data", "images", "masks", "validation", "validation_images", "validation_masks")
@@ -103,11 +105,24 @@ def _add_options(parser):
         help="the mask decoder alone, or everything (default: decoder)",
     )
     training.add_argument(
+        "--lora",
+        type=options.positive_integer,
+        metavar="RANK",
+        help="train the image encoder too, but through small additions of this rank to its kernels",
+    )
+    training.add_argument(
+        "--layer-decay",
+        type=_decay,
+        metavar="X",
+        help="with --train all or --lora: steps of each earlier block of the image encoder are X "
+        "times as large, 0.8 say (default: 1)",
+    )
+    training.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
-        help="encode every image once, into this folder; with --train decoder and without --flips "
-        "and --scales",
+        help="encode every image once, into this folder; with --train decoder and without --lora, "
+        "--flips and --scales",
     )
     training.add_argument(
         "--epochs", type=options.positive_integer, metavar="N", help="(default: 20)"
@@ -153,6 +168,8 @@ _DEFAULTS = {
     "max_objects": 16,
     "workers": 1,
     "train": "decoder",
+    "lora": None,
+    "layer_decay": None,
     "epochs": 20,
     "batch_size": 1,
     "learning_rate": 1e-4,
@@ -246,7 +263,13 @@ def _check(args):
                 raise CommandError(f"--cache and --{name} cannot be combined: images stay the same")
         if args.train != "decoder":
             raise CommandError("--cache needs --train decoder: the encoder must stay as it is")
+        if args.lora is not None:
+            raise CommandError(
+                "--cache and --lora cannot be combined: the encoder must stay as it is"
+            )
         check_output_folder(args.cache, "--cache")
+    if args.layer_decay is not None and args.train == "decoder" and args.lora is None:
+        raise CommandError("--layer-decay needs --train all or --lora: the encoder is not trained")
     check_output_folder(args.out)
 
 
@@ -309,6 +332,15 @@ def _report(args, training):
         f"best epoch {best['epoch']} of {len(training.rows)}: {training.monitor} "
         f"{float(best[training.monitor]):.3f}\npreset: {args.out / 'best'}"
     )
+
+
+def _decay(text):
+    value = options.finite_number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a number above 0, up to 1, received {one_line(text)!r}"
+        )
+    return value
 
 
 def _scales(text):
