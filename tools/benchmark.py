@@ -99,28 +99,9 @@ def meta_model(quick):
     segment_anything = meta_code()
     if not quick:
         return segment_anything.sam_model_registry["vit_b"]()
-    from segment_anything import modeling
+    from tests.meta_oracle import small_meta
 
-    return modeling.Sam(
-        image_encoder=modeling.ImageEncoderViT(
-            img_size=112,
-            patch_size=16,
-            embed_dim=48,
-            depth=2,
-            num_heads=3,
-            out_chans=256,
-            use_rel_pos=True,
-            global_attn_indexes=(1,),
-            window_size=5,
-        ),
-        prompt_encoder=modeling.PromptEncoder(256, (7, 7), (112, 112), 16),
-        mask_decoder=modeling.MaskDecoder(
-            transformer_dim=256,
-            transformer=modeling.TwoWayTransformer(
-                depth=2, embedding_dim=256, num_heads=8, mlp_dim=2048
-            ),
-        ),
-    )
+    return small_meta()
 
 
 def our_segmenter(options):
