@@ -14,7 +14,8 @@ from keras_sam.files import whole_file
 
 SETTINGS_FILE = "settings.json"
 
-_DESCRIPTION = f"""\
+HELP = "fine-tune a model on images whose masks are known"
+DESCRIPTION = f"""\
 Fine-tunes a model on images whose masks are known.
 
 {datasets.HELP}
@@ -33,7 +34,7 @@ Writes into --out:
 A run that was stopped or killed goes on after its last whole epoch when the same command is given
 again, and ends as it would have ended. --epochs and --patience may change in between."""
 
-_EXAMPLES = """\
+EXAMPLES = """\
 examples:
   keras-sam train --preset sam_tiny_demo --data photos --masks masks --out run
   keras-sam train --preset sam_base_sa1b --data coco/train.json --images coco/train \\
@@ -49,38 +50,26 @@ _PATHS += ("checkpoint", "cache", "out")
 _FREE = ("epochs", "patience", "out", "workers")
 
 
-def add_parser(commands) -> argparse.ArgumentParser:
-    """Adds the command and its options."""
-    parser = commands.add_parser(
-        "train",
-        help="fine-tune a model on images whose masks are known",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,  # what is not given may be in the file
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what the command takes."""
+    parser.argument_default = argparse.SUPPRESS  # what is not given may be in the file
     parser.set_defaults(quiet=False, debug=False)
     parser.add_argument(
         "config", type=Path, nargs="?", default=None, metavar="CONFIG", help="a .toml file"
     )
-    _add_options(parser)
-    return parser
+    _add_settings(parser)
 
 
-def _add_options(parser):
+def _add_settings(parser):
     data = parser.add_argument_group("data")
     datasets.add_data_options(data)
     datasets.add_data_options(data, "validation-")
+    datasets.add_reading_options(data)
     data.add_argument(
         "--validation-split",
         type=options.fraction,
         metavar="X",
         help="without --validation: this part of the images is kept apart for it (default: 0)",
-    )
-    data.add_argument("--label-map", action="store_true", help="masks hold one object per value")
-    data.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out images that cannot be read"
     )
     data.add_argument("--flips", action="store_true", help="mirror half of the images")
     data.add_argument(
@@ -220,7 +209,7 @@ def _read_config(path):
     except ValueError as error:
         raise CommandError(f"CONFIG {path}: is no TOML file: {error}") from error
     parser = _ConfigParser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    _add_options(parser)
+    _add_settings(parser)
     words = []
     for name, value in content.items():
         flag = "--" + name.replace("_", "-")
