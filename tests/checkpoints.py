@@ -79,8 +79,8 @@ def meta_prediction(model, image=IMAGE):
 def hugging_face_model(seed=0, iou_head_depth=3, decoder_heads=4):
     """transformers' `SamModel`, small, every weight random."""
     pytest.importorskip("torch", reason="transformers' SamModel runs on torch")
-    transformers = pytest.importorskip("transformers")
     import torch
+    import transformers
 
     torch.manual_seed(seed)
     config = transformers.SamConfig(

@@ -4,6 +4,7 @@
 installed torch exists, a small module with those four stands in for it.
 """
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -29,6 +30,93 @@ def import_segment_anything():
         # It has its functions now; other libraries must not believe that torchvision is here.
         for name in names:
             del sys.modules[name]
+
+
+def meta_like(encoder, prompts, decoder):
+    """Meta's `Sam` of the sizes of one of ours, with the random weights that it starts with.
+
+    Args:
+        encoder: dict. The arguments of our image encoder; Meta's has the longer side of its frame,
+            for Meta knows square frames only.
+        prompts: dict. The arguments of our prompt encoder.
+        decoder: dict. The arguments of our mask decoder.
+    """
+    import_segment_anything()
+    import torch
+    from segment_anything import modeling
+
+    channels = decoder["hidden_size"]
+    return modeling.Sam(
+        image_encoder=modeling.ImageEncoderViT(
+            img_size=max(encoder["image_shape"][:2]),
+            patch_size=encoder["patch_size"],
+            embed_dim=encoder["hidden_size"],
+            depth=encoder["num_layers"],
+            num_heads=encoder["num_heads"],
+            mlp_ratio=encoder["intermediate_dim"] / encoder["hidden_size"],
+            out_chans=encoder["num_output_channels"],
+            norm_layer=functools.partial(torch.nn.LayerNorm, eps=encoder["layer_norm_epsilon"]),
+            use_abs_pos=encoder["use_abs_pos"],
+            use_rel_pos=encoder["use_rel_pos"],
+            window_size=encoder["window_size"],
+            global_attn_indexes=encoder["global_attention_layer_indices"],
+        ),
+        prompt_encoder=modeling.PromptEncoder(
+            embed_dim=prompts["hidden_size"],
+            image_embedding_size=prompts["image_embedding_size"],
+            input_image_size=prompts["input_image_size"],
+            mask_in_chans=prompts["mask_in_channels"],
+        ),
+        mask_decoder=modeling.MaskDecoder(
+            num_multimask_outputs=decoder["num_multimask_outputs"],
+            transformer=modeling.TwoWayTransformer(
+                depth=decoder["num_layers"],
+                embedding_dim=channels,
+                mlp_dim=decoder["intermediate_dim"],
+                num_heads=decoder["num_heads"],
+                attention_downsample_rate=decoder["attention_downsample_rate"],
+            ),
+            transformer_dim=channels,
+            iou_head_depth=decoder["iou_head_depth"],
+            iou_head_hidden_dim=decoder["iou_head_hidden_dim"],
+        ),
+    )
+
+
+def small_meta():
+    """Meta's `Sam` with a small image encoder, and all else as released: a file to recognise."""
+    return meta_like(
+        {
+            "image_shape": (112, 112, 3),
+            "patch_size": 16,
+            "hidden_size": 48,
+            "num_layers": 2,
+            "num_heads": 3,
+            "intermediate_dim": 192,
+            "num_output_channels": 256,
+            "layer_norm_epsilon": 1e-6,
+            "use_abs_pos": True,
+            "use_rel_pos": True,
+            "window_size": 5,
+            "global_attention_layer_indices": (1,),
+        },
+        {
+            "hidden_size": 256,
+            "image_embedding_size": (7, 7),
+            "input_image_size": (112, 112),
+            "mask_in_channels": 16,
+        },
+        {
+            "hidden_size": 256,
+            "num_layers": 2,
+            "intermediate_dim": 2048,
+            "num_heads": 8,
+            "num_multimask_outputs": 3,
+            "attention_downsample_rate": 2,
+            "iou_head_depth": 3,
+            "iou_head_hidden_dim": 256,
+        },
+    )
 
 
 def _install_stand_in():

@@ -1,4 +1,4 @@
-"""Drawn scenes with known objects: what the small trained model of the tests was trained on."""
+"""Drawn scenes with known objects: flat shapes in the cells of a grid, some with a part inside."""
 
 import numpy as np
 from PIL import Image, ImageDraw

@@ -20,7 +20,7 @@ from keras_sam.cli.failure import CommandError
 from keras_sam.cli.output import output_files
 from keras_sam.cli.prompt_files import read_prompts
 from keras_sam.cli.tables import format_table
-from tests.meta_oracle import import_segment_anything
+from tests.meta_oracle import import_segment_anything, small_meta
 
 H0, W0 = 53, 80
 
@@ -28,36 +28,11 @@ H0, W0 = 53, 80
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A small random model in a .pth file that Meta's own code wrote."""
-    segment_anything = import_segment_anything()
+    import_segment_anything()
     import torch
-    from segment_anything.modeling import (
-        ImageEncoderViT,
-        MaskDecoder,
-        PromptEncoder,
-        Sam,
-        TwoWayTransformer,
-    )
 
-    assert segment_anything
     torch.manual_seed(7)
-    model = Sam(
-        image_encoder=ImageEncoderViT(
-            img_size=112,
-            patch_size=16,
-            embed_dim=48,
-            depth=2,
-            num_heads=3,
-            out_chans=256,
-            use_rel_pos=True,
-            global_attn_indexes=(1,),
-            window_size=5,
-        ),
-        prompt_encoder=PromptEncoder(256, (7, 7), (112, 112), 16),
-        mask_decoder=MaskDecoder(
-            transformer_dim=256,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=256, num_heads=8, mlp_dim=2048),
-        ),
-    )
+    model = small_meta()
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
     torch.save(model.state_dict(), path)
     return path

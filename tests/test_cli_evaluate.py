@@ -3,7 +3,6 @@
 import csv
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ import keras_sam
 from keras_sam import evaluation
 from tests.datasets import write_data_set
 
-FIXTURE = Path(__file__).parent / "fixtures" / "sam_shapes.safetensors"
-MODEL = ("--checkpoint", FIXTURE, "--quiet")
+PRESET = "sam_tiny_demo"
+MODEL = ("--preset", PRESET, "--quiet")
 FEW = ("--clicks", "1,2", "--max-clicks", "2")
 
 
@@ -25,7 +24,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def predictor(loaded):
-    key = (str(FIXTURE),)
+    key = (PRESET,)
     if key not in loaded:
         loaded[key] = keras_sam.SAMImageSegmenter.from_preset(*key)
     return keras_sam.SAMPredictor(loaded[key])
@@ -91,7 +90,7 @@ def test_everything_counts_what_is_found(cli, data, predictor):
 def test_images_that_cannot_be_read_are_named_and_left_out_only_if_asked(cli, data, tmp_path):
     broken = write_data_set(tmp_path / "broken")
     (broken.folder / "photos" / "p0.png").write_bytes(b"no picture")
-    words = ("evaluate", *broken.options("masks"), "--checkpoint", FIXTURE, *FEW)
+    words = ("evaluate", *broken.options("masks"), "--preset", PRESET, *FEW)
     code, out, err = cli(*words, "--quiet")
     assert (code, out) == (2, "")
     assert "p0.png" in err and "--skip-unreadable" in err and err.count("\n") == 1

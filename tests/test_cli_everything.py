@@ -22,9 +22,9 @@ from keras_sam.cli import everything, photos, run_log
 from keras_sam.mask_records import MaskRecords, Thresholds
 from tests.scenes import scene
 
-FIXTURE = Path(__file__).parent / "fixtures" / "sam_shapes.safetensors"
+PRESET = "sam_tiny_demo"
 SETTINGS = {"points_per_side": 4, "pred_iou_thresh": 0.45, "stability_score_thresh": 0.5}
-MODEL = ("--checkpoint", FIXTURE, "--quiet")
+MODEL = ("--preset", PRESET, "--quiet")
 FLAGS = [
     part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))
 ]
@@ -55,9 +55,7 @@ def folder(drawn, tmp_path):
 @pytest.fixture(scope="session")
 def expected(drawn, loaded):
     """Of each photograph, the records that the generator itself makes."""
-    segmenter = loaded.setdefault(
-        (str(FIXTURE),), keras_sam.SAMImageSegmenter.from_preset(str(FIXTURE))
-    )
+    segmenter = loaded.setdefault((PRESET,), keras_sam.SAMImageSegmenter.from_preset(PRESET))
     generator = keras_sam.SAMAutomaticMaskGenerator(segmenter, **SETTINGS)
     return {f"{name}.png": generator.generate(drawn / f"{name}.png") for name in NAMES}
 
@@ -69,7 +67,7 @@ def encoded(monkeypatch, loaded, expected):
     class Encoded(list):
         stop_at = 0
 
-    segmenter, calls = loaded[(str(FIXTURE),)], Encoded()
+    segmenter, calls = loaded[(PRESET,)], Encoded()
     encode = segmenter.encode_frames
 
     def encode_frames(frames):
@@ -139,7 +137,8 @@ def test_sa1b_keeps_every_field(cli, folder, expected, tmp_path):
 
 
 def test_coco_loads_in_pycocotools_as_polygons_too(cli, folder, expected, tmp_path):
-    coco = pytest.importorskip("pycocotools.coco")
+    from pycocotools import coco
+
     call = ("everything", folder, "--out", tmp_path / "out", "--format", "coco", *MODEL, *FLAGS)
     for more in ((), ("--polygons", "--tolerance", "0.5")):
         assert cli(*call, *more)[0] == 0  # the second time, only the file is put together anew

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import keras_sam
-from keras_sam.cli import main
+from keras_sam.cli import main, training_run
 from tests.datasets import write_data_set
 from tests.tiny import tiny_segmenter
 
@@ -161,6 +161,50 @@ def test_a_cache_and_stopping_early(data, preset, cli, tmp_path):
     assert len(list(cache.glob("*.npy"))) == 4
 
 
+def test_lora_with_smaller_steps_for_earlier_blocks(data, preset, cli, tmp_path, monkeypatch):
+    """One epoch, and what the same command then finds, which is all there is to do."""
+    states = []
+    fit = training_run.TrainingRun.fit
+
+    def watched(run, progress):
+        states.append(state_of(run.trainer))
+        fit(run, progress)
+        states.append(state_of(run.trainer))
+
+    monkeypatch.setattr(training_run.TrainingRun, "fit", watched)
+    out, config = tmp_path / "run", tmp_path / "lora.toml"
+    config.write_text("lora = 2\nlayer_decay = 0.5")
+    call = ["train", config, *words(data, preset, out, epochs=1)[1:], "--quiet"]
+    for _ in range(2):
+        code, _, err = cli(*call)
+        assert code == 0, err
+    _, trained, found, _ = states
+    assert any("lora_kernel" in path for path in found)
+    for path, value in trained.items():
+        np.testing.assert_allclose(found[path], value, rtol=1e-4, atol=1e-6, err_msg=path)
+    before, after = weights_of(preset), weights_of(out / "best")
+    assert before.keys() == after.keys()  # merged
+    changed = {name for name, value in before.items() if (after[name] != value).any()}
+    encoder = {name for name in changed if not name.startswith("mask_decoder/")}
+    assert encoder and all(name.endswith(("qkv/kernel", "projection/kernel")) for name in encoder)
+    assert changed - encoder
+    # Adam's first steps have one size, so blocks differ by the decay alone.
+    steps = [
+        np.abs(trained[path] - states[0][path]).max()
+        for path in sorted(trained)
+        if path.endswith("qkv/lora_kernel_b")
+    ]
+    assert len(steps) == 2 and steps[0] < 0.7 * steps[1]
+
+
+def state_of(trainer):
+    """What training goes on from: weights, and the optimizer's moments."""
+    named = [(v.path, v) for v in trainer.trainable_variables]
+    # Not by their paths, which count the optimizers of a process.
+    named += [(f"optimizer {i}", v) for i, v in enumerate(trainer.optimizer.variables)]
+    return {name: keras.ops.convert_to_numpy(v) for name, v in named}
+
+
 def test_damaged_states_are_refused(data, preset, whole, cli, tmp_path):
     out = tmp_path / "run"
     for name, content in (("settings.json", None), ("log.csv", "epoch\n1\n")):
@@ -200,6 +244,17 @@ def test_damaged_states_are_refused(data, preset, whole, cli, tmp_path):
             ("MODEL", "OUT", "--data", "DIR/pairs", "--cache", "c", "--train", "all"),
             "--cache needs",
         ),
+        (
+            ("MODEL", "OUT", "--data", "DIR/pairs", "--cache", "c", "--lora", "2"),
+            "--lora cannot be",
+        ),
+        (("MODEL", "OUT", "--data", "DIR/pairs", "--lora", "0"), "at least 1, received '0'"),
+        (("MODEL", "OUT", "--data", "DIR/pairs", "--layer-decay", "0"), "above 0, up to 1"),
+        (("MODEL", "OUT", "--data", "DIR/pairs", "--layer-decay", "1.5"), "received '1.5'"),
+        (
+            ("MODEL", "OUT", "--data", "DIR/pairs", "--layer-decay", "0.5"),
+            "--layer-decay needs --train all or --lora",
+        ),
         (("MODEL", "--out", "DIR/photos", "--data", "DIR/pairs"), "holds other files"),
         (("none.toml",), "none.toml: No such file"),
         (("DIR/text.toml",), "is no TOML file"),
@@ -207,6 +262,7 @@ def test_damaged_states_are_refused(data, preset, whole, cli, tmp_path):
         (("DIR/quiet.toml",), "there is no option 'quiet'"),
         (("DIR/wrong.toml",), "--epochs: expected a whole number, at least 1, received 'many'"),
         (("DIR/table.toml",), "must not be in a table"),
+        (("DIR/decay.toml",), "--layer-decay: expected a number above 0, up to 1, received '2'"),
     ],
 )
 def test_bad_calls(cli, data, preset, tmp_path, call, message):
@@ -216,6 +272,7 @@ def test_bad_calls(cli, data, preset, tmp_path, call, message):
         "quiet": "quiet = true",
         "wrong": 'epochs = "many"',
         "table": "[epochs]\nn = 3",
+        "decay": "lora = 4\nlayer_decay = 2",
     }.items():
         (data.folder / f"{name}.toml").write_text(text)
     replaced = []

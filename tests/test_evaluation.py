@@ -17,8 +17,6 @@ from keras_sam.evaluation import (
 )
 from tests.tiny import photograph
 
-pytest.importorskip("scipy", reason="the evaluation's distance transform is scipy's")
-
 
 def rectangle(x1, y1, x2, y2, size=(40, 60)):
     mask = np.zeros(size, "uint8")
@@ -102,8 +100,7 @@ def random_masks(count, seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_average_recall_equals_pycocotools(seed):
-    coco = pytest.importorskip("pycocotools.coco")
-    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    from pycocotools import coco, cocoeval
     from pycocotools import mask as coco_mask
 
     targets, rng = random_masks(12, seed), np.random.default_rng(seed)

@@ -1,10 +1,9 @@
 """Automatic masks: the records of Meta's generator, and what goes beyond it.
 
-Both run on a small SAM trained on drawn scenes (tools/make_trained_fixture.py), for a model with
-random weights makes masks as large as the image.
+Both run on the trained weights of `sam_tiny_demo`, for a model with random weights makes masks as
+large as the image.
 """
 
-import contextlib
 import copy
 import functools
 import inspect
@@ -22,288 +21,53 @@ import keras_sam
 from keras_sam import mask_records
 from keras_sam.geometry import ResizePlan
 from keras_sam.mask_records import Thresholds
+from tests.generator_oracle import (
+    PRESET,
+    SETTINGS,
+    assert_same_records,
+    assert_telling,
+    chosen,
+    mask_of,
+    meta_records,
+    our_records,
+    picture,
+)
 from tests.meta_oracle import import_segment_anything
 from tests.scenes import scene
 from tests.tiny import photograph
 
-FIXTURE = Path(__file__).parent / "fixtures" / "sam_shapes.safetensors"
-
 
 @functools.cache
 def trained():
-    return keras_sam.SAMImageSegmenter.from_preset(FIXTURE)
-
-
-@functools.cache
-def trained_meta():
-    """Meta's code with the same weights."""
-    import_segment_anything()
-    import torch
-    from safetensors.torch import load_file
-    from segment_anything import modeling
-
-    norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)
-    model = modeling.Sam(
-        image_encoder=modeling.ImageEncoderViT(
-            img_size=128,
-            patch_size=8,
-            embed_dim=64,
-            depth=4,
-            num_heads=4,
-            mlp_ratio=2,
-            out_chans=48,
-            qkv_bias=True,
-            norm_layer=norm,
-            use_rel_pos=True,
-            window_size=7,
-            global_attn_indexes=(1, 3),
-        ),
-        prompt_encoder=modeling.PromptEncoder(
-            embed_dim=48,
-            image_embedding_size=(16, 16),
-            input_image_size=(128, 128),
-            mask_in_chans=8,
-        ),
-        mask_decoder=modeling.MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=modeling.TwoWayTransformer(
-                depth=2, embedding_dim=48, mlp_dim=96, num_heads=8
-            ),
-            transformer_dim=48,
-            iou_head_depth=3,
-            iou_head_hidden_dim=48,
-        ),
-    )
-    weights = {name: values.float() for name, values in load_file(FIXTURE).items()}
-    model.load_state_dict(weights)
-    return model.eval()
+    return keras_sam.SAMImageSegmenter.from_preset(PRESET)
 
 
 # --- equal to Meta's ---
 
 
-class Watch:
-    """What Meta's generator decides on its way, and how near to its thresholds."""
-
-    def __init__(self, thresholds):
-        self.thresholds = thresholds
-        self.margin = np.inf  # of scores, stability and overlaps to their thresholds
-        self.order_margin = np.inf  # between scores that are sorted
-        self.suppressed = []  # boxes that each call of suppression dropped
-        self.cut_off = 0  # boxes dropped at the edges of crops
-
-    @contextlib.contextmanager
-    def on(self, generator):
-        from segment_anything import automatic_mask_generator as module
-
-        wrapped = {
-            "calculate_stability_score": self._stability,
-            "is_box_near_crop_edge": self._edge,
-            "batched_nms": self._nms,
-        }
-        with pytest.MonkeyPatch.context() as patch:
-            for name, watch in wrapped.items():
-                patch.setattr(module, name, functools.partial(watch, getattr(module, name)))
-            predict = generator.predictor.predict_torch
-            patch.setattr(
-                generator.predictor, "predict_torch", functools.partial(self._predict, predict)
-            )
-            yield self
-
-    def _near(self, values, threshold):
-        values = np.asarray(values, "float64")
-        values = values[np.isfinite(values)]
-        self.margin = min(self.margin, np.abs(values - threshold).min(initial=np.inf))
-
-    def _predict(self, predict, *args, **kwargs):
-        outputs = predict(*args, **kwargs)
-        self._near(outputs[1].flatten(), self.thresholds["pred_iou_thresh"])
-        return outputs
-
-    def _stability(self, calculate, *args):
-        score = calculate(*args)
-        self._near(score, self.thresholds["stability_score_thresh"])
-        return score
-
-    def _edge(self, is_near, *args, **kwargs):
-        near = is_near(*args, **kwargs)
-        self.cut_off += int(near.sum())
-        return near
-
-    def _nms(self, nms, boxes, scores, categories, iou_threshold):
-        kept = nms(boxes, scores, categories, iou_threshold=iou_threshold)
-        self.suppressed.append(len(boxes) - len(kept))
-        if (
-            len(scores) and scores.max() > 0.01
-        ):  # else they are 1 / crop area, the same for everybody
-            ranks = np.unique(scores.numpy().astype("float64"))
-            self.order_margin = min(self.order_margin, np.diff(ranks).min(initial=np.inf))
-        iou = keras_sam.boxes.box_iou(boxes.numpy(), boxes[kept].numpy())
-        rank = np.argsort(np.argsort(-scores.numpy().astype("float64"), kind="stable"))
-        earlier = rank[kept.numpy()][None] < rank[:, None]
-        # Each box is kept or dropped for the kept box before it that overlaps it most.
-        self._near(np.where(earlier, iou, 0).max(axis=1, initial=0), iou_threshold)
-        return kept
-
-
-# Scores of the two differ by 1e-7, rarely by 1e-6.
-ORDER_MARGIN = 1.5e-6
-
-GRID = {
-    "points_per_side": 16,
-    "pred_iou_thresh": 0.5041,
-    "stability_score_thresh": 0.6001,
-    "box_nms_thresh": 0.7,
-}
-# Layer 1 has half as many points per side.
-CROPS = {**GRID, "points_per_side": 12, "crop_n_points_downscale_factor": 2}
-
-
-def own_grids():
-    """Random clicks: 160 into the image, 50 into each crop."""
-    rng = np.random.default_rng(0)
-    return [rng.random((160, 2)), rng.random((50, 2))]
-
-
-GRID_PICTURE = ((128, 128), (6, 6), 4)
-CROPS_PICTURE = ((240, 320), (8, 10), 2)
-# name: (image size, cells of the scene, its seed), parameters, records at least
-SETTINGS = {
-    "grid": (GRID_PICTURE, GRID, 100),
-    "uncompressed": (GRID_PICTURE, {**GRID, "output_mode": "uncompressed_rle"}, 100),
-    "coco": (GRID_PICTURE, {**GRID, "output_mode": "coco_rle"}, 100),
-    "small regions": (GRID_PICTURE, {**GRID, "min_mask_region_area": 20}, 90),
-    "odd size": (
-        ((131, 187), (6, 8), 2),
-        {
-            **GRID,
-            "pred_iou_thresh": 0.4892,
-            "stability_score_thresh": 0.5947,
-            "box_nms_thresh": 0.72,
-        },
-        50,
-    ),
-    "portrait": (
-        ((203, 97), (8, 4), 18),
-        {
-            **GRID,
-            "pred_iou_thresh": 0.4971,
-            "stability_score_thresh": 0.6014,
-            "box_nms_thresh": 0.73,
-        },
-        50,
-    ),
-    "1 layers of crops": (
-        CROPS_PICTURE,
-        {
-            **CROPS,
-            "crop_n_layers": 1,
-            "pred_iou_thresh": 0.5014,
-            "stability_score_thresh": 0.6042,
-        },
-        100,
-    ),
-    "2 layers of crops": (
-        CROPS_PICTURE,
-        {
-            **CROPS,
-            "crop_n_layers": 2,
-            "pred_iou_thresh": 0.4463,
-            "stability_score_thresh": 0.6144,
-            "box_nms_thresh": 0.71,
-            "crop_nms_thresh": 0.71,
-        },
-        100,
-    ),
-    "own grids": (
-        ((240, 320), (8, 10), 1),
-        {
-            **GRID,
-            "points_per_side": None,
-            "point_grids": own_grids(),
-            "crop_n_layers": 1,
-            "pred_iou_thresh": 0.466,
-            "stability_score_thresh": 0.604,
-            "box_nms_thresh": 0.72,
-            "crop_nms_thresh": 0.72,
-        },
-        100,
-    ),
-}
-
-
-def parameters(setting):
-    return {**SETTINGS[setting][1], "points_per_batch": 16}
-
-
-def picture(setting):
-    return scene(*SETTINGS[setting][0])[0]
-
-
 @functools.cache
 def metas(setting):
-    """Meta's records and the `Watch` of how they came about."""
-    model = trained_meta()
-    from segment_anything import SamAutomaticMaskGenerator
-
-    generator = SamAutomaticMaskGenerator(model, **parameters(setting))
-    with Watch(parameters(setting)).on(generator) as watch:
-        return generator.generate(picture(setting)), watch
+    return meta_records(setting, chosen()[SETTINGS[setting][1]]["seed"])
 
 
 @functools.cache
 def ours(setting):
-    generator = keras_sam.SAMAutomaticMaskGenerator(
-        trained(), **parameters(setting), prompt_chunk=16
-    )
-    return generator.generate(picture(setting))
-
-
-def mask_of(record):
-    mask = record["segmentation"]
-    return keras_sam.masks.decode_rle(mask) if isinstance(mask, dict) else mask
-
-
-def assert_same_records(actual, expected):
-    assert len(actual) == len(expected)
-    for a, b in zip(actual, expected, strict=True):
-        assert a.keys() == b.keys()
-        assert type(a["segmentation"]) is type(b["segmentation"])
-        assert a["bbox"] == b["bbox"]
-        assert a["crop_box"] == b["crop_box"]
-        np.testing.assert_allclose(a["point_coords"], b["point_coords"], rtol=0, atol=1e-9)
-        assert abs(a["predicted_iou"] - b["predicted_iou"]) <= 1e-3
-        assert abs(a["stability_score"] - b["stability_score"]) <= 1e-3
-        mask, wanted = mask_of(a), mask_of(b)
-        assert mask.shape == wanted.shape
-        assert (mask & wanted).sum() >= 0.999 * (mask | wanted).sum()
-        assert a["area"] == mask.sum()
+    return our_records(trained(), setting, chosen()[SETTINGS[setting][1]]["seed"])
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_records_equal_metas(setting):
     expected, watch = metas(setting)
-    assert watch.margin > 1e-3, "a candidate lies so near a threshold that rounding decides"
-    assert watch.order_margin > ORDER_MARGIN, "scores so alike that rounding decides the order"
-    assert len(expected) >= SETTINGS[setting][2]
+    assert_telling(setting, expected, watch)
     assert_same_records(ours(setting), expected)
 
 
-def test_every_stage_of_metas_drops_something():
-    """Or the comparison would not see whether ours has it."""
-    _, whole = metas("grid")
-    assert len(whole.suppressed) == 1 and whole.suppressed[0] > 50
-    for layers in (1, 2):
-        _, watch = metas(f"{layers} layers of crops")
-        *within, across = watch.suppressed
-        assert len(within) == sum(4**i for i in range(layers + 1))
-        assert sum(n > 0 for n in within) > layers and across > 0
-        assert watch.cut_off > 20
-    plain, cleaned = metas("grid")[0], metas("small regions")[0]
-    assert len(metas("small regions")[1].suppressed) == 2
-    areas = {str(r["point_coords"]) + str(r["predicted_iou"]): r["area"] for r in plain}
-    changed = [areas.get(str(r["point_coords"]) + str(r["predicted_iou"])) for r in cleaned]
-    assert sum(a != r["area"] for a, r in zip(changed, cleaned, strict=True)) > 5
+def test_images_of_odd_sizes_are_among_them():
+    kinds = {name: kind for kind, name, _ in SETTINGS.values()}
+    shapes = [picture(kinds[name], choice["seed"]).shape for name, choice in chosen().items()]
+    odd = [(h, w) for h, w, _ in shapes if h % 2 and w % 2]
+    assert len(odd) >= 4
+    assert any(h < w for h, w in odd) and any(h > w for h, w in odd)
 
 
 def test_run_lengths_have_metas_form():
@@ -345,6 +109,11 @@ def generator(segmenter=None, **changes):
 
 def small_picture(seed=5, size=(128, 100)):
     return scene(size, (4, 3), seed)[0]
+
+
+def middle(records, field):
+    """A value that half of the records' are above."""
+    return float(np.median([record[field] for record in records]))
 
 
 def assert_identical(actual, expected):
@@ -521,7 +290,7 @@ def test_no_other_backend_is_imported():
     """As Keras imports TensorFlow for a layer's config: seconds, and half a gigabyte."""
     code = (
         "import sys, numpy as np, keras, keras_sam\n"
-        f"segmenter = keras_sam.SAMImageSegmenter.from_preset({str(FIXTURE)!r})\n"
+        f"segmenter = keras_sam.SAMImageSegmenter.from_preset({PRESET!r})\n"
         "generator = keras_sam.SAMAutomaticMaskGenerator(segmenter, 2, 4, pred_iou_thresh=0)\n"
         "before = set(sys.modules)\n"
         "generator.generate(np.zeros((30, 40, 3), 'uint8'))\n"
@@ -578,14 +347,14 @@ FEW_THRESHOLDS = {
 @pytest.mark.parametrize("output_mode", mask_records.OUTPUT_MODES)
 def test_stricter_scores_without_candidates(output_mode):
     records = generator(output_mode=output_mode).generate(small_picture())
-    stricter = records.filter(pred_iou_thresh=0.55)
+    half = middle(records, "predicted_iou")
+    stricter = records.filter(pred_iou_thresh=half)
     assert 0 < len(stricter) < len(records)
-    assert_identical(stricter, generator(pred_iou_thresh=0.55).generate(small_picture()))
-    scores = sorted(r["stability_score"] for r in records)
-    middle = scores[len(scores) // 2]
-    stable = records.filter(stability_score_thresh=middle)
+    assert_identical(stricter, generator(pred_iou_thresh=half).generate(small_picture()))
+    half = middle(records, "stability_score")
+    stable = records.filter(stability_score_thresh=half)
     assert [r["stability_score"] for r in stable] == [
-        r["stability_score"] for r in records if r["stability_score"] >= middle
+        r["stability_score"] for r in records if r["stability_score"] >= half
     ]
 
 
@@ -625,14 +394,14 @@ def test_records_are_a_list_that_can_be_copied_and_pickled():
     for twin in (copy.copy(records), pickle.loads(pickle.dumps(records))):
         assert twin == records
         assert twin.candidates is None
-        assert len(twin.filter(pred_iou_thresh=0.55)) < len(records)
+        assert len(twin.filter(pred_iou_thresh=middle(records, "predicted_iou"))) < len(records)
 
 
 def test_the_temporary_file_goes_with_the_records(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     records = generator().generate(small_picture(), keep_candidates=True)
     file = records.candidates._file
-    assert records.filter(pred_iou_thresh=0.55)
+    assert records.filter(pred_iou_thresh=middle(records, "predicted_iou"))
     del records
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="closed file"):
@@ -656,8 +425,9 @@ def test_low_scores_are_dropped_before_anything_is_enlarged(monkeypatch):
     scores = np.concatenate(
         [batch.scores for _, batches in records.candidates.crops() for batch in batches]
     )
-    generator(pred_iou_thresh=0.55).generate(small_picture())
-    assert len(enlarged) == (scores > 0.55).sum() > 0
+    half = float(np.median(scores))
+    generator(pred_iou_thresh=half).generate(small_picture())
+    assert len(enlarged) == (scores > half).sum() == scores.size / 2
 
 
 def test_memory_does_not_grow_with_the_number_of_points():
@@ -790,7 +560,8 @@ def test_without_an_image():
 
 
 def test_supervision_reads_the_records():
-    supervision = pytest.importorskip("supervision")
+    import supervision
+
     records = ours("grid")
     detections = supervision.Detections.from_sam(records)
     by_area = sorted(records, key=lambda r: r["area"], reverse=True)
@@ -799,10 +570,11 @@ def test_supervision_reads_the_records():
 
 
 def test_pycocotools_reads_the_records():
-    tools = pytest.importorskip("pycocotools.mask")
-    for record, binary in zip(ours("coco"), ours("grid"), strict=True):
+    from pycocotools import mask as tools
+
+    for record in ours("coco"):
         np.testing.assert_array_equal(
-            tools.decode(record["segmentation"]).astype(bool), binary["segmentation"]
+            tools.decode(record["segmentation"]).astype(bool), mask_of(record)
         )
         assert tools.area(record["segmentation"]) == record["area"]
 

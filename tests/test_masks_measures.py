@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco
 
 from keras_sam import boxes as box_tools
 from keras_sam import masks as tools
@@ -12,7 +13,6 @@ from tests.meta_oracle import import_segment_anything
 
 
 def test_area_of_masks_and_run_lengths_equals_pycocotools():
-    coco = pytest.importorskip("pycocotools.mask")
     for stack in mask_stacks(120):
         expected = coco.area(coco.encode(np.asfortranarray(stack.transpose(1, 2, 0).view("u1"))))
         encoded = tools.encode_rle(stack)
@@ -34,7 +34,6 @@ def test_inclusive_box_equals_metas():
 
 
 def test_exclusive_box_equals_pycocotools():
-    coco = pytest.importorskip("pycocotools.mask")
     for stack in mask_stacks(120, seed=2):
         encoded = coco.encode(np.asfortranarray(stack.transpose(1, 2, 0).view("u1")))
         expected = coco.toBbox(encoded)  # x y width height
@@ -62,7 +61,6 @@ def test_runs_of_no_length_do_not_move_the_box():
 
 
 def test_overlap_equals_pycocotools_in_every_form():
-    coco = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
     for _ in range(40):
         h, w = rng.integers(1, 40, 2)

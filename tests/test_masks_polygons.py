@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco
+from scipy import ndimage
 
 from keras_sam import masks as tools
 from tests.mask_samples import mask_stacks
@@ -24,7 +26,6 @@ def test_round_trip():
 
 
 def test_parts_and_holes_are_those_of_the_labelled_mask():
-    ndimage = pytest.importorskip("scipy.ndimage")
     holes_seen = 0
     for mask in single_masks(150, seed=1):
         polygons = tools.mask_to_polygons(mask)
@@ -58,7 +59,6 @@ def test_no_corner_is_kept_on_a_straight_edge():
 
 
 def test_coco_polygons_keep_holes():
-    coco = pytest.importorskip("pycocotools.mask")
     for mask in single_masks(120, seed=4):
         flat = tools.polygons_to_coco(tools.mask_to_polygons(mask))
         assert all(isinstance(n, float | int) for polygon in flat for n in polygon)
@@ -69,7 +69,6 @@ def test_coco_polygons_keep_holes():
 
 
 def test_yolo_rings_keep_parts_and_holes_in_seven_digits():
-    coco = pytest.importorskip("pycocotools.mask")
     for mask in single_masks(120, seed=5):
         values = tools.polygons_to_yolo(tools.mask_to_polygons(mask), mask.shape)
         if not mask.any():
@@ -84,7 +83,6 @@ def test_yolo_rings_keep_parts_and_holes_in_seven_digits():
 
 
 def test_filling_equals_pycocotools():
-    coco = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
     filled = 0
     for number in range(1500):

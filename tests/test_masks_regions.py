@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from keras_sam import masks as tools
 from keras_sam.masks.regions import _regions
@@ -10,7 +11,6 @@ from tests.meta_oracle import import_segment_anything
 
 
 def test_small_regions_equal_metas():
-    pytest.importorskip("cv2", reason="Meta's function labels with OpenCV")
     import_segment_anything()
     from segment_anything.utils.amg import remove_small_regions
 
@@ -36,7 +36,6 @@ def all_small_with_a_tie(mask, min_area):
 
 
 def test_small_regions_equal_scipys_labels():
-    ndimage = pytest.importorskip("scipy.ndimage")
     rng = np.random.default_rng(1)
     for stack in mask_stacks(200, seed=1):
         mask, min_area = stack[0], int(rng.integers(0, 40))
@@ -59,7 +58,6 @@ def test_regions_wind_through_many_rows():
         spiral[ring + 2, ring + 1] = ring < 18
     comb = np.zeros((50, 99), bool)
     comb[:, ::2] = comb[-1] = True
-    ndimage = pytest.importorskip("scipy.ndimage")
     for mask in (spiral, spiral.T, comb, comb[::-1], comb.T):
         labels, count = ndimage.label(mask, np.ones((3, 3)))
         starts, lengths, region = _regions(mask)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco
 
 from keras_sam import masks as tools
 from keras_sam.masks import rle
@@ -13,7 +14,6 @@ from tests.meta_oracle import import_segment_anything
 
 def coco_encode(stack):
     """The oracle: a stack's run lengths by pycocotools, with the string as str."""
-    coco = pytest.importorskip("pycocotools.mask")
     fortran = np.asfortranarray(stack.transpose(1, 2, 0).astype("uint8"))
     return [
         {"size": [int(n) for n in one["size"]], "counts": one["counts"].decode("ascii")}
@@ -47,7 +47,6 @@ def test_decode_undoes_encode():
 
 
 def test_decode_equals_pycocotools_where_runs_are_empty_or_the_string_is_bytes():
-    coco = pytest.importorskip("pycocotools.mask")
     counts = [0, 3, 0, 2, 4, 0, 1, 5]  # runs of length 0 join their neighbours
     size = [5, 3]
     expected = coco.decode(coco.frPyObjects({"size": size, "counts": counts}, *size))

@@ -354,9 +354,10 @@ def test_a_picture_shows_itself_in_a_notebook_and_saves_itself(tmp_path):
 
 @pytest.fixture
 def pyplot():
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("agg")
+    import matplotlib
     from matplotlib import pyplot
+
+    matplotlib.use("agg")
 
     yield pyplot
     pyplot.close("all")

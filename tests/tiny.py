@@ -10,7 +10,7 @@ import keras_sam
 from keras_sam.models.sam_image_segmenter import preprocessor_for
 
 
-def tiny_backbone(image_shape=(112, 144, 3), dtype=None, seed=14, **encoder):
+def tiny_backbone(image_shape=(112, 144, 3), dtype=None, seed=14, decoder_layers=2, **encoder):
     """A `SAMBackbone` of 21 k weights: frame 112 x 144, embedding 7 x 9, mask logits 28 x 36.
 
     Every weight is random, those that start at zero or one too, so that none is without effect,
@@ -39,6 +39,7 @@ def tiny_backbone(image_shape=(112, 144, 3), dtype=None, seed=14, **encoder):
         )
         mask_decoder = keras_sam.SAMMaskDecoder(
             hidden_size=16,
+            num_layers=decoder_layers,
             intermediate_dim=20,
             num_heads=2,
             iou_head_hidden_dim=12,

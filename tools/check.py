@@ -30,20 +30,21 @@ from environment import ROOT, Environment, SetupError, clean, require_python
 
 # Test files that need to run only once, because they start processes of their own or read sources.
 RUN_ONCE = (
+    "tests/presets/test_clients.py",
     "tests/test_benchmark.py",
     "tests/test_imports.py",
     "tests/test_openvino.py",
     "tests/test_tools.py",
 )
-# What the tests compare with: where one is missing, tests would be skipped instead of failing.
+# The backends, and Meta's code, which is no part of the test extra: where one is missing, tests
+# would be skipped instead of failing.
 ORACLES = """
-import huggingface_hub, ipykernel, jax, kagglehub, matplotlib, nbclient, openvino
-import pycocotools.mask, skimage.data, supervision, tensorflow, torch, transformers
+import jax, openvino, tensorflow, torch
 from importlib.metadata import version
 version("segment-anything-py")  # imports torchvision, for which the tests have a stand-in
 """
-# JAX compiles every shape, so its tests take longest: in two steps, they fill the machine.
-PARTS_OF_JAX = ("tests/layers", "tests/models", "tests/parity")
+# What compiles every shape takes longest: in two steps, it fills the machine.
+MODEL_TESTS = ("tests/layers", "tests/models", "tests/parity")
 SNIPPETS = "tests/test_snippets.py"
 NOTEBOOKS = "tests/test_notebooks.py"
 PACKAGE = "tests/test_wheel.py"
@@ -109,32 +110,35 @@ def all_steps() -> list[Step]:
             *RUN_ONCE,
             minutes=4.0,
         ),
+        pytest_step(
+            "torch",
+            "unit and parity tests on the torch backend",
+            "--backend=torch",
+            *once,
+            "tests",
+            minutes=7.0,
+        ),
+        *(
+            pytest_step(
+                f"{backend}-model",
+                f"layers, models and their parity on the {backend} backend",
+                f"--backend={backend}",
+                *MODEL_TESTS,
+                minutes=minutes,
+            )
+            for backend, minutes in (("jax", 9.0), ("tensorflow", 5.0))
+        ),
         *(
             pytest_step(
                 backend,
-                f"unit and parity tests on the {backend} backend",
+                f"all other unit tests on the {backend} backend",
                 f"--backend={backend}",
                 *once,
+                *[f"--ignore={name}" for name in MODEL_TESTS],
                 "tests",
-                minutes=6.0,
+                minutes=minutes,
             )
-            for backend in ("torch", "tensorflow")
-        ),
-        pytest_step(
-            "jax-model",
-            "layers, models and their parity on the jax backend",
-            "--backend=jax",
-            *PARTS_OF_JAX,
-            minutes=9.0,
-        ),
-        pytest_step(
-            "jax",
-            "all other unit tests on the jax backend",
-            "--backend=jax",
-            *once,
-            *[f"--ignore={name}" for name in PARTS_OF_JAX],
-            "tests",
-            minutes=10.0,
+            for backend, minutes in (("jax", 18.0), ("tensorflow", 8.0))
         ),
         pytest_step(
             "snippets",
@@ -145,7 +149,7 @@ def all_steps() -> list[Step]:
         ),
         Step(
             "oracles",
-            "what the tests compare with is installed, so that none of them is skipped",
+            "the backends and Meta's code are installed, so that no test is skipped for them",
             (("{python}", "-c", ORACLES),),
             pytest=False,
             minutes=0.2,

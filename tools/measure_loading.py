@@ -14,9 +14,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
+
+from memory import Peak, anonymous_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -41,14 +42,6 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--max-ratio", type=float, help="fail above this peak, such as 1.3")
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
-
-
-def anonymous_bytes() -> int:
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("RssAnon"):
-                return 1024 * int(line.split()[1])
-    raise OSError("/proc/self/status has no RssAnon: this needs Linux.")
 
 
 def write_random(size: str, layout: str, folder: Path) -> str:
@@ -113,35 +106,24 @@ def measure(options) -> dict:
     import keras_sam
 
     keras.ops.convert_to_numpy(keras.ops.matmul(keras.ops.ones((64, 64)), keras.ops.ones((64, 64))))
-    before = anonymous_bytes()
-    peak, done = [before], threading.Event()
-
-    def watch():
-        while not done.wait(0.005):
-            peak[0] = max(peak[0], anonymous_bytes())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    start = time.perf_counter()
-    segmenter = keras_sam.SAMImageSegmenter.from_preset(options.checkpoint, dtype=options.dtype)
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
+    with Peak() as peak:
+        start = time.perf_counter()
+        segmenter = keras_sam.SAMImageSegmenter.from_preset(options.checkpoint, dtype=options.dtype)
+        seconds = time.perf_counter() - start
     weights = sum(
         int(keras.ops.size(v.value)) * keras.backend.standardize_dtype(v.dtype).count("16") * 2
         or int(keras.ops.size(v.value)) * 4
         for v in segmenter.weights
     )
-    peak_bytes = max(peak[0], anonymous_bytes()) - before
     return {
         "backend": keras.config.backend(),
         "checkpoint": options.checkpoint,
         "parameters": segmenter.count_params(),
         "weights_MB": round(weights / 1e6),
         "seconds": round(seconds, 1),
-        "peak_MB": round(peak_bytes / 1e6),
-        "kept_MB": round((anonymous_bytes() - before) / 1e6),
-        "peak_per_weights": round(peak_bytes / weights, 3),
+        "peak_MB": round(peak.above / 1e6),
+        "kept_MB": round((anonymous_bytes() - peak.before) / 1e6),
+        "peak_per_weights": round(peak.above / weights, 3),
     }
 
 

@@ -13,9 +13,10 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
+
+from memory import Peak
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -32,14 +33,6 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1, help="default: 1")
     parser.add_argument("--in-process", choices=("keep", "recompute"), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
-
-
-def anonymous_bytes() -> int:
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("RssAnon"):
-                return 1024 * int(line.split()[1])
-    raise OSError("/proc/self/status has no RssAnon: this needs Linux.")
 
 
 def measure(size: str, side: int, batch_size: int, recompute: bool) -> dict:
@@ -60,23 +53,12 @@ def measure(size: str, side: int, batch_size: int, recompute: bool) -> dict:
     corner = [side // 4, side // 4, side // 2, side // 2]
     x = {"images": [image] * batch_size, "boxes": [[corner]] * batch_size}
     y = {"masks": [target] * batch_size}
-    before = peak = anonymous_bytes()
-    done = threading.Event()
-
-    def watch():
-        nonlocal peak
-        while not done.wait(0.01):
-            peak = max(peak, anonymous_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for _ in range(2):
-        start = time.perf_counter()
-        loss = float(np.ravel(segmenter.train_on_batch(x, y))[0])
-        seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    return {"gib": (peak - before) / 2**30, "seconds": seconds, "loss": loss}
+    with Peak() as peak:
+        for _ in range(2):
+            start = time.perf_counter()
+            loss = float(np.ravel(segmenter.train_on_batch(x, y))[0])
+            seconds = time.perf_counter() - start
+    return {"gib": peak.above / 2**30, "seconds": seconds, "loss": loss}
 
 
 def main(arguments=None) -> int:

@@ -4,6 +4,7 @@
 
 It can be stopped at any time, and goes on where it was when it is started again with the same
 folder. The schedules follow the clock, so a slower machine ends at the same time, with fewer steps.
+With new weights, `tools/choose_generator_settings.py` has to choose again what the tests compare.
 
 The weights that ship: seed 5, 77 minutes on one core of an Intel Xeon (AMX, mixed bfloat16,
 PyTorch, shared with other work), 2,050 steps at 128 x 128 and 7,450 at 256 x 256, 37,000 scenes.

@@ -1,9 +1,9 @@
 """The `keras-sam` command: one module per command, found in `COMMANDS`.
 
-A command module has `add_parser(commands)`, which adds its options, and
-`run(args)`, which does the work and returns the exit code. Importing it must
-stay cheap: Keras and everything that needs it is imported in `run`, after the
-backend has been chosen.
+A command is named after its module, which has `HELP`, `DESCRIPTION` and
+`EXAMPLES`, `add_options(parser)`, and `run(args)`, which does the work and
+returns the exit code. Importing it must stay cheap: Keras and everything that
+needs it is imported in `run`, after the backend has been chosen.
 
 Exit codes: 0 done, 2 the call or its input is wrong, 1 anything else.
 """
@@ -42,7 +42,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        command_parser = command.add_parser(commands)
+        command_parser = commands.add_parser(
+            command.__name__.rpartition(".")[2],
+            help=command.HELP,
+            description=command.DESCRIPTION,
+            epilog=command.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add_options(command_parser)
         command_parser.set_defaults(run=command.run)
         command_parser.add_argument(
             "--quiet", action="store_true", help="print nothing but results and errors"

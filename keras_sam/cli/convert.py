@@ -10,7 +10,8 @@ from keras_sam.cli.progress import Progress
 
 _LAYOUTS = {"meta": "meta", "transformers": "transformers", "preset": "keras_sam"}
 
-_DESCRIPTION = """\
+HELP = "convert a checkpoint to Meta's, transformers' or this package's format"
+DESCRIPTION = """\
 Converts a checkpoint, bit by bit; no backend is needed.
 
 --to meta           OUT is a .safetensors file with the names of Meta's state dict: torch users
@@ -18,22 +19,14 @@ Converts a checkpoint, bit by bit; no backend is needed.
 --to transformers   OUT is a folder for transformers' SamModel.from_pretrained
 --to preset         OUT is a folder for from_preset and for --preset"""
 
-_EXAMPLES = """\
+EXAMPLES = """\
 examples:
   keras-sam convert sam_vit_b_01ec64.pth sam_base --to transformers
   keras-sam convert hf://facebook/sam-vit-base sam_vit_b.safetensors --to meta"""
 
 
-def add_parser(commands) -> argparse.ArgumentParser:
-    """Adds the command and its options."""
-    parser = commands.add_parser(
-        "convert",
-        help="convert a checkpoint to Meta's, transformers' or this package's format",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what the command takes."""
     parser.add_argument(
         "source",
         metavar="IN",
@@ -42,7 +35,6 @@ def add_parser(commands) -> argparse.ArgumentParser:
     parser.add_argument("target", type=Path, metavar="OUT", help="the file or folder to write")
     parser.add_argument("--to", choices=sorted(_LAYOUTS), required=True, help="the format of OUT")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:

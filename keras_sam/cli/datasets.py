@@ -32,6 +32,14 @@ def add_data_options(group, prefix: str = "") -> None:
     )
 
 
+def add_reading_options(group) -> None:
+    """Adds the options that say how to read data sets, all that a command has."""
+    group.add_argument("--label-map", action="store_true", help="masks hold one object per value")
+    group.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out images that cannot be read"
+    )
+
+
 def open_data(args: argparse.Namespace, prefix: str = ""):
     """The data set that the options name, as a `keras_sam.training.Source`.
 

@@ -15,7 +15,8 @@ from keras_sam.cli.output import check_output_folder, output_files
 from keras_sam.cli.progress import Progress
 from keras_sam.cli.tables import format_table
 
-_DESCRIPTION = f"""\
+HELP = "measure masks on images whose masks are known"
+DESCRIPTION = f"""\
 Lets a simulated annotator segment every object of a data set, and prints how good the masks are.
 
 {datasets.HELP}
@@ -33,7 +34,7 @@ and with --everything, for masks without any prompt, the part of the objects tha
 Writes into --out, all files or none: objects.csv with a row per object, summary.json, and with
 --plot miou.png."""
 
-_EXAMPLES = """\
+EXAMPLES = """\
 examples:
   keras-sam evaluate --data coco/val.json --images coco/val --preset sam_base_sa1b
   keras-sam evaluate --data photos --masks masks --label-map --preset sam_tiny_demo \\
@@ -48,24 +49,13 @@ _LABELS = {
 }
 
 
-def add_parser(commands) -> argparse.ArgumentParser:
-    """Adds the command and its options."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="measure masks on images whose masks are known",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what the command takes."""
     data = parser.add_argument_group("data")
     datasets.add_data_options(data)
-    data.add_argument("--label-map", action="store_true", help="masks hold one object per value")
+    datasets.add_reading_options(data)
     data.add_argument(
         "--limit", type=options.positive_integer, metavar="N", help="only the first N images"
-    )
-    data.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out images that cannot be read"
     )
     measures = parser.add_argument_group("measures")
     measures.add_argument(
@@ -99,7 +89,6 @@ def add_parser(commands) -> argparse.ArgumentParser:
     results.add_argument("--plot", action="store_true", help="draw the results; needs matplotlib")
     results.add_argument("--json", action="store_true", help="print the means as a line of JSON")
     options.add_model_options(parser)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:

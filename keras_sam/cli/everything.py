@@ -1,7 +1,6 @@
 """`keras-sam everything`: all masks of a photograph, or of every photograph in a folder."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_sam.cli import model, options
-from keras_sam.cli.failure import CommandError, bad_input, one_line
+from keras_sam.cli.failure import CommandError, bad_input, one_line, writing
 from keras_sam.cli.output import check_output_folder
 from keras_sam.cli.photos import find_photos
 from keras_sam.cli.progress import Progress
@@ -27,7 +26,8 @@ FORMATS = {
     "label-map": "{}.png",
 }
 
-_DESCRIPTION = f"""\
+HELP = "segment everything in a photograph or in a folder of photographs"
+DESCRIPTION = f"""\
 Segments everything in a photograph, or in each photograph of a folder.
 
 --format coco       one COCO file, {COCO_FILE}, for all photographs; it is put together from
@@ -42,7 +42,7 @@ goes on where it stopped when the same command is given again: what is done is s
 photograph has changed since. Photographs that cannot be read are named at the end, and again the
 exit code is 2."""
 
-_EXAMPLES = """\
+EXAMPLES = """\
 examples:
   keras-sam everything photos --preset sam_base_sa1b --out masks --format coco
   keras-sam everything truck.jpg --checkpoint sam_vit_b_01ec64.pth --out masks --format png \\
@@ -130,16 +130,8 @@ PARAMETERS = (
 )
 
 
-def add_parser(commands) -> argparse.ArgumentParser:
-    """Adds the command and its options."""
-    parser = commands.add_parser(
-        "everything",
-        help="segment everything in a photograph or in a folder of photographs",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what the command takes."""
     parser.add_argument(
         "photos", type=Path, metavar="PHOTO_OR_FOLDER", help="the picture, or a folder of them"
     )
@@ -183,7 +175,6 @@ def add_parser(commands) -> argparse.ArgumentParser:
         "--use-m2m", action="store_true", help="decode every mask twice, for better edges"
     )
     options.add_model_options(parser)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:
@@ -386,7 +377,7 @@ def _segment_photo(args, generator, photo, log, clicks, summary):
         reason = error.__cause__ if isinstance(error, UnfinishedImagesError) else error.strerror
         summary.unreadable[photo.name] = one_line(reason)
         return "could not be segmented"
-    with _explained(args.out):
+    with writing(args.out):
         _save(args, photo, records)
     done = {"output": _output_name(args, photo), "masks": len(records)}
     log.add(photo.name, {**stamp, **done})
@@ -458,7 +449,7 @@ def _collect(args, log):
             if part.exists():  # else somebody has taken it out
                 yield dataclasses.replace(annotations.read_sa1b(part), image_id=number)
 
-    with _explained(args.out / COCO_FILE):
+    with writing(args.out / COCO_FILE):
         annotations.write_coco(
             args.out / COCO_FILE, images(), polygons=args.polygons, tolerance=args.tolerance
         )
@@ -481,11 +472,3 @@ def _report(args, summary):
     if left:
         words.append(f"{left} are left: give the same command again")
     print(f"{'; '.join(words)}. Results: {args.out}")
-
-
-@contextlib.contextmanager
-def _explained(path):
-    try:
-        yield
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror or error}", code=1) from error

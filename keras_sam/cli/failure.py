@@ -31,3 +31,14 @@ def bad_input():
         yield
     except (ValueError, FileNotFoundError) as error:
         raise CommandError(str(error)) from error
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Errors of the file system end the command with what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        # A full disk is nobody's mistake in the call, hence 1.
+        code = 2 if isinstance(error, PermissionError) else 1
+        raise CommandError(f"cannot write {path}: {error.strerror or error}", code) from error

@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from keras_sam.cli.failure import CommandError
+from keras_sam.cli.failure import CommandError, writing
 from keras_sam.files import whole_file
 
 
@@ -28,7 +28,7 @@ def check_output_folder(folder: Path, option: str = "--out") -> None:
 def made_folder(folder: Path):
     """Makes a folder and its parents where missing; a block that fails takes those back."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    with _explained(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
@@ -54,7 +54,7 @@ class OutputFiles:
         path = self.folder / name
         if path.is_dir():
             raise CommandError(f"cannot write {path}: it is a folder")
-        with _explained(path):
+        with writing(path):
             file = self._open_files.enter_context(whole_file(path))
             file.write(data)
             # Now, not when the first files are in place already: the disk may be full.
@@ -75,15 +75,5 @@ def output_files(folder: Path):
     Yields:
         `OutputFiles`.
     """
-    with made_folder(folder), _explained(folder), contextlib.ExitStack() as open_files:
+    with made_folder(folder), writing(folder), contextlib.ExitStack() as open_files:
         yield OutputFiles(folder, open_files)
-
-
-@contextlib.contextmanager
-def _explained(path):
-    try:
-        yield
-    except OSError as error:
-        # A full disk is nobody's mistake in the call, hence 1.
-        code = 2 if isinstance(error, PermissionError) else 1
-        raise CommandError(f"cannot write {path}: {error.strerror}", code) from error

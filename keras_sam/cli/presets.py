@@ -5,22 +5,16 @@ import json
 
 from keras_sam.cli.tables import format_table
 
-_DESCRIPTION = """\
+HELP = "list the built-in presets"
+EXAMPLES = None
+DESCRIPTION = """\
 Lists the built-in presets. `keras-sam segment --preset NAME` downloads the weights of one that
 is not cached. Nothing is downloaded, and nobody asked, for this list."""
 
 
-def add_parser(commands) -> argparse.ArgumentParser:
-    """Adds the command and its options."""
-    parser = commands.add_parser(
-        "presets",
-        help="list the built-in presets",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what the command takes."""
     parser.add_argument("--json", action="store_true", help="print everything known, as JSON")
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:

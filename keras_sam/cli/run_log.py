@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from keras_sam.cli.failure import CommandError
+from keras_sam.cli.failure import CommandError, writing
 from keras_sam.files import whole_file
 
 FILE = "keras_sam_run.jsonl"
@@ -57,7 +57,7 @@ class RunLog:
 
     def start(self) -> None:
         """Makes the file, or goes on with it."""
-        with _explained(self.path):
+        with writing(self.path):
             if self.is_new:
                 with whole_file(self.path, text=True) as file:
                     file.write(json.dumps({"settings": self.settings}) + "\n")
@@ -69,7 +69,7 @@ class RunLog:
     def add(self, name: str, entry: dict) -> None:
         """Writes down that a photograph is finished, to survive a power cut from here on."""
         entry = {"photo": name, **entry}
-        with _explained(self.path), self.path.open("ab") as file:
+        with writing(self.path), self.path.open("ab") as file:
             file.write(json.dumps(entry).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -101,11 +101,3 @@ def _differences(before, now):
         for name in {**before, **now}
         if before.get(name) != now.get(name)
     ]
-
-
-@contextlib.contextmanager
-def _explained(path):
-    try:
-        yield
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror}", code=1) from error

@@ -15,7 +15,8 @@ from keras_sam.cli.progress import Progress
 from keras_sam.cli.prompt_files import ObjectPrompt, prompts_from_options, read_prompts
 from keras_sam.cli.tables import format_table
 
-_DESCRIPTION = """\
+HELP = "segment objects in a photograph from points, boxes and masks"
+DESCRIPTION = """\
 Segments the objects that the prompts point at.
 
 All --point of a call, a single --box and a --mask describe one object together. Several --box
@@ -36,7 +37,7 @@ Writes into --out, all files or none:
   PHOTO_candidates.png the masks of one ambiguous object side by side
   PHOTO.json           prompts, scores (predicted IoU), areas and boxes of all masks"""
 
-_EXAMPLES = """\
+EXAMPLES = """\
 examples:
   keras-sam segment truck.jpg --preset sam_base_sa1b --point 1000,600 --out masks
   keras-sam segment truck.jpg --checkpoint sam_vit_b_01ec64.pth --box 80,280,1712,858 \\
@@ -45,16 +46,8 @@ examples:
 _PIXELS_AT_ONCE = 1 << 28  # of full-size masks, a byte each, that a call of the decoder may return
 
 
-def add_parser(commands) -> argparse.ArgumentParser:
-    """Adds the command and its options."""
-    parser = commands.add_parser(
-        "segment",
-        help="segment objects in a photograph from points, boxes and masks",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what the command takes."""
     parser.add_argument("photo", type=Path, metavar="PHOTO", help="the picture to segment")
     prompts = parser.add_argument_group("prompts")
     prompts.add_argument(
@@ -100,7 +93,6 @@ def add_parser(commands) -> argparse.ArgumentParser:
         help="logits above it belong to the mask (default: the model's, 0)",
     )
     options.add_model_options(parser)
-    return parser
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,7 +14,8 @@ from keras_sam.files import whole_file
 
 SETTINGS_FILE = "settings.json"
 
-_DESCRIPTION = f"""\
+HELP = "fine-tune a model on images whose masks are known"
+DESCRIPTION = f"""\
 Fine-tunes a model on images whose masks are known.
 
 {datasets.HELP}
@@ -33,12 +34,14 @@ Writes into --out:
 A run that was stopped or killed goes on after its last whole epoch when the same command is given
 again, and ends as it would have ended. --epochs and --patience may change in between."""
 
-_EXAMPLES = """\
+EXAMPLES = """\
 examples:
   keras-sam train --preset sam_tiny_demo --data photos --masks masks --out run
   keras-sam train --preset sam_base_sa1b --data coco/train.json --images coco/train \\
       --validation coco/val.json --validation-images coco/val --epochs 10 --cache embeddings \\
       --out run
+  keras-sam train --preset sam_base_sa1b --data photos --masks masks --lora 8 \\
+      --layer-decay 0.8 --out run
   keras-sam train config.toml --epochs 40"""
 
 _PATHS = ("data", "images", "masks", "validation", "validation_images", "validation_masks")
@@ -47,38 +50,26 @@ _PATHS += ("checkpoint", "cache", "out")
 _FREE = ("epochs", "patience", "out", "workers")
 
 
-def add_parser(commands) -> argparse.ArgumentParser:
-    """Adds the command and its options."""
-    parser = commands.add_parser(
-        "train",
-        help="fine-tune a model on images whose masks are known",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,  # what is not given may be in the file
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what the command takes."""
+    parser.argument_default = argparse.SUPPRESS  # what is not given may be in the file
     parser.set_defaults(quiet=False, debug=False)
     parser.add_argument(
         "config", type=Path, nargs="?", default=None, metavar="CONFIG", help="a .toml file"
     )
-    _add_options(parser)
-    return parser
+    _add_settings(parser)
 
 
-def _add_options(parser):
+def _add_settings(parser):
     data = parser.add_argument_group("data")
     datasets.add_data_options(data)
     datasets.add_data_options(data, "validation-")
+    datasets.add_reading_options(data)
     data.add_argument(
         "--validation-split",
         type=options.fraction,
         metavar="X",
         help="without --validation: this part of the images is kept apart for it (default: 0)",
-    )
-    data.add_argument("--label-map", action="store_true", help="masks hold one object per value")
-    data.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out images that cannot be read"
     )
     data.add_argument("--flips", action="store_true", help="mirror half of the images")
     data.add_argument(
@@ -103,11 +94,24 @@ def _add_options(parser):
         help="the mask decoder alone, or everything (default: decoder)",
     )
     training.add_argument(
+        "--lora",
+        type=options.positive_integer,
+        metavar="RANK",
+        help="train the image encoder too, but through small additions of this rank to its kernels",
+    )
+    training.add_argument(
+        "--layer-decay",
+        type=_decay,
+        metavar="X",
+        help="with --train all or --lora: steps of each earlier block of the image encoder are X "
+        "times as large, 0.8 say (default: 1)",
+    )
+    training.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
-        help="encode every image once, into this folder; with --train decoder and without --flips "
-        "and --scales",
+        help="encode every image once, into this folder; with --train decoder and without --lora, "
+        "--flips and --scales",
     )
     training.add_argument(
         "--epochs", type=options.positive_integer, metavar="N", help="(default: 20)"
@@ -153,6 +157,8 @@ _DEFAULTS = {
     "max_objects": 16,
     "workers": 1,
     "train": "decoder",
+    "lora": None,
+    "layer_decay": None,
     "epochs": 20,
     "batch_size": 1,
     "learning_rate": 1e-4,
@@ -203,7 +209,7 @@ def _read_config(path):
     except ValueError as error:
         raise CommandError(f"CONFIG {path}: is no TOML file: {error}") from error
     parser = _ConfigParser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    _add_options(parser)
+    _add_settings(parser)
     words = []
     for name, value in content.items():
         flag = "--" + name.replace("_", "-")
@@ -246,7 +252,13 @@ def _check(args):
                 raise CommandError(f"--cache and --{name} cannot be combined: images stay the same")
         if args.train != "decoder":
             raise CommandError("--cache needs --train decoder: the encoder must stay as it is")
+        if args.lora is not None:
+            raise CommandError(
+                "--cache and --lora cannot be combined: the encoder must stay as it is"
+            )
         check_output_folder(args.cache, "--cache")
+    if args.layer_decay is not None and args.train == "decoder" and args.lora is None:
+        raise CommandError("--layer-decay needs --train all or --lora: the encoder is not trained")
     check_output_folder(args.out)
 
 
@@ -309,6 +321,15 @@ def _report(args, training):
         f"best epoch {best['epoch']} of {len(training.rows)}: {training.monitor} "
         f"{float(best[training.monitor]):.3f}\npreset: {args.out / 'best'}"
     )
+
+
+def _decay(text):
+    value = options.finite_number(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a number above 0, up to 1, received {one_line(text)!r}"
+        )
+    return value
 
 
 def _scales(text):

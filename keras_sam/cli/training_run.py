@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_sam.cli.failure import CommandError
 from keras_sam.files import whole_file, whole_folder
-from keras_sam.training import CachedEmbeddings, ObjectBatches, SAMTrainer
+from keras_sam.training import CachedEmbeddings, LayerwiseDecay, ObjectBatches, SAMTrainer
 
 LOG_FILE = "log.csv"
 BEST = "best"
@@ -87,6 +87,8 @@ class TrainingRun:
         keras.utils.set_random_seed(args.seed)
         if args.train == "decoder":
             segmenter.freeze("image_encoder", "prompt_encoder")
+        if args.lora is not None:
+            segmenter.enable_lora(args.lora)  # of a frozen encoder too, trains what it adds
         self.trainer = SAMTrainer(
             segmenter,
             num_clicks=args.num_clicks,
@@ -94,11 +96,12 @@ class TrainingRun:
             box_probability=args.box_probability,
             seed=args.seed,
         )
-        self.trainer.compile(
-            optimizer=keras.optimizers.AdamW(
-                args.learning_rate, weight_decay=args.weight_decay, global_clipnorm=1.0
-            )
+        optimizer = keras.optimizers.AdamW(
+            args.learning_rate, weight_decay=args.weight_decay, global_clipnorm=1.0
         )
+        if args.layer_decay is not None:
+            optimizer = LayerwiseDecay(optimizer, args.layer_decay)
+        self.trainer.compile(optimizer=optimizer)
         self.data = self._batches(
             train, workers=args.workers, flips=args.flips, scales=args.scales, shuffle=True
         )

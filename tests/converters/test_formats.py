@@ -70,8 +70,9 @@ def test_meta_file_from_before_torch_1_6(meta, tmp_path):
 
 
 def test_meta_weights_in_safetensors(meta, tmp_path):
-    save = pytest.importorskip("safetensors.torch").save_file
-    save(meta.state_dict(), tmp_path / "sam.safetensors")
+    from safetensors.torch import save_file
+
+    save_file(meta.state_dict(), tmp_path / "sam.safetensors")
     assert_same_weights(tmp_path / "sam.safetensors", meta)
 
 

@@ -14,7 +14,7 @@ import pytest
 import keras_sam
 from keras_sam import converters, presets
 from keras_sam.models.sam_image_segmenter import preprocessor_for
-from tests.meta_oracle import import_segment_anything
+from tests.meta_oracle import import_segment_anything, meta_like
 from tests.tiny import photograph, without_random_values
 
 # What every comparison allows, as a part of the oracle's largest value. The package promises 1e-4;
@@ -55,50 +55,20 @@ def randomize(module, seed):
 @functools.cache
 def meta_model(grid=(10, 10), seed=3):
     """Meta's `Sam`. It knows square frames only; another grid gets tables of its sizes."""
+    backbone = our_model(grid).backbone
+    parts = (backbone.image_encoder, backbone.prompt_encoder, backbone.mask_decoder)
     import_segment_anything()
     import torch
-    from segment_anything import modeling
 
-    size = (grid[0] * PATCH, grid[1] * PATCH)
     torch.manual_seed(seed)
-    encoder = modeling.ImageEncoderViT(
-        img_size=max(size),
-        patch_size=PATCH,
-        embed_dim=HIDDEN,
-        depth=LAYERS,
-        num_heads=HEADS,
-        mlp_ratio=MLP / HIDDEN,
-        out_chans=CHANNELS,
-        qkv_bias=True,
-        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=WINDOW,
-        global_attn_indexes=GLOBAL,
-    )
-    if size[0] != size[1]:
+    model = meta_like(*(part.get_config() for part in parts))
+    encoder = model.image_encoder
+    if grid[0] != grid[1]:
         encoder.pos_embed = torch.nn.Parameter(torch.zeros(1, *grid, HIDDEN))
         for i in GLOBAL:
             for axis, length in zip("hw", grid, strict=True):
                 table = torch.zeros(2 * length - 1, HIDDEN // HEADS)
                 setattr(encoder.blocks[i].attn, f"rel_pos_{axis}", torch.nn.Parameter(table))
-    model = modeling.Sam(
-        image_encoder=encoder,
-        prompt_encoder=modeling.PromptEncoder(
-            embed_dim=CHANNELS,
-            image_embedding_size=grid,
-            input_image_size=size,
-            mask_in_chans=MASK_CHANNELS,
-        ),
-        mask_decoder=modeling.MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=modeling.TwoWayTransformer(
-                depth=2, embedding_dim=CHANNELS, mlp_dim=DECODER_MLP, num_heads=DECODER_HEADS
-            ),
-            transformer_dim=CHANNELS,
-            iou_head_depth=3,
-            iou_head_hidden_dim=IOU_HIDDEN,
-        ),
-    )
     return randomize(model, seed)
 
 
@@ -107,7 +77,9 @@ def transformers_model():
 
     Its own default there is 1e-6 for the blocks and 1e-5 for the last norm.
     """
-    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch", reason="transformers' SamModel runs on torch")
+    import transformers
+
     config = transformers.SamConfig(
         vision_config=transformers.SamVisionConfig(
             hidden_size=HIDDEN,

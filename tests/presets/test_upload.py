@@ -17,9 +17,10 @@ def folder(tmp_path):
 @pytest.fixture
 def calls(monkeypatch):
     """Records the calls of the clients' functions, whose signatures are the real ones."""
-    kagglehub = pytest.importorskip("kagglehub")
-    hub = pytest.importorskip("huggingface_hub")
     import inspect
+
+    import huggingface_hub as hub
+    import kagglehub
 
     made = []
 

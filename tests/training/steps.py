@@ -3,9 +3,7 @@
 import keras
 import numpy as np
 
-import keras_sam
-from keras_sam.models.model_frame import preprocessor_for
-from tests.tiny import photograph, randomize, without_random_values
+from tests.tiny import photograph, tiny_segmenter
 
 
 def disc(size, x, y, radius):
@@ -29,38 +27,9 @@ def small_segmenter(seed=7, dtype=None, **encoder):
 
     Its weights are the same on every backend.
     """
-    keras.utils.set_random_seed(seed)
-    settings = {
-        "hidden_size": 24,
-        "num_layers": 1,
-        "intermediate_dim": 40,
-        "num_heads": 3,
-        "global_attention_layer_indices": [],
-        "window_size": 3,
-        "num_output_channels": 16,
-        "image_shape": (48, 80, 3),
-        "dtype": dtype,
-    }
-    with without_random_values():
-        image_encoder = keras_sam.ViTDetBackbone(**{**settings, **encoder})
-        prompt_encoder = keras_sam.SAMPromptEncoder(
-            hidden_size=16,
-            image_embedding_size=image_encoder.embedding_size,
-            input_image_size=image_encoder.image_shape[:2],
-            mask_in_channels=8,
-            dtype=dtype,
-        )
-        mask_decoder = keras_sam.SAMMaskDecoder(
-            hidden_size=16,
-            num_layers=1,
-            intermediate_dim=20,
-            num_heads=2,
-            iou_head_hidden_dim=12,
-            dtype=dtype,
-        )
-        backbone = keras_sam.SAMBackbone(image_encoder, prompt_encoder, mask_decoder, dtype=dtype)
-    randomize(backbone, seed)
-    return keras_sam.SAMImageSegmenter(backbone, preprocessor_for(backbone))
+    settings = {"num_layers": 1, "global_attention_layer_indices": [], "window_size": 3}
+    settings |= {"image_shape": (48, 80, 3), "decoder_layers": 1, **encoder}
+    return tiny_segmenter(seed=seed, dtype=dtype, **settings)
 
 
 def encoded(segmenter, x):

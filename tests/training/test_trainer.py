@@ -71,6 +71,18 @@ def test_rounds_are_as_many_as_in_the_paper(settings, rounds):
     assert tuple(outputs["ambiguous"].shape) == (2, 2, rounds)
 
 
+def test_the_papers_eleven_rounds_learn():
+    segmenter = small_segmenter()
+    trainer = SAMTrainer(segmenter, seed=1)
+    assert trainer.num_rounds == 11
+    x, y = images_and_targets()
+    x = encoded(segmenter, x)
+    trainer.compile(optimizer=keras.optimizers.Adam(5e-3))
+    history = trainer.fit(x, y, batch_size=2, epochs=8, shuffle=False, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert np.mean(history["loss"][-2:]) < 0.9 * history["loss"][0]
+
+
 def test_only_the_first_click_is_ambiguous():
     segmenter = small_segmenter()
     trainer = SAMTrainer(segmenter, num_clicks=1, mask_rounds=False, box_probability=0.5, seed=4)
