@@ -52,7 +52,7 @@ BACKENDS = ("jax", "torch", "tensorflow")
 # The only files up to level 2 that may name a backend, and which.
 BACKEND_FILES = {
     "layers/attention_kernels.py": {"jax", "torch", "tensorflow"},  # the fastest exact kernel
-    "models/programs.py": {"jax"},  # compiled calls that leave the variables where they are
+    "models/programs.py": {"jax", "tensorflow"},  # compiled once per shape, variables untouched
     "tensorflow_graph.py": {"tensorflow"},  # the preprocessor inside tf.data
 }
 # Everything that `import keras_sam` must do without; scipy comes with JAX itself.

@@ -305,7 +305,7 @@ class Runner:
         if result.reason:
             words += f" ({result.reason})"
         verdict = "FAIL" if result.failed else "ok"
-        line = f"{result.name:<12} {verdict:<5} {words} in {result.seconds:.0f} s"
+        line = f"{result.name:<17} {verdict:<5} {words} in {result.seconds:.0f} s"
         print(f"[{self.clock()}] {line}", flush=True)
         if result.failed and self.log(result.name).is_file():
             lines = self.log(result.name).read_text(errors="replace").splitlines()
@@ -385,7 +385,7 @@ def main() -> int:
     options = parse()
     steps = [step for step in all_steps() if not options.only or step.name in options.only]
     if options.list:
-        print("\n".join(f"{step.name:<12} {step.about}" for step in steps))
+        print("\n".join(f"{step.name:<17} {step.about}" for step in steps))
         return 0
     started = time.monotonic()
     folder = options.folder.absolute()
