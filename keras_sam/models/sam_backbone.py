@@ -147,9 +147,6 @@ class SAMBackbone(Backbone):
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
-        if not any(layer is mask_decoder for layer in self._layers):
-            # Before 3.15, Keras counted the layers of a functional model's graph alone.
-            self._layers.append(mask_decoder)
 
     @property
     def input_spec(self):

@@ -213,13 +213,11 @@ class TrainableSegmenter:
     def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
         """One optimizer step, as `keras.Model.train_on_batch`; arguments as in `fit`."""
         self._require_compiled("train_on_batch")
-        self.reset_metrics()  # as Keras does since 3.15: what is returned is of this batch
         return super().train_on_batch(*self.prepare_training(x, y, sample_weight), **kwargs)
 
     def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
         """Loss and metrics of one batch, as `keras.Model.test_on_batch`; arguments as in `fit`."""
         self._require_compiled("test_on_batch")
-        self.reset_metrics()  # as Keras does since 3.15: what is returned is of this batch
         return super().test_on_batch(*self.prepare_training(x, y, sample_weight), **kwargs)
 
     def prepare_training(self, x, y, sample_weight=None):
