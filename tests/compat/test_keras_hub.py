@@ -276,6 +276,8 @@ def test_preset_takes_the_padded_image_as_it_is(sam, truck):
     ],
 )
 def test_global_policy(sam, truck, policy, bound, global_policy):
+    if policy == "mixed_float16" and keras.backend.backend() == "jax":
+        pytest.skip("JAX has no float16 convolutions and matrix products on a CPU")
     inputs = {"images": truck[np.newaxis, ...], "boxes": np.array([[[[24, 34], [40, 50]]]])}
     exact = sam.predict(inputs, verbose=0)
     global_policy(policy)

@@ -89,6 +89,8 @@ def test_half_precision_computes_and_returns_half_precision(name):
 
 @pytest.mark.parametrize("name", PARTS)
 def test_float16_stays_finite(name):
+    if keras.backend.backend() == "jax":
+        pytest.skip("JAX has no float16 convolutions and matrix products on a CPU")
     part = make(name, dtype="mixed_float16")
     assert all(np.isfinite(x).all() for x in call(part, name))
 
