@@ -6,6 +6,8 @@ import keras
 import numpy as np
 
 PRECISION_VARIABLE = "KERAS_SAM_OPENVINO_PRECISION"
+# A folder in which OpenVINO keeps what it compiled, for the next process: as large as the weights.
+CACHE_VARIABLE = "KERAS_SAM_OPENVINO_CACHE"
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
@@ -75,5 +77,7 @@ def _compiled(model, inputs, hint):
         parameters=[tensor.output.get_node() for tensor in keras.tree.flatten(given)],
     )
     config = {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_PRECISION_HINT": hint} if hint else {})
+    if folder := os.environ.get(CACHE_VARIABLE):
+        config["CACHE_DIR"] = folder
     request = openvino.compile_model(graph, "CPU", config).create_infer_request()
     return request, keras.tree.map_structure(lambda _: 0, outputs)
