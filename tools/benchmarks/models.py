@@ -196,6 +196,8 @@ def keras_hub_encoder(job, precision):
         import keras_hub
     except ImportError as error:
         raise LeftOut(f"{job.keras_hub} has no keras_hub that can be imported: {error}") from None
+    # Its layers do not hear of the model's own `dtype`.
+    keras.config.set_dtype_policy(precision)
     sizes = SIZES[job.size]
     return keras_hub.models.ViTDetBackbone(
         hidden_size=sizes.width,
@@ -206,5 +208,4 @@ def keras_hub_encoder(job, precision):
         image_shape=(sizes.side, sizes.side, 3),
         patch_size=sizes.patch,
         window_size=sizes.window,
-        dtype=precision,
     )
