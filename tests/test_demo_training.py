@@ -56,21 +56,30 @@ def test_training_goes_on_and_ends_in_a_preset(tmp_path, monkeypatch):
         pytest.skip("the tool runs on torch, whose programs need no minutes to compile")
     part = train_demo_preset.Part
     parts = (
-        part(64, 1e-6, 1.0, (2.0, 0.6), ((1.0, 0, 2, 0.3),), easy=2.0),
-        part(128, 1e-6, 1.0, (8.0, 0.4), ((1.0, 1, 2, 0.4),)),
+        part(64, 1e-6, 1.0, (2.0, 0.6), ((1.0, 0, 2, 0.3),), batch=1, easy=2.0),
+        part(128, 1e-6, 1.0, (8.0, 0.4), ((1.0, 1, 2, 0.4),), batch=1),
+        part(256, 1e-6, 1.0, (8.0, 0.4), ((1.0, 1, 2, 0.4),), tokens=32, batch=1),
     )
     preset = tmp_path / "preset"
     call = ["train_demo_preset", str(tmp_path / "work"), "--preset", str(preset)]
     monkeypatch.setattr(sys, "argv", call)
-    for name, value in (("SIDE", 128), ("STEPS", 1), ("BATCH", 1)):
+    for name, value in (("SIDE", 128), ("STEPS", 1)):
         monkeypatch.setattr(train_demo_preset, name, value)
-    monkeypatch.setattr(train_demo_preset.build, "__defaults__", (128, None))
+    monkeypatch.setattr(train_demo_preset.build, "__defaults__", (256, 32, None))
     for known in (parts[:1], parts):  # stopped after the first part, and started again
         monkeypatch.setattr(train_demo_preset, "PARTS", known)
         train_demo_preset.main()
     with open(tmp_path / "work" / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["part"], row["step"]) for row in rows] == [("0", "1"), ("1", "1")]
+    assert [(row["part"], row["step"]) for row in rows] == [("0", "1"), ("1", "1"), ("2", "1")]
     segmenter = keras_sam.SAMImageSegmenter.from_preset(preset)
-    assert segmenter.image_shape == (128, 128, 3)
+    assert segmenter.image_shape == (256, 256, 3)
     assert Path(preset / "model.weights.h5").stat().st_size < 2.2 * segmenter.count_params()
+
+    # The last part alone, from a preset.
+    again = [*call[:1], str(tmp_path / "last"), "--preset", str(tmp_path / "other")]
+    monkeypatch.setattr(sys, "argv", [*again, "--start", str(preset)])
+    train_demo_preset.main()
+    with open(tmp_path / "last" / "log.csv", newline="") as file:
+        assert [row["part"] for row in csv.DictReader(file)] == ["2"]
+    assert (tmp_path / "other" / "config.json").is_file()

@@ -29,6 +29,7 @@ from tests.generator_oracle import (
     chosen,
     mask_of,
     meta_records,
+    our_model,
     our_records,
     picture,
 )
@@ -39,7 +40,7 @@ from tests.tiny import photograph
 
 @functools.cache
 def trained():
-    return keras_sam.SAMImageSegmenter.from_preset(PRESET)
+    return our_model()
 
 
 # --- equal to Meta's ---

@@ -16,7 +16,6 @@ import json
 
 import numpy as np
 
-import keras_sam
 from keras_sam import boxes
 from tests import generator_oracle as oracle
 
@@ -111,7 +110,7 @@ def main():
     parser.add_argument("--after", type=int, default=-1, metavar="SEED", help="try later ones only")
     parser.add_argument("--seeds", type=int, default=100, help="how many to try")
     options = parser.parse_args()
-    segmenter = keras_sam.SAMImageSegmenter.from_preset(oracle.PRESET)
+    segmenter = oracle.our_model()
     chosen = oracle.chosen() if options.only else {}
     for name in [options.only] if options.only else names:
         settings = [s for s, (_, of, _) in oracle.SETTINGS.items() if of == name]
