@@ -177,7 +177,7 @@ def test_demo_sets_itself_up_and_writes_the_picture(tmp_path):
     assert "sam_tiny_demo" in output
     assert len(re.findall(r"score -?\d+\.\d+", output)) == 4  # three for the click, one for the box
     with Image.open(tmp_path / "demo_output" / "overlay.png") as picture:
-        assert picture.size == (2 * 600, 400)
+        assert picture.size == (2 * 384, 303)
 
     packages = call(tmp_path / "demo" / "venv" / "bin" / "pip", "list", cwd=tmp_path).lower()
     assert "jax" in packages

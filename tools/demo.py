@@ -21,9 +21,9 @@ from pathlib import Path
 from environment import ROOT, Environment, SetupError, clean, require_python
 
 SHIPPED_PRESET = "sam_tiny_demo"
-# In scikit-image's photograph of a cup of coffee: the coffee, and the cup.
-COFFEE_POINT = (285.0, 145.0)
-CUP_BOX = (170.0, 15.0, 412.0, 310.0)
+# In scikit-image's photograph of Roman coins: one of them, and another.
+COIN_POINT = (334.0, 43.0)
+COIN_BOX = (314.0, 155.0, 381.0, 219.0)
 
 
 def numbers(count):
@@ -48,7 +48,7 @@ def preset_names():
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "photo", nargs="?", type=Path, help="a picture (default: scikit-image's cup of coffee)"
+        "photo", nargs="?", type=Path, help="a picture (default: scikit-image's old coins)"
     )
     parser.add_argument(
         "--checkpoint",
@@ -104,13 +104,13 @@ def read_photograph(path):
         return load_image(path), path.name
     from skimage import data
 
-    return data.coffee(), "a cup of coffee (from scikit-image)"
+    return load_image(data.coins()), "old coins (from scikit-image)"
 
 
 def prompts_for(options, height, width):
     """The click and the box that were asked for, or ones that suit the photograph."""
     if options.photo is None:
-        return options.point or COFFEE_POINT, options.box or CUP_BOX
+        return options.point or COIN_POINT, options.box or COIN_BOX
     middle = (width / 2, height / 2)
     inner = (width * 0.2, height * 0.2, width * 0.8, height * 0.8)
     return options.point or middle, options.box or inner
