@@ -9,9 +9,14 @@ same registers its classes with Keras, so that `.keras` files load without
 import importlib
 import importlib.abc
 import importlib.util
+import os
 import sys
 
 __version__ = "0.1.0"
+
+# PyTorch reads it at its first tensor: large ones lie in pages of 2 MB then, where Linux offers
+# them, and new memory costs a tenth. With the default a tensor of 8 MB is 2048 page faults.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _HOME = {
     "Backbone": "keras_sam.models.backbone",

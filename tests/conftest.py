@@ -74,6 +74,16 @@ def pytest_report_header(config):
     return f"keras backend: {os.environ.get('KERAS_BACKEND', 'one process each')}"
 
 
+@pytest.fixture(autouse=True)
+def same_draws_in_every_run():
+    """A test that draws without a seed of its own passes always, or never."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    if "torch" in sys.modules:  # the oracle's, whatever the backend
+        sys.modules["torch"].manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def segmenter():
     """One tiny segmenter for all tests that do not change it: compiled once per shape."""

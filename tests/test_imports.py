@@ -292,3 +292,12 @@ def test_public_names_need_nothing_optional_and_no_other_backend(backend):
     code = "import keras_sam\nfor name in keras_sam.__all__: getattr(keras_sam, name)"
     code += "\nimport keras\nprint(keras.config.backend())"
     assert backend in run_python(code, (others | OPTIONAL) - needed, backend)
+
+
+@pytest.mark.parametrize("own", [None, "0"])
+def test_large_pages_for_tensors_of_torch_unless_the_user_said_no(own):
+    name = "THP_MEM_ALLOC_ENABLE"
+    code = f"import os\nos.environ.pop({name!r}, None)\n"
+    code += "" if own is None else f"os.environ[{name!r}] = {own!r}\n"
+    code += f"import keras_sam\nprint(os.environ[{name!r}])"
+    assert run_python(code).strip() == (own or "1")
