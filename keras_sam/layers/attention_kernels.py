@@ -14,6 +14,10 @@ from keras import ops
 # one row of the grid at a time. Windows (14 x 14) stay below it.
 _ROWS_FROM_TOKENS = 1024
 
+# The most numbers of bias that the fused form makes at once, 50 MB in float32: that of all windows
+# of a 1024 x 1024 image, or of four rows of queries of a global block.
+_BIAS_AT_ONCE = 12 * 2**20
+
 
 def gather_relative_positions(table, size: int):
     """Rows of a relative-position table for every query and key index of one axis.
@@ -89,9 +93,50 @@ def attend(query, key, value, terms, grid):
     Returns:
         Float tensor `(N, D, h * w, c)`.
     """
+    if _has_fused_kernel(query):
+        return _attend_fused(query, key, value, terms, grid)
     if math.prod(grid) < _ROWS_FROM_TOKENS:
         return ops.matmul(attention_map(query, key, terms, grid), value)
     return _attend_by_rows(query, key, value, terms, grid)
+
+
+def _has_fused_kernel(query):
+    """Whether the backend attends without keeping logits, and is faster for it.
+
+    On torch's CPU, ViT-B at 1024 x 1024, 2 cores: a global block takes 0.66 s instead of 1.13 in
+    float32, all windows of a block 0.045 s instead of 0.07; but in bfloat16 a global block takes
+    0.58 s instead of 0.34. On a GPU the other forms would start kernels for every row of queries.
+    """
+    if keras.backend.backend() != "torch":
+        return False
+    is_float32 = keras.backend.standardize_dtype(query.dtype) == "float32"
+    return is_float32 or query.device.type != "cpu"
+
+
+def _attend_fused(query, key, value, terms, grid):
+    """`attend` by the backend's own kernel, with the bias of some rows of queries at a time."""
+    h, w = grid
+    windows, heads, _, channels = query.shape
+    query = ops.reshape(query, (windows, heads, h, w, channels))
+    rows = max(_BIAS_AT_ONCE // (windows * heads * w * h * w), 1) if terms else h
+    outs = []
+    for top in range(0, h, rows):
+        part = slice(top, min(top + rows, h))
+        queries = (part.stop - top) * w
+        bias = None
+        if terms:
+            bias = ops.expand_dims(terms[0][:, :, part], -1)
+            bias = bias + ops.expand_dims(terms[1][:, :, part], -2)
+            bias = ops.reshape(bias, (windows, heads, queries, h * w))
+        # Its axes are (window, token, head, channel).
+        out = ops.dot_product_attention(
+            ops.reshape(query[:, :, part], (windows, heads, queries, channels)).swapaxes(1, 2),
+            key.swapaxes(1, 2),
+            value.swapaxes(1, 2),
+            bias=bias,
+        )
+        outs.append(out.swapaxes(1, 2))
+    return outs[0] if len(outs) == 1 else ops.concatenate(outs, axis=2)
 
 
 def _attend_by_rows(query, key, value, terms, grid):

@@ -6,6 +6,7 @@ import pytest
 
 import keras_sam
 from tests.closeness import assert_different, assert_same
+from tests.gradients import gradients_of
 from tests.tiny import randomize
 
 to_numpy = keras.ops.convert_to_numpy
@@ -122,25 +123,7 @@ def gradients(layer, query, value, key, mask):
             out = layer(*(given[name] for name in arrays), key_mask=mask)
         return keras.ops.sum(keras.ops.square(out))
 
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        found = jax.grad(loss)([keras.ops.convert_to_tensor(v) for v in values])
-    elif backend == "torch":
-        import torch
-
-        tensors = [torch.tensor(v, requires_grad=True) for v in values]
-        found = torch.autograd.grad(loss(tensors), tensors)
-    else:
-        import tensorflow as tf
-
-        tensors = [tf.constant(v) for v in values]
-        with tf.GradientTape() as tape:
-            tape.watch(tensors)
-            total = loss(tensors)
-        found = tape.gradient(total, tensors)
-    return {n: to_numpy(g) for n, g in zip(names, found, strict=True)}
+    return dict(zip(names, gradients_of(loss, values), strict=True))
 
 
 def test_integer_kernels_and_lora_are_obeyed(layer):

@@ -1,0 +1,81 @@
+"""Every way to attend over a grid gives the numbers and gradients of the plain formula."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_sam.layers import attention_kernels
+from tests.gradients import gradients_of
+
+# Windows, and a grid of more tokens than are ever attended over at once; neither is square.
+GRIDS = {"windows": (2, 3, (5, 7), 6), "the whole image": (1, 2, (33, 32), 4)}
+FORMS = ("attend", "_attend_by_rows", "_attend_fused")
+
+
+@pytest.fixture(params=GRIDS)
+def case(request):
+    windows, heads, grid, channels = GRIDS[request.param]
+    rng = np.random.default_rng(5)
+    tokens = (windows, heads, grid[0] * grid[1], channels)
+    tables = [(2 * size - 1, channels) for size in grid]
+    return [rng.normal(0, 1, s).astype("float32") for s in (*[tokens] * 3, *tables)], grid
+
+
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch):
+    if request.param == "_attend_fused":
+        if keras.backend.backend() != "torch":
+            pytest.skip("the fused form is torch's")
+        # The bias of three rows of queries at a time, which is no whole part of them.
+        monkeypatch.setattr(attention_kernels, "_BIAS_AT_ONCE", 3 * 2 * 32 * 33 * 32)
+    return getattr(attention_kernels, request.param)
+
+
+def formula(query, key, value, rel_pos_h, rel_pos_w, grid):
+    """In float64: `softmax(q k / sqrt(c) + q (R_h[dy] + R_w[dx])) v`."""
+    table = np.zeros((1, 1, query.shape[-1]))
+    if rel_pos_h is not None:
+        y, x = (axis.ravel() for axis in np.indices(grid))
+        table = rel_pos_h.astype("float64")[y[:, None] - y + grid[0] - 1]
+        table = table + rel_pos_w[x[:, None] - x + grid[1] - 1]
+    logits = np.einsum("ndqc,ndkc->ndqk", query.astype("float64"), key) / query.shape[-1] ** 0.5
+    logits = logits + np.einsum("ndqc,qkc->ndqk", query, table)
+    attention = np.exp(logits - logits.max(-1, keepdims=True))
+    return attention / attention.sum(-1, keepdims=True) @ value
+
+
+def attended(form, arrays, grid):
+    query, key, value, rel_pos_h, rel_pos_w = (
+        None if x is None else keras.ops.convert_to_tensor(x) for x in arrays
+    )
+    terms = None
+    if rel_pos_h is not None:
+        terms = attention_kernels.relative_terms(query, rel_pos_h, rel_pos_w, grid)
+    return form(query, key, value, terms, grid)
+
+
+def test_every_form_is_the_formula(form, case):
+    arrays, grid = case
+    found = keras.ops.convert_to_numpy(attended(form, arrays, grid))
+    np.testing.assert_allclose(found, formula(*arrays, grid), atol=3e-6)
+
+
+def test_without_relative_positions(form, case):
+    arrays, grid = case
+    arrays = [*arrays[:3], None, None]
+    found = keras.ops.convert_to_numpy(attended(form, arrays, grid))
+    np.testing.assert_allclose(found, formula(*arrays, grid), atol=3e-6)
+
+
+def test_gradients_are_those_of_the_whole_map(form, case):
+    arrays, grid = case
+
+    def plainly(query, key, value, terms, grid):
+        return keras.ops.matmul(attention_kernels.attention_map(query, key, terms, grid), value)
+
+    found, expected = (
+        gradients_of(lambda x, f=f: keras.ops.sum(keras.ops.square(attended(f, x, grid))), arrays)
+        for f in (form, plainly)
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
