@@ -51,7 +51,7 @@ LEVELS = {
 BACKENDS = ("jax", "torch", "tensorflow")
 # The only files up to level 2 that may name a backend, and which.
 BACKEND_FILES = {
-    "layers/attention_kernels.py": {"jax", "torch", "tensorflow"},  # the fastest exact kernel
+    "layers/kernels.py": {"jax", "torch", "tensorflow"},  # the fastest exact kernel
     "models/programs.py": {"jax", "tensorflow"},  # compiled once per shape, variables untouched
     "tensorflow_graph.py": {"tensorflow"},  # the preprocessor inside tf.data
 }

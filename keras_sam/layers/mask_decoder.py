@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_sam.layers.initialization import build_part
+from keras_sam.layers.kernels import linear
 from keras_sam.layers.mlp import MLP
 from keras_sam.layers.two_way_transformer import TwoWayTransformer
 
@@ -89,9 +90,8 @@ class MaskUpscaler(keras.layers.Layer):
         """A convolution that makes 2 x 2 pixels of each `(B, pixels, C)`: `(B, 4 pixels, C')`."""
         kernel = ops.cast(conv.kernel, x.dtype)  # (2, 2, C', C)
         kernel = ops.transpose(ops.reshape(kernel, (-1, kernel.shape[3])))
-        x = ops.matmul(x, kernel)  # (B, pixels, 4 C')
-        x = ops.reshape(x, (-1, 4 * x.shape[1], conv.filters))
-        return x + ops.cast(conv.bias, x.dtype)
+        x = linear(x, kernel, ops.tile(conv.bias, 4))  # (B, pixels, 4 C')
+        return ops.reshape(x, (-1, 4 * x.shape[1], conv.filters))
 
     def compute_output_shape(self, input_shape):
         batch, h, w, _ = input_shape

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_sam.layers.dense import Dense
 from keras_sam.layers.initialization import build_part
 
 
@@ -58,8 +59,7 @@ class MLP(keras.layers.Layer):
         self.initializer_range = initializer_range
         units = [hidden_dim] * (num_layers - 1) + [output_dim]
         self.dense_layers = [
-            keras.layers.Dense(n, dtype=self.dtype_policy, name=f"dense_{i}")
-            for i, n in enumerate(units)
+            Dense(n, dtype=self.dtype_policy, name=f"dense_{i}") for i, n in enumerate(units)
         ]
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
 

@@ -3,8 +3,9 @@
 import keras
 from keras import ops
 
-from keras_sam.layers.attention_kernels import softmax_float32
+from keras_sam.layers.dense import Dense
 from keras_sam.layers.initialization import build_part
+from keras_sam.layers.kernels import softmax_float32
 
 # Far below every logit, yet finite: exp() of it is exactly 0, so a masked key has no influence.
 _MASKED_LOGIT = -1e9
@@ -75,12 +76,10 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
         self.downsample_rate = downsample_rate
         self.initializer_range = initializer_range
         inner = self._inner_channels
-        self.query_proj = keras.layers.Dense(inner, dtype=self.dtype_policy, name="query_proj")
-        self.key_proj = keras.layers.Dense(inner, dtype=self.dtype_policy, name="key_proj")
-        self.value_proj = keras.layers.Dense(inner, dtype=self.dtype_policy, name="value_proj")
-        self.out_proj = keras.layers.Dense(
-            num_heads * key_dim, dtype=self.dtype_policy, name="out_proj"
-        )
+        self.query_proj = Dense(inner, dtype=self.dtype_policy, name="query_proj")
+        self.key_proj = Dense(inner, dtype=self.dtype_policy, name="key_proj")
+        self.value_proj = Dense(inner, dtype=self.dtype_policy, name="value_proj")
+        self.out_proj = Dense(num_heads * key_dim, dtype=self.dtype_policy, name="out_proj")
 
     @property
     def _inner_channels(self):
@@ -162,9 +161,12 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
         mask = None if key_mask is None else _transposed(key_mask)
         attention = _masked_softmax(logits, mask, None, axis=-2)
         kernel = _split(ops.cast(self.out_proj.kernel, value.dtype), 0, self.num_heads)
-        products = _merge(ops.matmul(value, kernel), -3)  # (B, [P,] D * Tk, C)
+        # Each head's attention sums to 1, so an equal part of the bias in every product arrives
+        # whole: added to few tokens instead of the many queries.
+        bias = ops.cast(self.out_proj.bias, value.dtype) / self.num_heads
+        products = _merge(ops.matmul(value, kernel) + bias, -3)  # (B, [P,] D * Tk, C)
         out = ops.matmul(_transposed(_merge(attention, -3)), products)  # (B, [P,] Tq, C)
-        return out + ops.cast(self.out_proj.bias, out.dtype), _transposed(attention)
+        return out, _transposed(attention)
 
     @property
     def _scale(self):

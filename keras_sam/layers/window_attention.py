@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_sam.layers import attention_kernels
+from keras_sam.layers import kernels
+from keras_sam.layers.dense import Dense
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.mlp import MLP
 from keras_sam.layers.rematerialization import rematerialized
@@ -128,10 +129,8 @@ class WindowAttention(keras.layers.Layer):
                 f"Received: num_heads={self.num_heads}, channels={channels}."
             )
         self.grid = (h, w)
-        self.qkv = keras.layers.Dense(
-            3 * channels, use_bias=self.use_bias, dtype=self.dtype_policy, name="qkv"
-        )
-        self.projection = keras.layers.Dense(channels, dtype=self.dtype_policy, name="projection")
+        self.qkv = Dense(3 * channels, use_bias=self.use_bias, dtype=self.dtype_policy, name="qkv")
+        self.projection = Dense(channels, dtype=self.dtype_policy, name="projection")
         build_part(self.qkv, input_shape, self.initializer_range)
         build_part(self.projection, input_shape, self.initializer_range)
         if self.use_rel_pos:
@@ -159,15 +158,13 @@ class WindowAttention(keras.layers.Layer):
         query, key, value = self._split_windows_and_heads(qkv)  # (N, D, window cells, c) each
         terms = None
         if self.use_rel_pos:
-            terms = attention_kernels.relative_terms(
-                query, self.rel_pos_h, self.rel_pos_w, self.window_grid
-            )
+            terms = kernels.relative_terms(query, self.rel_pos_h, self.rel_pos_w, self.window_grid)
         attention = None
         if return_attention or (training and self.attention_dropout_rate):
-            attention = attention_kernels.attention_map(query, key, terms, self.window_grid)
+            attention = kernels.attention_map(query, key, terms, self.window_grid)
             out = ops.matmul(self.dropout(attention, training=training), value)
         else:
-            out = attention_kernels.attend(query, key, value, terms, self.window_grid)
+            out = kernels.attend(query, key, value, terms, self.window_grid)
         out = self._join_windows_and_heads(out, padded_h, padded_w)[:, :h, :w]
         out = self.projection(out)
         return (out, attention) if return_attention else out

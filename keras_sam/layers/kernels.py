@@ -1,7 +1,7 @@
-"""Attention with decomposed relative positions: the one place that picks how it is computed.
+"""The one place that picks how something is computed, by backend, device and dtype.
 
-Every form here gives the same numbers as `attention_map(...) @ value`, up to
-rounding. The forms differ in the memory they touch.
+Every form here gives the same numbers, up to rounding: those of `attention_map(...) @ value`, and
+of `x @ kernel + bias`. The forms differ in the memory they touch.
 """
 
 import math
@@ -17,6 +17,26 @@ _ROWS_FROM_TOKENS = 1024
 # The most numbers of bias that the fused form makes at once, 50 MB in float32: that of all windows
 # of a 1024 x 1024 image, or of four rows of queries of a global block.
 _BIAS_AT_ONCE = 12 * 2**20
+
+
+def linear(x, kernel, bias):
+    """`x @ kernel + bias`, where torch adds the bias as it multiplies.
+
+    Args:
+        x: float tensor `(..., C)`.
+        kernel: float tensor or variable `(C, C')`.
+        bias: float tensor or variable `(C',)`.
+
+    Returns:
+        Float tensor `(..., C')`, in the dtype of `x`.
+    """
+    kernel, bias = ops.cast(kernel, x.dtype), ops.cast(bias, x.dtype)
+    if keras.backend.backend() != "torch":
+        return ops.matmul(x, kernel) + bias
+    import torch
+
+    out = torch.addmm(bias, x.reshape(-1, x.shape[-1]), kernel)
+    return out.reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def gather_relative_positions(table, size: int):

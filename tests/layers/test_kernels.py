@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_sam.layers import attention_kernels
+from keras_sam.layers import kernels
 from tests.gradients import gradients_of
 
 # Windows, and a grid of more tokens than are ever attended over at once; neither is square.
@@ -27,8 +27,8 @@ def form(request, monkeypatch):
         if keras.backend.backend() != "torch":
             pytest.skip("the fused form is torch's")
         # The bias of three rows of queries at a time, which is no whole part of them.
-        monkeypatch.setattr(attention_kernels, "_BIAS_AT_ONCE", 3 * 2 * 32 * 33 * 32)
-    return getattr(attention_kernels, request.param)
+        monkeypatch.setattr(kernels, "_BIAS_AT_ONCE", 3 * 2 * 32 * 33 * 32)
+    return getattr(kernels, request.param)
 
 
 def formula(query, key, value, rel_pos_h, rel_pos_w, grid):
@@ -50,7 +50,7 @@ def attended(form, arrays, grid):
     )
     terms = None
     if rel_pos_h is not None:
-        terms = attention_kernels.relative_terms(query, rel_pos_h, rel_pos_w, grid)
+        terms = kernels.relative_terms(query, rel_pos_h, rel_pos_w, grid)
     return form(query, key, value, terms, grid)
 
 
@@ -71,7 +71,7 @@ def test_gradients_are_those_of_the_whole_map(form, case):
     arrays, grid = case
 
     def plainly(query, key, value, terms, grid):
-        return keras.ops.matmul(attention_kernels.attention_map(query, key, terms, grid), value)
+        return keras.ops.matmul(kernels.attention_map(query, key, terms, grid), value)
 
     found, expected = (
         gradients_of(lambda x, f=f: keras.ops.sum(keras.ops.square(attended(f, x, grid))), arrays)
