@@ -1,7 +1,7 @@
 """From the candidates of a click grid to Meta's records: what is kept, in which order.
 
-Numpy only. Full-size logits exist for one candidate at a time, and of the part of the image
-alone where its mask can be.
+Numpy only. Full-size logits exist for a few candidates at a time, one per thread, and of the part
+of the image alone where the mask can be.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from keras_sam.masks import (
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 _BLOCK = 256  # columns that are enlarged together
+_MAX_THREADS = 4  # each holds one mask at full size; more of them would wait for the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,31 +286,46 @@ def choose(
 def _survivors(
     batch: Candidates, crop: Crop, original_size: tuple[int, int], thresholds: Thresholds
 ) -> Iterator[_Mask]:
-    """Enlarges the candidates whose predicted IoU is high enough, one by one, and looks closer."""
-    for place in np.ndindex(batch.scores.shape):
-        score = batch.scores[place]
-        if not thresholds.accept_score(score):
-            continue
-        part, (x, y) = _enlarge(batch.logits[place], crop.plan, thresholds)
-        stability = stability_score(
-            part, thresholds.mask_threshold, thresholds.stability_score_offset
-        )
-        if not thresholds.accept_stability(stability):
-            continue
-        mask = part > thresholds.mask_threshold
-        box = mask_to_box(mask) + ([x, y, x, y] if mask.any() else 0)
-        if boxes_near_crop_edge(box, crop.box, original_size)[0]:
-            continue
-        x1, y1 = crop.box[0] + x, crop.box[1] + y
-        place_in_image = (x1, y1, x1 + mask.shape[1], y1 + mask.shape[0])
-        yield _Mask(
-            rle=encode_rle(mask, crop_box=place_in_image, original_size=original_size),
-            box=uncrop_boxes(box, crop.box),
-            score=float(score),
-            stability=float(stability),
-            point=(batch.points[place[0]] + crop.box[:2]).tolist(),
-            crop_box=crop.box,
-        )
+    """Enlarges the candidates whose predicted IoU is high enough, and looks closer, in order."""
+    good = [
+        place
+        for place in np.ndindex(batch.scores.shape)
+        if thresholds.accept_score(batch.scores[place])
+    ]
+
+    def look(place):
+        return _mask_at(place, batch, crop, original_size, thresholds)
+
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
+        yield from filter(None, pool.map(look, good))
+
+
+def _mask_at(
+    place: tuple[int, int],
+    batch: Candidates,
+    crop: Crop,
+    original_size: tuple[int, int],
+    thresholds: Thresholds,
+) -> _Mask | None:
+    """The mask of one candidate, if it is stable and not cut off by the crop's edge."""
+    part, (x, y) = _enlarge(batch.logits[place], crop.plan, thresholds)
+    stability = stability_score(part, thresholds.mask_threshold, thresholds.stability_score_offset)
+    if not thresholds.accept_stability(stability):
+        return None
+    mask = part > thresholds.mask_threshold
+    box = mask_to_box(mask) + ([x, y, x, y] if mask.any() else 0)
+    if boxes_near_crop_edge(box, crop.box, original_size)[0]:
+        return None
+    x1, y1 = crop.box[0] + x, crop.box[1] + y
+    place_in_image = (x1, y1, x1 + mask.shape[1], y1 + mask.shape[0])
+    return _Mask(
+        rle=encode_rle(mask, crop_box=place_in_image, original_size=original_size),
+        box=uncrop_boxes(box, crop.box),
+        score=float(batch.scores[place]),
+        stability=float(stability),
+        point=(batch.points[place[0]] + crop.box[:2]).tolist(),
+        crop_box=crop.box,
+    )
 
 
 def _enlarge(

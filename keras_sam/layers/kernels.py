@@ -113,28 +113,21 @@ def attend(query, key, value, terms, grid):
     Returns:
         Float tensor `(N, D, h * w, c)`.
     """
-    if _has_fused_kernel(query):
-        return _attend_fused(query, key, value, terms, grid)
+    if keras.backend.backend() == "torch":
+        if query.device.type != "cpu":
+            return _attend_flash(query, key, value, terms, grid)
+        # ViT-B at 1024 x 1024, 2 cores: a global block takes 0.66 s instead of 1.13, all windows
+        # of a block 0.045 s instead of 0.07. In bfloat16 a global block would take 0.58 s instead
+        # of 0.34.
+        if keras.backend.standardize_dtype(query.dtype) == "float32":
+            return _attend_fused(query, key, value, terms, grid)
     if math.prod(grid) < _ROWS_FROM_TOKENS:
         return ops.matmul(attention_map(query, key, terms, grid), value)
     return _attend_by_rows(query, key, value, terms, grid)
 
 
-def _has_fused_kernel(query):
-    """Whether the backend attends without keeping logits, and is faster for it.
-
-    On torch's CPU, ViT-B at 1024 x 1024, 2 cores: a global block takes 0.66 s instead of 1.13 in
-    float32, all windows of a block 0.045 s instead of 0.07; but in bfloat16 a global block takes
-    0.58 s instead of 0.34. On a GPU the other forms would start kernels for every row of queries.
-    """
-    if keras.backend.backend() != "torch":
-        return False
-    is_float32 = keras.backend.standardize_dtype(query.dtype) == "float32"
-    return is_float32 or query.device.type != "cpu"
-
-
 def _attend_fused(query, key, value, terms, grid):
-    """`attend` by the backend's own kernel, with the bias of some rows of queries at a time."""
+    """`attend` by torch's kernel, which keeps no logits; the bias of some rows at a time."""
     h, w = grid
     windows, heads, _, channels = query.shape
     query = ops.reshape(query, (windows, heads, h, w, channels))
@@ -148,15 +141,37 @@ def _attend_fused(query, key, value, terms, grid):
             bias = ops.expand_dims(terms[0][:, :, part], -1)
             bias = bias + ops.expand_dims(terms[1][:, :, part], -2)
             bias = ops.reshape(bias, (windows, heads, queries, h * w))
-        # Its axes are (window, token, head, channel).
-        out = ops.dot_product_attention(
-            ops.reshape(query[:, :, part], (windows, heads, queries, channels)).swapaxes(1, 2),
-            key.swapaxes(1, 2),
-            value.swapaxes(1, 2),
-            bias=bias,
-        )
-        outs.append(out.swapaxes(1, 2))
+        some = ops.reshape(query[:, :, part], (windows, heads, queries, channels))
+        outs.append(_dot_product_attention(some, key, value, bias=bias))
     return outs[0] if len(outs) == 1 else ops.concatenate(outs, axis=2)
+
+
+def _attend_flash(query, key, value, terms, grid):
+    """`attend` without a bias: a query brings its terms, and a key names its row and column.
+
+    `[q / sqrt(c), by row, by column] [k, one-hot row, one-hot column]` is the logit with its bias,
+    so that any kernel for plain attention does, over more channels.
+    """
+    h, w = grid
+    windows, heads, tokens, channels = query.shape
+    query = query * channels**-0.5
+    if terms is not None:
+        rest = -(channels + h + w) % 8  # kernels for half precision want whole blocks of channels
+        by_row, by_column = (ops.reshape(x, (windows, heads, tokens, -1)) for x in terms)
+        nothing = ops.zeros((windows, heads, tokens, rest), dtype=query.dtype)
+        query = ops.concatenate([query, by_row, by_column, nothing], axis=-1)
+        row, column = ops.repeat(ops.arange(h), w), ops.tile(ops.arange(w), h)
+        place = ops.one_hot(row, h + w + rest) + ops.one_hot(h + column, h + w + rest)
+        place = ops.cast(place, key.dtype)
+        place = ops.broadcast_to(place, (windows, heads, *place.shape))
+        key = ops.concatenate([key, place], axis=-1)
+    return _dot_product_attention(query, key, value, scale=1.0)
+
+
+def _dot_product_attention(query, key, value, **options):
+    """Keras's, with axes in our order, `(N, D, tokens, c)`."""
+    query, key, value = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key, value))
+    return ops.transpose(ops.dot_product_attention(query, key, value, **options), (0, 2, 1, 3))
 
 
 def _attend_by_rows(query, key, value, terms, grid):

@@ -9,7 +9,7 @@ from tests.gradients import gradients_of
 
 # Windows, and a grid of more tokens than are ever attended over at once; neither is square.
 GRIDS = {"windows": (2, 3, (5, 7), 6), "the whole image": (1, 2, (33, 32), 4)}
-FORMS = ("attend", "_attend_by_rows", "_attend_fused")
+FORMS = ("attend", "_attend_by_rows", "_attend_fused", "_attend_flash")
 
 
 @pytest.fixture(params=GRIDS)
@@ -23,9 +23,9 @@ def case(request):
 
 @pytest.fixture(params=FORMS)
 def form(request, monkeypatch):
+    if request.param in ("_attend_fused", "_attend_flash") and keras.backend.backend() != "torch":
+        pytest.skip("the fused forms are torch's")
     if request.param == "_attend_fused":
-        if keras.backend.backend() != "torch":
-            pytest.skip("the fused form is torch's")
         # The bias of three rows of queries at a time, which is no whole part of them.
         monkeypatch.setattr(kernels, "_BIAS_AT_ONCE", 3 * 2 * 32 * 33 * 32)
     return getattr(kernels, request.param)
