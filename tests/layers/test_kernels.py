@@ -27,7 +27,7 @@ def form(request, monkeypatch):
         pytest.skip("the fused forms are torch's")
     if request.param == "_attend_fused":
         # The bias of three rows of queries at a time, which is no whole part of them.
-        monkeypatch.setattr(kernels, "_BIAS_AT_ONCE", 3 * 2 * 32 * 33 * 32)
+        monkeypatch.setattr(kernels, "_BIAS_AT_ONCE", {"torch": 3 * 2 * 32 * 33 * 32})
     return getattr(kernels, request.param)
 
 
