@@ -13,7 +13,9 @@ class Dense(keras.layers.Dense):
     """
 
     def call(self, inputs, training=None):
-        if self.bias is None:
+        # Elsewhere there is nothing to gain, and TensorFlow's mixed float16 came out farther from
+        # float32 (tests/parity/test_half_precision.py).
+        if keras.backend.backend() != "torch" or self.bias is None:
             return super().call(inputs, training=training)
         out = linear(inputs, self.kernel, self.bias)
         return out if self.activation is None else self.activation(out)
