@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 
@@ -76,11 +77,13 @@ def pytest_report_header(config):
 
 @pytest.fixture(autouse=True)
 def same_draws_in_every_run():
-    """A test that draws without a seed of its own passes always, or never."""
-    import keras
+    """A test that draws without a seed of its own passes always, or never.
 
-    keras.utils.set_random_seed(0)
-    if "torch" in sys.modules:  # the oracle's, whatever the backend
+    Keras takes the seeds of its generators from Python's. Its `set_random_seed` would have
+    TensorFlow forget what it has compiled.
+    """
+    random.seed(0)
+    if "torch" in sys.modules:  # as a backend or as an oracle
         sys.modules["torch"].manual_seed(0)
 
 

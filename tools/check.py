@@ -43,11 +43,18 @@ import jax, openvino, tensorflow, torch
 from importlib.metadata import version
 version("segment-anything-py")  # imports torchvision, for which the tests have a stand-in
 """
-# What compiles every shape takes longest: in two steps, it fills the machine.
-MODEL_TESTS = ("tests/layers", "tests/models", "tests/parity")
+# What compiles every shape takes longest: in some steps, it fills the machine.
+PARTS = {
+    "parity": ("the comparisons with the peers", ("tests/parity",)),
+    "model": ("layers and models", ("tests/layers", "tests/models")),
+}
+# Programs that run once are made by XLA in half the time without its optimizations. Parity is
+# tested with what users get.
+QUICK_XLA = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 SNIPPETS = "tests/test_snippets.py"
 NOTEBOOKS = "tests/test_notebooks.py"
 PACKAGE = "tests/test_wheel.py"
+ONCE = (*RUN_ONCE, SNIPPETS, NOTEBOOKS, PACKAGE)
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 STEP_LIMIT_SECONDS = 65 * 60
 HEARTBEAT_SECONDS = 60
@@ -91,8 +98,34 @@ def pytest_step(name: str, about: str, *arguments: str, minutes: float = 1.0, **
     return Step(name, about, ((*command, *arguments),), variables, minutes=minutes)
 
 
+def compiled_steps(backend: str, minutes: dict[str, float], **variables: str):
+    """The steps of a backend that compiles; `variables` are not for parity."""
+    for part, (about, paths) in PARTS.items():
+        yield pytest_step(
+            f"{backend}-{part}",
+            f"{about} on the {backend} backend",
+            f"--backend={backend}",
+            *paths,
+            minutes=minutes[part],
+            **(variables if part != "parity" else {}),
+        )
+    elsewhere = [path for _, paths in PARTS.values() for path in paths]
+    yield pytest_step(
+        backend,
+        f"all other unit tests on the {backend} backend",
+        f"--backend={backend}",
+        *left_out(*ONCE, *elsewhere),
+        "tests",
+        minutes=minutes["others"],
+        **variables,
+    )
+
+
+def left_out(*names: str) -> list[str]:
+    return [f"--ignore={name}" for name in names]
+
+
 def all_steps() -> list[Step]:
-    once = [f"--ignore={name}" for name in (*RUN_ONCE, SNIPPETS, NOTEBOOKS, PACKAGE)]
     return [
         Step(
             "lint",
@@ -114,32 +147,12 @@ def all_steps() -> list[Step]:
             "torch",
             "unit and parity tests on the torch backend",
             "--backend=torch",
-            *once,
+            *left_out(*ONCE),
             "tests",
             minutes=7.0,
         ),
-        *(
-            pytest_step(
-                f"{backend}-model",
-                f"layers, models and their parity on the {backend} backend",
-                f"--backend={backend}",
-                *MODEL_TESTS,
-                minutes=minutes,
-            )
-            for backend, minutes in (("jax", 9.0), ("tensorflow", 5.0))
-        ),
-        *(
-            pytest_step(
-                backend,
-                f"all other unit tests on the {backend} backend",
-                f"--backend={backend}",
-                *once,
-                *[f"--ignore={name}" for name in MODEL_TESTS],
-                "tests",
-                minutes=minutes,
-            )
-            for backend, minutes in (("jax", 18.0), ("tensorflow", 8.0))
-        ),
+        *compiled_steps("jax", {"parity": 3.0, "model": 5.0, "others": 9.0}, XLA_FLAGS=QUICK_XLA),
+        *compiled_steps("tensorflow", {"parity": 2.0, "model": 4.0, "others": 9.0}),
         pytest_step(
             "snippets",
             "the examples of the README, the docs and the docstrings, and the notebooks",
