@@ -169,7 +169,8 @@ def test_every_parameter_of_the_generator_is_an_option():
     options = {parameter.name: parameter for parameter in everything.PARAMETERS}
     assert options.keys() == wanted - {"point_grids", "use_m2m"}
     for name, parameter in options.items():
-        assert parameter.default == signature[name].default
+        if name != "prompt_chunk":  # which depends on the backend
+            assert parameter.default == signature[name].default
 
 
 def test_options_reach_the_generator(cli, folder, tmp_path, monkeypatch):

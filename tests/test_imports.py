@@ -53,6 +53,7 @@ BACKENDS = ("jax", "torch", "tensorflow")
 BACKEND_FILES = {
     "layers/kernels.py": {"jax", "torch", "tensorflow"},  # the fastest exact kernel
     "models/programs.py": {"jax", "tensorflow"},  # compiled once per shape, variables untouched
+    "models/torch_programs.py": {"torch"},  # recorded once per shape
     "tensorflow_graph.py": {"tensorflow"},  # the preprocessor inside tf.data
 }
 # Everything that `import keras_sam` must do without; scipy comes with JAX itself.

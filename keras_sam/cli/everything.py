@@ -56,7 +56,7 @@ class Parameter:
     Args:
         name: str, the parameter's name.
         type: function that reads the option's value.
-        default: the generator's own.
+        default: the generator's own, or None if it depends on the backend.
         metavar: str, for the help.
         help: str.
         shapes_results: bool. Whether results depend on it, beyond their last bits.
@@ -126,7 +126,7 @@ PARAMETERS = (
         "PIXELS",
         "remove smaller holes and islands from masks",
     ),
-    Parameter("prompt_chunk", options.positive_integer, 8, "N", "clicks decoded at once", False),
+    Parameter("prompt_chunk", options.positive_integer, None, "N", "clicks decoded at once", False),
 )
 
 
@@ -162,7 +162,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             _flag(parameter.name),
             type=parameter.type,
             metavar=parameter.metavar,
-            help=f"{parameter.help} (default: {parameter.default:.4g})",
+            help=f"{parameter.help} (default: {_shown(parameter.default)})",
         )
     generator.add_argument(
         "--point-grids",
@@ -235,6 +235,10 @@ class _Summary:
 
 def _flag(name):
     return "--" + name.replace("_", "-")
+
+
+def _shown(default):
+    return "as suits the backend" if default is None else f"{default:.4g}"
 
 
 def _parameters(args):

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_sam.layers.initialization import build_part
-from keras_sam.layers.kernels import linear
+from keras_sam.layers.kernels import linear, over_prompts
 from keras_sam.layers.mlp import MLP
 from keras_sam.layers.two_way_transformer import TwoWayTransformer
 
@@ -376,21 +376,24 @@ class SAMMaskDecoder(keras.layers.Layer):
 
     def _masks(self, tokens, image, grid, kept):
         """Logits and scores of the masks numbered `kept`, a range."""
-        eh, ew = grid
-        lead = ops.shape(image)[:2]
-        image = ops.reshape(image, (-1, eh, ew, self.hidden_size))
-        pixels = self.output_upscaling.cells(image)  # (B * P, 16 Eh Ew, C / 8)
-        pixels = ops.reshape(pixels, (*lead, 16 * eh * ew, self.hidden_size // 8))
         weights = ops.stack(
             [self.output_hypernetworks_mlps[k](tokens[:, :, 1 + k]) for k in kept], axis=-1
         )  # (B, P, C / 8, K)
-        masks = ops.matmul(pixels, weights)  # (B, P, 16 Eh Ew, K)
-        lead = ops.shape(masks)[:2]
-        masks = ops.reshape(masks, (-1, 16 * eh * ew, len(kept)))
-        masks = ops.transpose(_whole_pixels(masks, grid), (0, 3, 1, 2))
-        masks = ops.reshape(masks, (*lead, len(kept), 4 * eh, 4 * ew))
+        masks = over_prompts(lambda *some: self._logits(*some, grid), image, weights)
         scores = self.iou_prediction_head(tokens[:, :, 0])
         return {"masks": masks, "iou_pred": scores[:, :, kept.start : kept.stop]}
+
+    def _logits(self, image, weights, grid):
+        """Tokens `(B, P, Eh * Ew, C)` and weights `(B, P, C / 8, K)` to `(B, P, K, 4 Eh, 4 Ew)`."""
+        eh, ew = grid
+        lead, count = ops.shape(image)[:2], weights.shape[-1]
+        pixels = self.output_upscaling.cells(ops.reshape(image, (-1, eh, ew, self.hidden_size)))
+        pixels = ops.reshape(pixels, (*lead, 16 * eh * ew, self.hidden_size // 8))
+        masks = ops.matmul(pixels, weights)  # (B, P, 16 Eh Ew, K)
+        lead = ops.shape(masks)[:2]
+        masks = ops.reshape(masks, (-1, 16 * eh * ew, count))
+        masks = ops.transpose(_whole_pixels(masks, grid), (0, 3, 1, 2))
+        return ops.reshape(masks, (*lead, count, 4 * eh, 4 * ew))
 
     def compute_output_spec(
         self,

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_sam.models.openvino_programs import compile_for_openvino
+from keras_sam.models.torch_programs import compile_for_torch
 from keras_sam.prompts import PADDING
 
 _PROMPTS = ("points", "labels", "masks", "mask_given")
@@ -22,27 +23,26 @@ class Program:
     def __init__(self, model: keras.Model):
         self._model = model
         self._lock = threading.Lock()
-        self._paths = None
+        self._variables = []
         self._run = None
 
     def __call__(self, inputs):
         with self._lock:
-            paths = [variable.path for variable in self._model.variables]
-            if paths != self._paths:
+            variables = self._model.variables
+            if self._run is None or [*map(id, variables)] != [*map(id, self._variables)]:
                 # New, or changed by `quantize` or `enable_lora`, of which compiled code knows
                 # nothing.
-                self._run, self._paths = self._compile(), paths
+                self._run, self._variables = self._compile(variables), variables
             return self._run(inputs)
 
-    def _compile(self):
+    def _compile(self, variables):
         if keras.backend.backend() == "jax":
-            return _compile_for_jax(self._model)
+            return _compile_for_jax(self._model, variables)
         if keras.backend.backend() == "openvino":
             return compile_for_openvino(self._model)
         if keras.backend.backend() == "tensorflow":
             return _compile_for_tensorflow(self._model)
-        self._model.predict_function = None
-        return self._model.predict_on_batch
+        return compile_for_torch(self._model, variables)
 
 
 def _compile_for_tensorflow(model):
@@ -67,7 +67,7 @@ def _compile_for_tensorflow(model):
     return predict
 
 
-def _compile_for_jax(model):
+def _compile_for_jax(model, variables):
     """`predict_on_batch` that only reads the model's variables.
 
     Keras's own donates them to the computation and puts them back afterwards: in between
@@ -78,12 +78,12 @@ def _compile_for_jax(model):
 
     @jax.jit
     def run(values, inputs):
-        state = zip(model.variables, values, strict=True)
+        state = zip(variables, values, strict=True)
         with keras.StatelessScope(state_mapping=list(state)):
             return model(inputs, training=False)
 
     def predict(inputs):
-        outputs = run([variable.value for variable in model.variables], inputs)
+        outputs = run([variable.value for variable in variables], inputs)
         # A copy: numpy's view of JAX's memory would be read-only.
         return keras.tree.map_structure(np.array, outputs)
 
@@ -151,9 +151,7 @@ class Programs:
 
     def _decode_chunk(self, embeddings, prompts, chunk, multimask_output):
         real = prompts["labels"].shape[1]
-        if keras.backend.backend() != "torch":  # which compiles nothing
-            prompts = pad_to_bucket(prompts, chunk)
-        prompts = _without_absent(prompts)
+        prompts = _without_absent(pad_to_bucket(prompts, chunk))
         with_masks = "masks" in prompts
         program = self._program(
             f"decoder, {with_masks=}, {multimask_output=}",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam.models.programs import Programs, pad_to_bucket
+from keras_sam.models.programs import Program, Programs, pad_to_bucket
 from tests.closeness import assert_different, assert_same, assert_same_outputs
 from tests.tiny import photograph, tiny_segmenter
 
@@ -100,7 +100,6 @@ def test_reading_the_weights_while_another_thread_predicts(segmenter):
     assert set(seen) == {expected}
 
 
-@pytest.mark.skipif(keras.backend.backend() == "torch", reason="torch compiles nothing")
 def test_few_shapes_are_ever_compiled(small, monkeypatch):
     """Up to 4 prompts of up to 4 tokens: three and two powers of two, not 12 programs."""
     shapes = set()
@@ -122,8 +121,93 @@ def test_few_shapes_are_ever_compiled(small, monkeypatch):
     for prompts in range(1, 5):
         for clicks in (1, 2, 3):
             points = rng.uniform(0, 30, (1, prompts, clicks, 2))
-            small.decode(embeddings, {"points": points, "labels": np.ones((1, prompts, clicks))})
+            given = {"points": points, "labels": np.ones((1, prompts, clicks))}
+            small.decode(embeddings, given, prompt_chunk=4)
     assert shapes == {(1, p, t) for p in (1, 2, 4) for t in (2, 4)}
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="only torch records its programs")
+class TestRecordedPrograms:
+    """A recording repeats what the layers computed, for other numbers, and only that."""
+
+    def inputs(self, small, seed, prompts=3):
+        rng = np.random.default_rng(seed)
+        clicks = rng.uniform(0, 30, (1, prompts, 2, 2)).astype("float32")
+        labels = rng.integers(-1, 2, (1, prompts, 2)).astype("int32")
+        shape = (1, *small.image_encoder.output.shape[1:])
+        embeddings = rng.normal(size=shape).astype("float32")
+        return {"image_embeddings": embeddings, "points": clicks, "labels": labels}
+
+    def decoder(self, small):
+        model = Programs(small.backbone)._make_decoder(False, None)
+        return model, Program(model)
+
+    def test_equals_the_layers_bit_by_bit(self, small):
+        model, program = self.decoder(small)
+        for seed in range(3):
+            inputs = self.inputs(small, seed)
+            assert_identical(program(inputs), model.predict_on_batch(inputs))
+        more = self.inputs(small, 3, prompts=5)  # another shape
+        assert_identical(program(more), model.predict_on_batch(more))
+
+    def test_layers_run_once_per_shape(self, small, monkeypatch):
+        calls = []
+        upscaler = small.mask_decoder.output_upscaling
+        cells = upscaler.cells
+        monkeypatch.setattr(upscaler, "cells", lambda x: calls.append(1) or cells(x))
+        _, program = self.decoder(small)
+        for seed in range(3):
+            program(self.inputs(small, seed, prompts=1))
+        assert len(calls) == 1
+
+    def test_weights_are_read_anew(self, small):
+        model, program = self.decoder(small)
+        inputs = self.inputs(small, 0)
+        before = program(inputs)
+        tokens = small.mask_decoder.mask_tokens
+        tokens.assign(tokens * 2.0)
+        after = program(inputs)
+        assert_different(after["masks"], before["masks"])
+        assert_identical(after, model.predict_on_batch(inputs))
+
+    def test_no_tensor_in_between_is_kept(self, small):
+        _, program = self.decoder(small)
+        gc.collect()
+        before = {id(x) for x in gc.get_objects() if type(x).__name__ == "Tensor"}
+        program(self.inputs(small, 0))
+        gc.collect()
+        kept = [x for x in gc.get_objects() if type(x).__name__ == "Tensor" and id(x) not in before]
+        assert sum(x.numel() for x in kept) < 16  # numbers that stand in the code
+
+    def test_hooks_are_called_every_time(self, small):
+        calls = []
+        _, program = self.decoder(small)
+        inputs = self.inputs(small, 0)
+        expected = program(inputs)
+        transformer = small.mask_decoder.transformer
+        handle = transformer.register_forward_hook(lambda *_: calls.append(1))
+        for _ in range(2):
+            assert_identical(program(inputs), expected)
+        handle.remove()
+        assert len(calls) == 2
+
+    def test_layers_of_ones_own_run_every_time(self, small):
+        """They may do what no recording sees, as here with numpy."""
+
+        class ByNumpy(keras.layers.Layer):
+            def call(self, x):
+                return x * float(keras.ops.convert_to_numpy(x).max())
+
+        x = keras.Input((3,))
+        program = Program(keras.Model(x, ByNumpy()(x)))
+        for factor in (2.0, 3.0):
+            array = np.array([[1.0, factor, 0.0]], "float32")
+            np.testing.assert_array_equal(program(array), array * factor)
+
+
+def assert_identical(actual, expected):
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value)
 
 
 def test_buckets_pad_with_nothing():

@@ -40,7 +40,7 @@ def run():
     x, y = (keras.tree.map_structure(keras.ops.convert_to_tensor, part) for part in (x, y))
     super_step = keras.Model.train_on_batch  # the batch is prepared once
     before, losses, after, miou = values(segmenter), [], None, 0.0
-    for step in range(200):
+    for step in range(400):
         segmenter.reset_metrics()
         logs = super_step(segmenter, x, y, return_dict=True)
         losses.append(float(logs["loss"]))
