@@ -38,7 +38,8 @@ print(json.dumps({"losses": history["loss"], "devices": shards}))
 def test_data_parallel_training_gives_the_single_devices_losses():
     results = []
     for devices in (1, 4):
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        flags = os.environ.get("XLA_FLAGS", "")
+        flags += f" --xla_force_host_platform_device_count={devices}"
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, str(devices)],
             cwd=Path(__file__).resolve().parents[2],
