@@ -198,11 +198,19 @@ class TestRecordedPrograms:
             def call(self, x):
                 return x * float(keras.ops.convert_to_numpy(x).max())
 
-        x = keras.Input((3,))
-        program = Program(keras.Model(x, ByNumpy()(x)))
-        for factor in (2.0, 3.0):
-            array = np.array([[1.0, factor, 0.0]], "float32")
-            np.testing.assert_array_equal(program(array), array * factor)
+        def by_numpy(x):
+            return x * float(keras.ops.convert_to_numpy(x).max())
+
+        for layer in (
+            ByNumpy(),
+            keras.layers.Lambda(by_numpy, output_shape=(3,)),
+            keras.layers.Activation(by_numpy),
+        ):
+            model = keras.Sequential([keras.Input((3,)), layer])
+            program = Program(model)
+            for factor in (2.0, 3.0):
+                array = np.array([[1.0, factor, 0.0]], "float32")
+                np.testing.assert_array_equal(program(array), array * factor)
 
 
 def assert_identical(actual, expected):
