@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_sam.enlarging import Axis, axis_of, enlarged_rows
+
 # Logit of 0.001: "certainly outside" for mask prompts, also in the padding.
 OUTSIDE_LOGIT = -math.log(999.0)
 
@@ -199,20 +201,24 @@ class ResizePlan:
         mapped[..., : len(rows), : len(columns)] = rows @ masks.astype("float32") @ columns.T
         return mapped
 
-    def masks_to_original(self, masks: ArrayLike) -> np.ndarray:
+    def masks_to_original(
+        self, masks: ArrayLike, mask_threshold: float | None = None
+    ) -> np.ndarray:
         """Maps low-resolution mask logits to the original image, as floats.
 
         Bilinear to the model's frame, padding cut off, bilinear to the
         original size, both without antialiasing and with half-pixel centres:
-        two linear, separable steps, hence one small matrix per axis. Apply
-        the threshold afterwards.
+        two linear, separable steps, hence one small matrix per axis. A
+        threshold comes after that.
 
         Args:
             masks: float array `(..., Lh, Lw)`, logits of the model's whole
                 frame at any resolution.
+            mask_threshold: optional float. Return which logits are above it, without ever
+                holding those of a whole mask.
 
         Returns:
-            float32 array `(..., H0, W0)`.
+            float32 array `(..., H0, W0)`, bool with a threshold.
         """
         masks = np.asarray(masks)
         if masks.ndim < 2 or 0 in masks.shape[-2:]:
@@ -220,23 +226,28 @@ class ResizePlan:
                 "`masks` must have shape (..., Lh, Lw), mask logits of the model's frame. "
                 f"Received: shape={masks.shape}."
             )
-        rows, columns = self.mask_weights(masks.shape[-2:])
-        return rows @ masks.astype("float32") @ columns.T  # (..., H0, W0)
+        rows, columns = self.mask_axes(masks.shape[-2:])
+        dtype = "float32" if mask_threshold is None else bool
+        original = np.empty(masks.shape[:-2] + self.original_size, dtype)
+        for index in np.ndindex(masks.shape[:-2]):
+            for some, values in enlarged_rows(masks[index], rows, columns):
+                if mask_threshold is None:
+                    original[index][some] = values
+                else:
+                    np.greater(values, mask_threshold, out=original[index][some])
+        return original  # (..., H0, W0)
 
-    def mask_weights(self, mask_size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """The two matrices of `masks_to_original`: `rows @ logits @ columns.T`.
-
-        Each of their rows holds non-negative weights that sum to 1, next to each other, so that
-        a part of the image can be computed from a part of the logits.
+    def mask_axes(self, mask_size: int | tuple[int, int]) -> tuple[Axis, Axis]:
+        """The weights of `masks_to_original` for heights and for widths.
 
         Args:
             mask_size: int or pair `(Lh, Lw)`, the model's mask frame.
 
         Returns:
-            float32 arrays `(H0, Lh)` and `(W0, Lw)`, read-only.
+            Two `enlarging.Axis`, from which parts of an image can be made.
         """
         rows, columns = (
-            _mask_enlargement(o, s, m, n)
+            axis_of(o, s, m, n)
             for o, s, m, n in zip(
                 self.original_size,
                 self.scaled_size,
@@ -337,31 +348,7 @@ def size_pair(size: Any, name: str, square: bool = True) -> tuple[int, int]:
     return pair
 
 
-def _bilinear_matrix(out_size: int, in_size: int) -> np.ndarray:
-    """`(out, in)` weights of bilinear interpolation, half-pixel centres, no antialiasing."""
-    # Scale and positions rounded to float32 where torch rounds them (one fused multiply-add), so
-    # that the weights are the reference's, bit for bit.
-    rows = np.arange(out_size)
-    scale = np.float64(np.float32(in_size) / np.float32(out_size))
-    position = np.maximum((scale * (rows + 0.5) - 0.5).astype("float32"), 0)
-    low = np.minimum(position.astype(int), in_size - 1)
-    high = np.minimum(low + 1, in_size - 1)
-    matrix = np.zeros((out_size, in_size))
-    matrix[rows, low] += 1 - (position - low)
-    matrix[rows, high] += position - low
-    return matrix
-
-
-# A pure function of four sizes; an enlargement to 4000 pixels takes 4 MB, so few are kept.
-@functools.lru_cache(maxsize=16)
-def _mask_enlargement(original: int, scaled: int, model: int, mask: int) -> np.ndarray:
-    """`(original, mask)` weights: mask frame -> model frame -> crop -> original."""
-    matrix = _bilinear_matrix(original, scaled) @ _bilinear_matrix(model, mask)[:scaled]
-    matrix = matrix.astype("float32")
-    matrix.setflags(write=False)
-    return matrix
-
-
+# A pure function of four sizes.
 @functools.lru_cache(maxsize=16)
 def _mask_reduction(original: int, scaled: int, model: int, mask: int) -> np.ndarray:
     """`(filled, original)` weights of an antialiased bilinear resize to the mask frame.

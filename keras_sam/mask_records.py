@@ -1,7 +1,7 @@
 """From the candidates of a click grid to Meta's records: what is kept, in which order.
 
-Numpy only. Full-size logits exist for a few candidates at a time, one per thread, and of the part
-of the image alone where the mask can be.
+Numpy only. Full-size logits never exist: masks are made some rows at a time, one mask per thread,
+and of the part of the image alone where the mask can be.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from keras_sam.boxes import boxes_near_crop_edge, nms, nms_across_crops, uncrop_boxes
+from keras_sam.enlarging import enlarged_rows
 from keras_sam.geometry import ResizePlan, xywh_to_xyxy, xyxy_to_xywh
 from keras_sam.masks import (
     compress_rle,
@@ -27,11 +28,10 @@ from keras_sam.masks import (
     mask_area,
     mask_to_box,
     remove_small_regions,
-    stability_score,
 )
+from keras_sam.masks.measures import stability_of_areas
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
-_BLOCK = 256  # columns that are enlarged together
 _MAX_THREADS = 4  # each holds one mask at full size; more of them would wait for the memory
 
 
@@ -308,11 +308,9 @@ def _mask_at(
     thresholds: Thresholds,
 ) -> _Mask | None:
     """The mask of one candidate, if it is stable and not cut off by the crop's edge."""
-    part, (x, y) = _enlarge(batch.logits[place], crop.plan, thresholds)
-    stability = stability_score(part, thresholds.mask_threshold, thresholds.stability_score_offset)
+    mask, (x, y), stability = _enlarge(batch.logits[place], crop.plan, thresholds)
     if not thresholds.accept_stability(stability):
         return None
-    mask = part > thresholds.mask_threshold
     box = mask_to_box(mask) + ([x, y, x, y] if mask.any() else 0)
     if boxes_near_crop_edge(box, crop.box, original_size)[0]:
         return None
@@ -322,7 +320,7 @@ def _mask_at(
         rle=encode_rle(mask, crop_box=place_in_image, original_size=original_size),
         box=uncrop_boxes(box, crop.box),
         score=float(batch.scores[place]),
-        stability=float(stability),
+        stability=stability,
         point=(batch.points[place[0]] + crop.box[:2]).tolist(),
         crop_box=crop.box,
     )
@@ -330,42 +328,23 @@ def _mask_at(
 
 def _enlarge(
     logits: np.ndarray, plan: ResizePlan, thresholds: Thresholds
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """Full-size logits of the part of a crop where anything of the mask can be, and its x y.
+) -> tuple[np.ndarray, tuple[int, int], float]:
+    """The mask in the part of a crop where anything of it can be, its x y, and its stability.
 
     Enlarging takes weighted means, which exceed no level that all their pixels are below. So
     what is left out belongs to neither of the masks that stability compares.
     """
-    rows, columns = plan.mask_weights(logits.shape)
-    level = thresholds.mask_threshold - abs(thresholds.stability_score_offset)
-    above = np.asarray(logits) > level
-    y, v = _reach(rows, above.any(axis=1))
-    x, u = _reach(columns, above.any(axis=0))
-    return _times_band(rows[y, v] @ np.asarray(logits[v, u]), columns[x, u]), (x.start, y.start)
-
-
-def _times_band(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`values @ weights.T` of weights that lie in a band: most of the products are with zero."""
-    product = np.empty((len(values), len(weights)), "float32")
-    for start in range(0, len(weights), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        used = np.flatnonzero(weights[block].any(axis=0))
-        inputs = slice(int(used[0]), int(used[-1]) + 1)
-        np.matmul(values[:, inputs], weights[block, inputs].T, out=product[:, block])
-    return product
-
-
-def _reach(weights: np.ndarray, wanted: np.ndarray) -> tuple[slice, slice]:
-    """The output pixels that any wanted input pixel has weight in, and all inputs of those."""
-    hits = np.flatnonzero(wanted)
-    if not len(hits):
-        return slice(0, 1), slice(0, weights.shape[1])  # one pixel, so that there is a mask
-    reached = np.flatnonzero(weights[:, hits[0] : hits[-1] + 1].any(axis=1))
-    if not len(reached):
-        return slice(0, 1), slice(0, weights.shape[1])  # all in the padding
-    outputs = slice(int(reached[0]), int(reached[-1]) + 1)
-    inputs = np.flatnonzero(weights[outputs].any(axis=0))
-    return outputs, slice(int(inputs[0]), int(inputs[-1]) + 1)
+    rows, columns = plan.mask_axes(logits.shape)
+    threshold, offset = thresholds.mask_threshold, thresholds.stability_score_offset
+    above = np.asarray(logits) > threshold - abs(offset)
+    y, x = rows.reach(above.any(axis=1)), columns.reach(above.any(axis=0))
+    mask = np.empty((y.stop - y.start, x.stop - x.start), bool)
+    inner = outer = 0
+    for some, values in enlarged_rows(logits, rows, columns, (y, x)):
+        np.greater(values, threshold, out=mask[some])
+        inner += np.count_nonzero(values > threshold + offset)
+        outer += np.count_nonzero(values > threshold - offset)
+    return mask, (x.start, y.start), float(stability_of_areas(inner, outer))
 
 
 def _boxes(masks: list[_Mask]) -> np.ndarray:

@@ -195,12 +195,7 @@ class SAMPredictor:
         )
         scores, logits = outputs["iou_pred"][0], outputs["masks"][0]  # ([P,] K), ([P,] K, L, L)
         threshold = self.segmenter.mask_threshold if mask_threshold is None else mask_threshold
-        restored = np.empty(
-            (*scores.shape, *plan.original_size), "float32" if return_logits else bool
-        )
-        for index in np.ndindex(scores.shape):  # one at a time: full-size floats are large
-            full = plan.masks_to_original(logits[index])
-            restored[index] = full if return_logits else full > threshold
+        restored = plan.masks_to_original(logits, None if return_logits else threshold)
         return restored, scores, logits
 
     def preprocess_masks(self, masks: Any, image_index: int = 0) -> np.ndarray:

@@ -389,9 +389,7 @@ def restore_masks(
     else:
         restored = [np.empty((*leading, *plan.original_size), dtype) for plan in plans]
     for plan, image_logits, target in zip(plans, logits, restored, strict=True):
-        for index in np.ndindex(leading):  # one at a time: at full size floats are large
-            floats = plan.masks_to_original(image_logits[index])
-            target[index] = floats > mask_threshold if binarize else floats
+        target[...] = plan.masks_to_original(image_logits, mask_threshold if binarize else None)
     return restored
 
 

@@ -22,6 +22,7 @@ LEVELS = {
     "boxes": 0,
     "converters": 0,
     "drawing": 0,
+    "enlarging": 0,
     "files": 0,
     "geometry": 0,
     "images": 0,

@@ -178,7 +178,11 @@ def stability_score(
         np.array([np.count_nonzero(one > mask_threshold + offset) for one in each], int)
         for offset in (stability_score_offset, -stability_score_offset)
     )
-    inner, outer = inner.reshape(logits.shape[:-2]), outer.reshape(logits.shape[:-2])
+    return stability_of_areas(*(area.reshape(logits.shape[:-2]) for area in (inner, outer)))
+
+
+def stability_of_areas(inner: ArrayLike, outer: ArrayLike) -> np.ndarray:
+    """The stability of masks of which the areas at both thresholds are known, see above."""
     with np.errstate(invalid="ignore"):
         return np.divide(inner, outer, dtype="float32")
 
