@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_sam.layers.dense import Dense
 from keras_sam.layers.initialization import build_part
-from keras_sam.layers.kernels import softmax_float32
+from keras_sam.layers.kernels import matmul_transposed, softmax_float32
 
 # Far below every logit, yet finite: exp() of it is exactly 0, so a masked key has no influence.
 _MASKED_LOGIT = -1e9
@@ -132,7 +132,7 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
         query = self._split_heads(self.query_proj(query)) * self._scale  # (B, [P,] D, Tq, c)
         kernel, bias = self._kernel_by_head(self.key_proj, query)  # (D, C, c), (D, 1, c)
         products = ops.matmul(query, _transposed(kernel))  # (B, [P,] D, Tq, C)
-        logits = ops.matmul(_merge(products, -3), _transposed(key))
+        logits = matmul_transposed(_merge(products, -3), key)
         # The bias adds the same to all logits of a query: nothing, but it has a gradient.
         logits = _split(logits, -2, self.num_heads) + ops.sum(query * bias, axis=-1, keepdims=True)
         attention = _masked_softmax(logits, key_mask, attention_bias)  # (B, [P,] D, Tq, Tk)
@@ -149,12 +149,12 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
             # Each head's keys at its own channels, zeros elsewhere: (B, P, D, Tk, D, c).
             own = ops.reshape(ops.eye(self.num_heads, dtype=key.dtype), (self.num_heads, 1, -1, 1))
             products = _merge(ops.expand_dims(key, -2) * own, -2)
-            logits = ops.matmul(_merge(products, -3), _transposed(self.query_proj(query)))
+            logits = matmul_transposed(_merge(products, -3), self.query_proj(query))
             logits = _split(logits, -2, self.num_heads)
         else:
             kernel, bias = self._kernel_by_head(self.query_proj, key)
             products = ops.matmul(key, _transposed(kernel))  # (B, [P,] D, Tk, C)
-            logits = ops.matmul(_merge(products, -3), _transposed(query))
+            logits = matmul_transposed(_merge(products, -3), query)
             biases = ops.sum(key * bias, axis=-1, keepdims=True)
             logits = _split(logits, -2, self.num_heads) + biases
         # (B, [P,] D, Tk, Tq): the sums over keys run along the many queries.

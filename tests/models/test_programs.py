@@ -105,8 +105,8 @@ def test_few_shapes_are_ever_compiled(small, monkeypatch):
     shapes = set()
     decode = Programs._program
 
-    def program(self, name, make):
-        run = decode(self, name, make)
+    def program(self, name, make, **options):
+        run = decode(self, name, make, **options)
 
         def recorded(inputs):
             if "decoder" in name:
