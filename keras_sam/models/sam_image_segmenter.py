@@ -32,10 +32,10 @@ from keras_sam.nested import to_numpy
 from keras_sam.preprocessing import SAMImageSegmenterPreprocessor, batch_of
 
 # Prompt sets of one image that are decoded at once. Every prompt carries its own copy of the
-# image tokens (4 MB each at 1024 x 1024), and there are several at a time. With these numbers 64
-# prompts of ViT-B's decoder take 114 MB on torch and 160 on JAX, of which 50 are the masks; with 8
-# at once they took 395 and 268, and no less time on torch.
-PROMPT_CHUNK = 2 if keras.backend.backend() == "torch" else 4
+# image tokens (4 MB each at 1024 x 1024), and there are several at a time, except on JAX, where the
+# program decodes one after the other. Above these numbers no backend is faster, and each takes
+# more memory; OpenVINO takes a tenth longer with half of its own.
+PROMPT_CHUNK = {"torch": 2, "openvino": 8}.get(keras.backend.backend(), 4)
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
