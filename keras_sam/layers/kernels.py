@@ -163,21 +163,27 @@ def attend(query, key, value, terms, grid):
     is_float32 = keras.backend.standardize_dtype(query.dtype) == "float32"
     if backend == "openvino" or (backend == "torch" and is_float32):
         return _attend_fused(query, key, value, terms, grid)
-    if backend == "jax" and _runs_on_cpu():
+    if takes_turns():
         return _attend_in_turn(query, key, value, terms, grid)
     if math.prod(grid) < _ROWS_FROM_TOKENS:
         return ops.matmul(attention_map(query, key, terms, grid), value)
     return _attend_by_rows(query, key, value, terms, grid)
 
 
-def _runs_on_cpu():
+def takes_turns():
+    """Whether loops inside a program are faster than batches: on JAX, on a CPU.
+
+    Not if that is several devices for JAX: they would share a batch, and each run the whole loop.
+    """
+    if keras.backend.backend() != "jax":
+        return False
     import jax
 
-    return jax.default_backend() == "cpu"
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def _attend_in_turn(query, key, value, terms, grid):
-    """`attend`, one window or one head after the other, some rows of queries at a time.
+    """`attend` for `takes_turns`: one window, or some rows of queries of one head, at a time.
 
     XLA multiplies two matrices on a CPU twice as fast as a batch of small ones. ViT-B at 1024 x
     1024, 2 cores: a global block's attention takes 0.46 s instead of 0.96, all windows of a block
