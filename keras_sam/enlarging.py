@@ -27,14 +27,15 @@ class Axis:
         mask: int. Pixels of the mask frame.
 
     Attributes:
-        weights: float32 array `(original, mask)`: mask frame -> model frame -> crop -> original.
-            Each row holds non-negative weights that sum to 1, next to each other, and further to
-            the right from row to row.
+        weights: float32 array `(original, mask)`, read-only: mask frame -> model frame -> crop ->
+            original. Each row holds non-negative weights that sum to 1, next to each other, and
+            further to the right from row to row.
     """
 
     def __init__(self, original: int, scaled: int, model: int, mask: int):
         matrix = _bilinear_matrix(original, scaled) @ _bilinear_matrix(model, mask)[:scaled]
         self.weights = matrix.astype("float32")
+        self.weights.setflags(write=False)  # many share it
         used = self.weights > 0
         self._first = used.argmax(axis=1)
         self._stop = mask - used[:, ::-1].argmax(axis=1)

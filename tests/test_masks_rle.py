@@ -101,6 +101,20 @@ def test_large_stacks_are_encoded_in_chunks_without_a_seam(monkeypatch):
         assert tools.encode_rle(stack) == whole
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 3, 70_000),  # columns that 16 bits do not count
+        (70_000, 3, 2),  # masks that 16 bits do not count
+        (300, 3, 300),  # neither in 8 bits
+    ],
+    ids=str,
+)
+def test_many_columns_and_many_masks_stay_in_order(shape):
+    stack = np.random.default_rng(0).random(shape) < 0.4
+    assert tools.encode_rle(stack) == coco_encode(stack)
+
+
 def test_a_crop_is_encoded_as_a_mask_of_the_whole_image():
     rng = np.random.default_rng(0)
     edges = {"none": 0, "some": 0}

@@ -258,17 +258,14 @@ def mask_flips(
     mask = np.concatenate([top[0], inner[0], foot[0]])
     y = np.concatenate([np.zeros(len(top[0]), int), inner[1], np.full(len(foot[0]), h)])
     x = np.concatenate([top[1], inner[2], foot[1]])
-    if max(m, w) <= 1 << 16:
-        # They go down the rows already. What is left is stable, by column and then by mask, which
-        # numpy does in a third of the time for numbers of 16 bits: it needs no comparisons.
-        order = np.argsort(x.astype("uint16"), kind="stable")
-        if m > 1:
-            order = order[np.argsort(mask[order].astype("uint16"), kind="stable")]
-        mask, y, x = mask[order], y[order], x[order]
+    # They go down the rows already. What is left is stable, by column and then by mask, which numpy
+    # does in a third of the time for numbers of up to 16 bits: it needs no comparisons.
+    order = np.argsort(x.astype(np.min_scalar_type(w)), kind="stable")
+    if m > 1:
+        order = order[np.argsort(mask[order].astype(np.min_scalar_type(m)), kind="stable")]
+    mask, y, x = mask[order], y[order], x[order]
     place = (x + corner[0]) * h0 + y + corner[1]
     flips = (mask * (h0 * w0) + place)[place < h0 * w0]
-    if max(m, w) > 1 << 16:
-        flips.sort()
     twice = np.flatnonzero(flips[1:] == flips[:-1])
     return np.delete(flips, np.concatenate([twice, twice + 1])) if len(twice) else flips
 
