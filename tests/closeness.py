@@ -32,3 +32,10 @@ def assert_different(first, second, bound=1e-3):
     first, second = np.asarray(first), np.asarray(second)
     assert first.shape == second.shape
     assert np.abs(first - second).max() > bound * np.abs(second).max()
+
+
+def relative_difference(actual, expected):
+    """The root mean square of what finite `actual` is off, relative to that of `expected`."""
+    assert actual.shape == expected.shape
+    assert np.isfinite(actual).all()
+    return np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2))

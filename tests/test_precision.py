@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_sam
+from tests.closeness import relative_difference
 from tests.tiny import photograph, tiny_backbone, tiny_segmenter, without_random_values
 
 # The root of the mean squared difference from float32, as a part of that of the float32 values:
@@ -49,12 +50,6 @@ def precise_and_not(request, segmenter):
 
 def bound_of(dtype):
     return BOUNDS[dtype.removeprefix("mixed_")]
-
-
-def relative_difference(actual, expected):
-    assert actual.shape == expected.shape
-    assert np.isfinite(actual).all()
-    return np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2))
 
 
 def test_masks_and_scores_stay_near_float32(precise_and_not):

@@ -3,8 +3,9 @@
 import keras
 from keras import ops
 
+from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
-from keras_sam.layers.kernels import linear, over_prompts
+from keras_sam.layers.kernels import activate, linear, matmul
 from keras_sam.layers.mlp import MLP
 from keras_sam.layers.two_way_transformer import TwoWayTransformer
 
@@ -50,9 +51,7 @@ class MaskUpscaler(keras.layers.Layer):
         self.conv1 = keras.layers.Conv2DTranspose(
             hidden_size // 4, 2, strides=2, dtype=policy, name="conv1"
         )
-        self.norm1 = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=policy, name="norm1"
-        )
+        self.norm1 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm1")
         self.conv2 = keras.layers.Conv2DTranspose(
             hidden_size // 8, 2, strides=2, dtype=policy, name="conv2"
         )
@@ -63,10 +62,10 @@ class MaskUpscaler(keras.layers.Layer):
         self.norm1.build(quarter)
         build_part(self.conv2, quarter, self.initializer_range)
 
-    def call(self, x):
-        return _whole_pixels(self.cells(x), x.shape[1:3])
+    def call(self, x, training=None):
+        return _whole_pixels(self.cells(x, training), x.shape[1:3])
 
-    def cells(self, x):
+    def cells(self, x, training=None):
         """`call`, with the pixels still in the order in which they are made.
 
         The kernels do not overlap, so each of the two convolutions is one matrix product, after
@@ -75,6 +74,7 @@ class MaskUpscaler(keras.layers.Layer):
 
         Args:
             x: float tensor `(B, Eh, Ew, C)`.
+            training: optional bool. Whether gradients are wanted.
 
         Returns:
             Float tensor `(B, Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its
@@ -82,15 +82,16 @@ class MaskUpscaler(keras.layers.Layer):
         """
         h, w, channels = x.shape[1:]
         x = ops.reshape(x, (-1, h * w, channels))
-        x = self._quarters(self.conv1, x)  # (B, Eh * Ew * 4, C / 4)
-        x = self.activation(self.norm1(x))
-        return self.activation(self._quarters(self.conv2, x))
+        x = self._quarters(self.conv1, x, None, training)  # (B, Eh * Ew * 4, C / 4)
+        x = activate(self.norm1(x, training=training), self.activation)
+        return self._quarters(self.conv2, x, self.activation, training)
 
-    def _quarters(self, conv, x):
+    def _quarters(self, conv, x, activation, training):
         """A convolution that makes 2 x 2 pixels of each `(B, pixels, C)`: `(B, 4 pixels, C')`."""
         kernel = ops.cast(conv.kernel, x.dtype)  # (2, 2, C', C)
         kernel = ops.transpose(ops.reshape(kernel, (-1, kernel.shape[3])))
-        x = linear(x, kernel, ops.tile(conv.bias, 4))  # (B, pixels, 4 C')
+        bias = ops.tile(conv.bias, 4)
+        x = linear(x, kernel, bias, activation, training)  # (B, pixels, 4 C')
         return ops.reshape(x, (-1, 4 * x.shape[1], conv.filters))
 
     def compute_output_shape(self, input_shape):
@@ -356,7 +357,7 @@ class SAMMaskDecoder(keras.layers.Layer):
         kept = range(self.num_mask_tokens)
         if multimask_output is not None:
             kept = kept[1:] if multimask_output else kept[:1]
-        outputs = self._masks(tokens, image, image_embeddings.shape[1:3], kept)
+        outputs = self._masks(tokens, image, image_embeddings.shape[1:3], kept, training)
         if single_object:
             outputs = {name: x[:, 0] for name, x in outputs.items()}
         if return_attentions:
@@ -374,22 +375,23 @@ class SAMMaskDecoder(keras.layers.Layer):
         real = ops.ones((*lead, own.shape[2]), dtype="bool")
         return tokens, ops.concatenate([real, sparse_mask], axis=2)
 
-    def _masks(self, tokens, image, grid, kept):
+    def _masks(self, tokens, image, grid, kept, training):
         """Logits and scores of the masks numbered `kept`, a range."""
         weights = ops.stack(
             [self.output_hypernetworks_mlps[k](tokens[:, :, 1 + k]) for k in kept], axis=-1
         )  # (B, P, C / 8, K)
-        masks = over_prompts(lambda *some: self._logits(*some, grid), image, weights)
+        masks = self._logits(image, weights, grid, training)
         scores = self.iou_prediction_head(tokens[:, :, 0])
         return {"masks": masks, "iou_pred": scores[:, :, kept.start : kept.stop]}
 
-    def _logits(self, image, weights, grid):
+    def _logits(self, image, weights, grid, training):
         """Tokens `(B, P, Eh * Ew, C)` and weights `(B, P, C / 8, K)` to `(B, P, K, 4 Eh, 4 Ew)`."""
         eh, ew = grid
         lead, count = ops.shape(image)[:2], weights.shape[-1]
-        pixels = self.output_upscaling.cells(ops.reshape(image, (-1, eh, ew, self.hidden_size)))
+        image = ops.reshape(image, (-1, eh, ew, self.hidden_size))
+        pixels = self.output_upscaling.cells(image, training)
         pixels = ops.reshape(pixels, (*lead, 16 * eh * ew, self.hidden_size // 8))
-        masks = ops.matmul(pixels, weights)  # (B, P, 16 Eh Ew, K)
+        masks = matmul(pixels, weights)  # (B, P, 16 Eh Ew, K)
         lead = ops.shape(masks)[:2]
         masks = ops.reshape(masks, (-1, 16 * eh * ew, count))
         masks = ops.transpose(_whole_pixels(masks, grid), (0, 3, 1, 2))

@@ -57,9 +57,10 @@ class MLP(keras.layers.Layer):
         self.activation = keras.activations.get(activation)
         self.dropout_rate = dropout_rate
         self.initializer_range = initializer_range
-        units = [hidden_dim] * (num_layers - 1) + [output_dim]
+        units = [(hidden_dim, self.activation)] * (num_layers - 1) + [(output_dim, None)]
         self.dense_layers = [
-            Dense(n, dtype=self.dtype_policy, name=f"dense_{i}") for i, n in enumerate(units)
+            Dense(n, activation=after, dtype=self.dtype_policy, name=f"dense_{i}")
+            for i, (n, after) in enumerate(units)
         ]
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
 
@@ -70,7 +71,7 @@ class MLP(keras.layers.Layer):
 
     def call(self, x, training=None):
         for dense in self.dense_layers[:-1]:
-            x = self.activation(dense(x))
+            x = dense(x)
             if self.dropout_rate:
                 x = self.dropout(x, training=training)
         x = self.dense_layers[-1](x)

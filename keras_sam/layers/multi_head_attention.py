@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_sam.layers.dense import Dense
 from keras_sam.layers.initialization import build_part
-from keras_sam.layers.kernels import matmul_transposed, softmax_float32
+from keras_sam.layers.kernels import matmul, matmul_transposed, softmax_float32
 
 # Far below every logit, yet finite: exp() of it is exactly 0, so a masked key has no influence.
 _MASKED_LOGIT = -1e9
@@ -137,7 +137,7 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
         logits = _split(logits, -2, self.num_heads) + ops.sum(query * bias, axis=-1, keepdims=True)
         attention = _masked_softmax(logits, key_mask, attention_bias)  # (B, [P,] D, Tq, Tk)
         kernel, bias = self._kernel_by_head(self.value_proj, query)
-        seen = _split(ops.matmul(_merge(attention, -3), value), -2, self.num_heads)
+        seen = _split(matmul(_merge(attention, -3), value), -2, self.num_heads)
         # A query's attention sums to 1, so its values' bias arrives whole.
         out = ops.matmul(seen, kernel) + bias  # (B, [P,] D, Tq, c)
         return self.out_proj(_join_heads(out)), attention
@@ -165,7 +165,7 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
         # whole: added to few tokens instead of the many queries.
         bias = ops.cast(self.out_proj.bias, value.dtype) / self.num_heads
         products = _merge(ops.matmul(value, kernel) + bias, -3)  # (B, [P,] D * Tk, C)
-        out = ops.matmul(_transposed(_merge(attention, -3)), products)  # (B, [P,] Tq, C)
+        out = matmul(_transposed(_merge(attention, -3)), products)  # (B, [P,] Tq, C)
         return out, _transposed(attention)
 
     @property

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
 from keras_sam.prompts import NOT_A_POINT, PADDING
@@ -167,13 +168,9 @@ class MaskDownscaler(keras.layers.Layer):
         self.conv1 = keras.layers.Conv2D(
             mask_in_channels // 4, 2, strides=2, dtype=policy, name="conv1"
         )
-        self.norm1 = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=policy, name="norm1"
-        )
+        self.norm1 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm1")
         self.conv2 = keras.layers.Conv2D(mask_in_channels, 2, strides=2, dtype=policy, name="conv2")
-        self.norm2 = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=policy, name="norm2"
-        )
+        self.norm2 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm2")
         self.conv3 = keras.layers.Conv2D(hidden_size, 1, dtype=policy, name="conv3")
 
     def build(self, input_shape=None):

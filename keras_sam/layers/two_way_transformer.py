@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.mlp import MLP
 from keras_sam.layers.multi_head_attention import MultiHeadAttentionWithDownsampling
 
@@ -115,7 +116,7 @@ class TwoWayMultiHeadAttention(keras.layers.Layer):
         )
 
     def _norm(self, name):
-        return keras.layers.LayerNormalization(
+        return LayerNormalization(
             epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
         )
 
@@ -313,7 +314,7 @@ class TwoWayTransformer(keras.layers.Layer):
             dtype=self.dtype_policy,
             name="final_attention_token_to_image",
         )
-        self.final_layer_norm = keras.layers.LayerNormalization(
+        self.final_layer_norm = LayerNormalization(
             epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="final_layer_norm"
         )
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_sam.layers import kernels
-from keras_sam.layers.dense import Dense
+from keras_sam.layers.dense import Dense, LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.mlp import MLP
 from keras_sam.layers.rematerialization import rematerialized
@@ -164,7 +164,7 @@ class WindowAttention(keras.layers.Layer):
             attention = kernels.attention_map(query, key, terms, self.window_grid)
             out = ops.matmul(self.dropout(attention, training=training), value)
         else:
-            out = kernels.attend(query, key, value, terms, self.window_grid)
+            out = kernels.attend(query, key, value, terms, self.window_grid, training)
         out = self._join_windows_and_heads(out, padded_h, padded_w)[:, :h, :w]
         out = self.projection(out)
         return (out, attention) if return_attention else out
@@ -288,9 +288,7 @@ class WindowedTransformerEncoder(keras.layers.Layer):
         self.drop_path_rate = drop_path_rate
         self.initializer_range = initializer_range
         policy = self.dtype_policy
-        self.norm1 = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=policy, name="norm1"
-        )
+        self.norm1 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm1")
         self.attention = WindowAttention(
             num_heads,
             window_size=window_size,
@@ -303,9 +301,7 @@ class WindowedTransformerEncoder(keras.layers.Layer):
         )
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=policy, name="dropout")
         self.drop_path = DropPath(drop_path_rate, dtype=policy, name="drop_path")
-        self.norm2 = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=policy, name="norm2"
-        )
+        self.norm2 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm2")
         # Whether gradients compute the block again, instead of keeping what is inside. Not part
         # of the config, because it changes no result: `SAMImageSegmenter.checkpoint_gradients`.
         self.rematerialize = False

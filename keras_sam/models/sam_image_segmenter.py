@@ -35,7 +35,7 @@ from keras_sam.preprocessing import SAMImageSegmenterPreprocessor, batch_of
 # image tokens (4 MB each at 1024 x 1024), and there are several at a time, except on JAX, where the
 # program decodes one after the other. Above these numbers no backend is faster, and each takes
 # more memory; OpenVINO takes a tenth longer with half of its own.
-PROMPT_CHUNK = {"torch": 2, "openvino": 8}.get(keras.backend.backend(), 4)
+PROMPT_CHUNK = {"torch": 8, "openvino": 8}.get(keras.backend.backend(), 4)
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")

@@ -5,7 +5,7 @@ import operator
 import keras
 
 
-def compile_for_torch(model, variables):
+def compile_for_torch(model, variables, run):
     """`predict_on_batch` that repeats what torch computed for inputs of the same shapes.
 
     The decoder makes some 500 calls to torch for a click, and Keras's layers take as long to make
@@ -18,6 +18,7 @@ def compile_for_torch(model, variables):
     Args:
         model: a `keras.Model`.
         variables: list of its variables.
+        run: function of the inputs as tensors, which calls the model.
 
     Returns:
         A function from a numpy array, or a dict of them, to the model's outputs as numpy.
@@ -32,14 +33,14 @@ def compile_for_torch(model, variables):
         inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
         with torch.no_grad():
             if has_own_code or _has_hooks(layers):
-                outputs = model(inputs, training=False)
+                outputs = run(inputs)
             else:
                 values = [variable.value for variable in variables]
                 key = tuple((x.shape, x.dtype) for x in keras.tree.flatten(inputs))
                 if key in programs:
                     outputs = programs[key](values, inputs)
                 else:
-                    outputs, programs[key] = _record(model, values, inputs)
+                    outputs, programs[key] = _record(run, values, inputs)
         return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
 
     return predict
@@ -55,8 +56,8 @@ def _has_hooks(layers):
     return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
-def _record(model, values, inputs):
-    """Runs the model; gives its outputs, and a function that computes them for other numbers."""
+def _record(run, values, inputs):
+    """Calls `run`; gives its outputs, and a function that computes them for other numbers."""
     import torch
     from torch.utils import _pytree as pytree
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -92,7 +93,25 @@ def _record(model, values, inputs):
             return outputs
 
     with Recorder():
-        outputs = model(inputs, training=False)
+        outputs = run(inputs)
     graph.output(pytree.tree_map(node_of, outputs))
+    _compute_once(graph)
     compute = torch.fx.GraphModule(constants, graph)
     return outputs, lambda values, inputs: compute(*values, *keras.tree.flatten(inputs))
+
+
+def _compute_once(graph):
+    """Lets operations that are the same share their result: what the prompts of an image share."""
+    from torch.utils import _pytree as pytree
+
+    operations = [node for node in graph.nodes if node.op == "call_function"]
+    if any(hasattr(x.target, "_schema") and x.target._schema.is_mutable for x in operations):
+        return  # the same operation may find other numbers
+    done = {}
+    for node in operations:
+        leaves, structure = pytree.tree_flatten((node.args, node.kwargs))
+        key = (node.target, repr(structure), *((type(x), x) for x in leaves))
+        first = done.setdefault(key, node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)

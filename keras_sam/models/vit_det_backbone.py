@@ -5,6 +5,7 @@ import hashlib
 import keras
 import numpy as np
 
+from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.positional_embedding import PositionEmbedding
 from keras_sam.layers.window_attention import WindowedTransformerEncoder
@@ -271,7 +272,7 @@ def _neck(x, channels, initializer_range, dtype):
             name=f"neck_conv{i}",
         )
         x = build_part(conv, x.shape, initializer_range)(x)
-        x = keras.layers.LayerNormalization(epsilon=1e-6, dtype=dtype, name=f"neck_norm{i}")(x)
+        x = LayerNormalization(epsilon=1e-6, dtype=dtype, name=f"neck_norm{i}")(x)
     return x
 
 

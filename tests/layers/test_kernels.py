@@ -1,10 +1,16 @@
 """Every way to attend over a grid gives the numbers and gradients of the plain formula."""
 
+import contextlib
+import math
+
 import keras
 import numpy as np
 import pytest
 
 from keras_sam.layers import kernels
+from keras_sam.layers.dense import Dense, LayerNormalization
+from keras_sam.models.programs import Program
+from tests.closeness import relative_difference
 from tests.gradients import gradients_of
 
 # Windows, and a grid of more tokens than are ever attended over at once; neither is square.
@@ -60,6 +66,25 @@ def test_every_form_is_the_formula(form, case):
     np.testing.assert_allclose(found, formula(*arrays, grid), atol=3e-6)
 
 
+def test_attention_without_gradients(case):
+    """Which torch computes by another library."""
+    arrays, grid = case
+    with without_gradients():
+        found = keras.ops.convert_to_numpy(attended(kernels.attend, arrays, grid))
+        np.testing.assert_allclose(found, formula(*arrays, grid), atol=3e-6)
+        arrays = [*arrays[:3], None, None]
+        found = keras.ops.convert_to_numpy(attended(kernels.attend, arrays, grid))
+    np.testing.assert_allclose(found, formula(*arrays, grid), atol=3e-6)
+
+
+def without_gradients():
+    if keras.backend.backend() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()
+
+
 def test_without_relative_positions(form, case):
     arrays, grid = case
     arrays = [*arrays[:3], None, None]
@@ -79,3 +104,61 @@ def test_gradients_are_those_of_the_whole_map(form, case):
     )
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.fixture(params=["float32", "mixed_bfloat16"])
+def stack(request):
+    """A dense layer with GELU, a norm and a dense layer, and what they make of an array."""
+    rng = np.random.default_rng(3)
+    layers = [
+        Dense(24, activation="gelu", dtype=request.param),
+        LayerNormalization(epsilon=1e-6, dtype=request.param),
+        Dense(8, dtype=request.param),
+    ]
+    inputs = keras.Input((3, 5, 16))
+    model = keras.Model(inputs, keras.ops.cast(keras.Sequential(layers)(inputs), "float32"))
+    model.set_weights([rng.normal(0, 0.5, w.shape).astype("float32") for w in model.weights])
+    return model, rng.normal(0, 2, (2, 3, 5, 16)).astype("float32")
+
+
+def reference(model, x):
+    """In float64, with the error function of the standard library."""
+    kernel, bias, gamma, beta, last_kernel, last_bias = (
+        keras.ops.convert_to_numpy(w).astype("float64") for w in model.weights
+    )
+    x = x @ kernel + bias
+    x = x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return (x * gamma + beta) @ last_kernel + last_bias
+
+
+def test_a_program_computes_products_activations_and_norms(stack):
+    model, x = stack
+    bound = 2e-6 if model.layers[1].layers[0].compute_dtype == "float32" else 2e-2
+    expected = reference(model, x)
+    for found in (
+        Program(model)(x),
+        keras.ops.convert_to_numpy(model(x, training=False)),
+        keras.ops.convert_to_numpy(model(x, training=True)).astype("float32"),
+    ):
+        assert relative_difference(found, expected) < bound
+
+
+def test_gradients_are_the_same_in_either_mode(stack):
+    """Also of what is computed by other words when no gradients are expected."""
+    model, x = stack
+    inference, training = (
+        gradients_of(lambda y, t=t: keras.ops.sum(model(y[0], training=t) ** 2), [x])[0]
+        for t in (False, True)
+    )
+    bound = 1e-5 if model.layers[1].layers[0].compute_dtype == "float32" else 3e-2
+    assert relative_difference(inference, training) < bound
+
+
+def test_gelu_far_from_zero_is_finite_and_exact():
+    x = np.array([-1e30, -60.0, -3.0, -0.0, 0.0, 3.0, 60.0, 1e30], "float32")
+    found = keras.ops.convert_to_numpy(
+        kernels.activate(keras.ops.convert_to_tensor(x), keras.activations.gelu)
+    )
+    expected = x.astype("float64") * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+    np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-6)

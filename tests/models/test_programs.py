@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam.models.programs import Program, Programs, pad_to_bucket
+from keras_sam.models import torch_programs
+from keras_sam.models.programs import Program, Programs, pad_to_bucket, split_into_buckets
 from tests.closeness import assert_different, assert_same, assert_same_outputs
 from tests.tiny import photograph, tiny_segmenter
 
@@ -154,7 +155,7 @@ class TestRecordedPrograms:
         calls = []
         upscaler = small.mask_decoder.output_upscaling
         cells = upscaler.cells
-        monkeypatch.setattr(upscaler, "cells", lambda x: calls.append(1) or cells(x))
+        monkeypatch.setattr(upscaler, "cells", lambda *args: calls.append(1) or cells(*args))
         _, program = self.decoder(small)
         for seed in range(3):
             program(self.inputs(small, seed, prompts=1))
@@ -178,6 +179,48 @@ class TestRecordedPrograms:
         gc.collect()
         kept = [x for x in gc.get_objects() if type(x).__name__ == "Tensor" and id(x) not in before]
         assert sum(x.numel() for x in kept) < 16  # numbers that stand in the code
+
+    def test_decoding_in_turn_equals_the_layers(self, small):
+        model, _ = self.decoder(small)
+        inputs = self.inputs(small, 0, prompts=4)
+        outputs = Program(model, is_decoder=True)(inputs)
+        assert_same_outputs(outputs, model.predict_on_batch(inputs))
+
+    def test_what_prompts_share_is_computed_once(self, small, monkeypatch):
+        """Of three prompts each has its own products of tokens, but not of the image alone."""
+        recorded = []
+        compute_once = torch_programs._compute_once
+
+        def counted(graph):
+            before = len(graph.nodes)
+            compute_once(graph)
+            recorded.append((before, len(graph.nodes)))
+
+        monkeypatch.setattr(torch_programs, "_compute_once", counted)
+        model, _ = self.decoder(small)
+        for prompts in (1, 3):
+            Program(model, is_decoder=True)(self.inputs(small, 0, prompts))
+        (one, _), (before, after) = recorded
+        assert before > 2.5 * one
+        assert after < before - 40
+
+    def test_what_changes_numbers_is_never_shared(self):
+        import torch
+
+        graph = torch.fx.Graph()
+        x = graph.placeholder("x")
+        relus = [graph.call_function(torch.ops.aten.relu.default, (x,)) for _ in range(2)]
+        graph.output(relus)
+        torch_programs._compute_once(graph)
+        assert len(graph.nodes) == 3
+
+        graph = torch.fx.Graph()
+        x = graph.placeholder("x")
+        first = graph.call_function(torch.ops.aten.relu.default, (x,))
+        graph.call_function(torch.ops.aten.add_.Tensor, (x, 1.0))
+        graph.output([first, graph.call_function(torch.ops.aten.relu.default, (x,))])
+        torch_programs._compute_once(graph)
+        assert len(graph.nodes) == 5
 
     def test_hooks_are_called_every_time(self, small):
         calls = []
@@ -235,6 +278,26 @@ def test_buckets_pad_with_nothing():
     none = {**prompts, "masks": np.ones((2, 0, 4, 6, 1)), "mask_given": np.ones((2, 0), bool)}
     assert pad_to_bucket(none, 8)["masks"].shape == (2, 0, 4, 6, 1)
     assert pad_to_bucket(prompts, 3)["labels"].shape == (2, 3, 8)  # never beyond the chunk
+
+
+@pytest.mark.parametrize(
+    ("total", "chunk", "sizes"),
+    [
+        (0, 8, []),
+        (1, 8, [1]),
+        (3, 8, [3]),  # one padded
+        (5, 8, [4, 1]),
+        (6, 8, [4, 2]),
+        (7, 8, [7]),  # one padded
+        (13, 8, [8, 4, 1]),
+        (5, 7, [4, 1]),
+        (14, 7, [7, 7]),
+    ],
+)
+def test_prompts_are_split_into_full_buckets(total, chunk, sizes):
+    pieces = list(split_into_buckets(total, chunk))
+    assert [stop - start for start, stop in pieces] == sizes
+    assert [i for start, stop in pieces for i in range(start, stop)] == list(range(total))
 
 
 def test_a_segmenter_that_nobody_holds_is_freed():

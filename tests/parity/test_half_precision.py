@@ -6,8 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+from tests.closeness import relative_difference
 from tests.parity.oracles import assert_same, frames, meta_pair, our_model
-from tests.test_precision import relative_difference, skip_where_missing, with_the_weights_of
+from tests.test_precision import skip_where_missing, with_the_weights_of
 
 # Roundings differ in their order, hence in their sum; seen: 0.7 to 1.3.
 FACTOR = 1.5
