@@ -4,7 +4,9 @@ Every form here gives the same numbers, up to rounding: those of `attention_map(
 of `x @ kernel + bias`. The forms differ in the memory they touch.
 """
 
+import functools
 import math
+import platform
 
 import keras
 from keras import ops
@@ -155,7 +157,7 @@ def _layer_norm_on_tensorflow(x, gamma, beta, epsilon):
 
 
 def _by_one_dnn(x):
-    """Whether torch may multiply by oneDNN, which uses AVX-512 on every processor that has it.
+    """Whether torch multiplies `x` by oneDNN, which uses AVX-512 on every processor that has it.
 
     The usual way, MKL, does so on Intel's alone. Not where gradients are wanted or a program is
     exported, for these operations are torch's own.
@@ -163,13 +165,25 @@ def _by_one_dnn(x):
     import torch
 
     return (
-        type(x) in (torch.Tensor, torch.nn.Parameter)
+        not torch.is_grad_enabled()
+        and type(x) in (torch.Tensor, torch.nn.Parameter)
         and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and not torch.is_grad_enabled()
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and x.dtype in _one_dnn_dtypes()
     )
+
+
+@functools.cache
+def _one_dnn_dtypes():
+    """What oneDNN multiplies here; only x86 was measured."""
+    import torch
+
+    is_there = torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    )
+    if not is_there or platform.machine() not in ("x86_64", "AMD64"):
+        return ()
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
 
 
 def matmul(x, y):

@@ -32,9 +32,10 @@ from keras_sam.nested import to_numpy
 from keras_sam.preprocessing import SAMImageSegmenterPreprocessor, batch_of
 
 # Prompt sets of one image that are decoded at once. Every prompt carries its own copy of the
-# image tokens (4 MB each at 1024 x 1024), and there are several at a time, except on JAX, where the
-# program decodes one after the other. Above these numbers no backend is faster, and each takes
-# more memory; OpenVINO takes a tenth longer with half of its own.
+# image tokens (4 MB each at 1024 x 1024), and there are several at a time, except on JAX and torch,
+# whose programs decode one after the other; torch's calls share what they know of the image alone.
+# Above these numbers no backend is faster, and each takes more memory; OpenVINO takes a tenth
+# longer with half of its own.
 PROMPT_CHUNK = {"torch": 8, "openvino": 8}.get(keras.backend.backend(), 4)
 
 

@@ -83,6 +83,8 @@ def _record(run, values, inputs):
 
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
             outputs = operation(*args, **(kwargs or {}))
+            if not isinstance(outputs, (torch.Tensor, tuple, list)):
+                return outputs  # what torch can do here, say
             args, kwargs = pytree.tree_map(node_of, (args, kwargs or {}))
             node = graph.call_function(operation, tuple(args), kwargs)
             if isinstance(outputs, torch.Tensor):
