@@ -1,6 +1,7 @@
 """Keras's dense layer and layer norm, computed by `kernels`."""
 
 import keras
+from keras import ops
 
 from keras_sam.layers.kernels import layer_norm, linear
 
@@ -15,6 +16,7 @@ class Dense(keras.layers.Dense):
     def call(self, inputs, training=None):
         if self.bias is None:
             return super().call(inputs, training=training)
+        inputs = ops.cast(inputs, self.compute_dtype)  # Keras leaves integers as they are
         activation = None if self.activation is keras.activations.linear else self.activation
         return linear(inputs, self.kernel, self.bias, activation, training)
 
@@ -25,10 +27,11 @@ class Dense(keras.layers.Dense):
 
 @keras.saving.register_keras_serializable(package="keras_sam")
 class LayerNormalization(keras.layers.LayerNormalization):
-    """`keras.layers.LayerNormalization` of the last axis, by `kernels.layer_norm`.
+    """`keras.layers.LayerNormalization` by `kernels.layer_norm`.
 
-    Arguments and variables are Keras's.
+    Variables are Keras's; always of the last axis, with scale and centre.
     """
 
     def call(self, inputs, training=None):
-        return layer_norm(inputs, self.gamma, self.beta, self.epsilon, training)
+        out = layer_norm(inputs, self.gamma, self.beta, self.epsilon, training)
+        return ops.cast(out, self.compute_dtype)

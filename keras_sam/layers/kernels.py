@@ -1,14 +1,17 @@
 """The one place that picks how something is computed, by backend, device and dtype.
 
-Every form here gives the same numbers, up to rounding: those of `attention_map(...) @ value`, and
-of `x @ kernel + bias`. The forms differ in the memory they touch.
+Every form here gives the same numbers, up to rounding: those of `attention_map(...) @ value`, of
+`x @ y`, of `activation(x @ kernel + bias)` and of a layer norm. The forms differ in the library
+that computes them, and in the memory they touch.
 """
 
 import functools
 import math
 import platform
+from collections.abc import Sequence
 
 import keras
+import numpy as np
 from keras import ops
 
 # Above this many tokens the logits of all queries at once (805 MB for a global
@@ -70,7 +73,7 @@ def _linear_on_torch(x, kernel, bias, activation):
 def _linear_on_tensorflow(x, kernel, bias, activation):
     import tensorflow as tf
 
-    out = tf.nn.bias_add(tf.matmul(tf.reshape(x, (-1, x.shape[-1])), kernel), bias)
+    out = tf.nn.bias_add(tf.matmul(tf.reshape(x, (-1, kernel.shape[0])), kernel), bias)
     if activation is keras.activations.gelu:
         # TensorFlow computes exactly this as part of the product.
         out = 0.5 * out * (1.0 + tf.math.erf(out * math.sqrt(0.5)))
@@ -137,7 +140,7 @@ def _layer_norm_on_tensorflow(x, gamma, beta, epsilon):
     """
     import tensorflow as tf
 
-    channels = x.shape[-1]
+    channels = gamma.shape[0]
     matrix = tf.reshape(x, (-1, channels))
     matrix = tf.ensure_shape(matrix, matrix.shape)  # or two reshapes become one, of no matrix
     # A number that TensorFlow does not compute beforehand: `fill` has to stay in the graph.
@@ -159,13 +162,16 @@ def _layer_norm_on_tensorflow(x, gamma, beta, epsilon):
 def _by_one_dnn(x):
     """Whether torch multiplies `x` by oneDNN, which uses AVX-512 on every processor that has it.
 
-    The usual way, MKL, does so on Intel's alone. Not where gradients are wanted or a program is
-    exported, for these operations are torch's own.
+    The usual way, MKL, does so on Intel's alone. Not where gradients are wanted, autocast is on or
+    a program is traced for export, of all of which these operations know nothing.
     """
     import torch
 
     return (
         not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
         and type(x) in (torch.Tensor, torch.nn.Parameter)
         and x.device.type == "cpu"
         and x.dtype in _one_dnn_dtypes()
@@ -220,7 +226,7 @@ def matmul_transposed(x, y):
 
 def _is_one_product(x, y):
     is_one = len(x.shape) == len(y.shape) and {*x.shape[:-2], *y.shape[:-2]} <= {1}
-    return is_one and _by_one_dnn(x) and _by_one_dnn(y)
+    return is_one and x.dtype == y.dtype and _by_one_dnn(x) and _by_one_dnn(y)
 
 
 def _product_on_torch(x, y, bias=None, activation="none"):
@@ -229,7 +235,7 @@ def _product_on_torch(x, y, bias=None, activation="none"):
 
     # Numbers with gaps between them take oneDNN a thousand times as long.
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    y = y if y.t().is_contiguous() else y.contiguous()
+    y = y if y.stride(0) == 1 else y.contiguous()
     out = torch.ops.mkldnn._linear_pointwise(rows, y, bias, activation, [], "none")
     return out.reshape(*x.shape[:-1], len(y))
 
@@ -315,10 +321,10 @@ def attend(query, key, value, terms, grid, training=None):
     is_large = math.prod(grid) >= _ROWS_FROM_TOKENS
     if backend == "torch" and is_large and _by_one_dnn(query):
         return _attend_by_head(query, key, value, terms, grid)
-    # ViT-B at 1024 x 1024, 2 cores: on torch a global block takes 0.66 s instead of 1.13, all
-    # windows of a block 0.045 s instead of 0.07; in bfloat16 a global block would take 0.58 s
-    # instead of 0.34. OpenVINO's encoder takes 5.5 s instead of 6.3, 2.8 instead of 3.0 in
-    # bfloat16, and half the time to compile.
+    # ViT-B at 1024 x 1024, 2 cores: on torch, where gradients are wanted, a global block takes
+    # 0.66 s instead of 1.13, in bfloat16 it would take 0.58 instead of 0.34; all windows of a block
+    # take 0.045 s instead of 0.07. OpenVINO's encoder takes 5.5 s instead of 6.3, 2.8 instead of
+    # 3.0 in bfloat16, and half the time to compile.
     is_float32 = keras.backend.standardize_dtype(query.dtype) == "float32"
     if backend == "openvino" or (backend == "torch" and is_float32):
         return _attend_fused(query, key, value, terms, grid)
@@ -375,27 +381,41 @@ def _attend_by_head(query, key, value, terms, grid):
     ViT-B at 1024 x 1024, 2 cores: a global block takes 0.41 s, by torch's fused kernel 0.63; in
     bfloat16 0.33, by rows of all heads 0.39.
     """
+    return _operation_by_head()(query, key, value, list(terms or ()), grid[0])
+
+
+@functools.cache
+def _operation_by_head():
+    """As one operation for torch: a recorded program would hold a thousand a block."""
     import torch
 
-    h, w = grid
-    tokens, channels = query.shape[2:]
-    rows = max(n for n in range(1, _ROWS_BY_HEAD + 1) if h % n == 0)
-    out = torch.empty_like(value)
-    places = [(n, d) for n in range(query.shape[0]) for d in range(query.shape[1])]
-    for place in places:
-        scaled, keys = query[place] * channels**-0.5, key[place].contiguous()
-        values = value[place].t().contiguous()
-        for top in range(0, h, rows):
-            some = slice(top * w, (top + rows) * w)
-            logits = _product_on_torch(scaled[some], keys)  # (queries, h * w)
-            if terms is not None:
-                by_row, by_column = (x[place][top : top + rows] for x in terms)
-                logits = logits.view(rows, w, h, w)
-                logits += by_row.unsqueeze(-1)
-                logits += by_column.unsqueeze(-2)
-                logits = logits.view(rows * w, tokens)
-            out[place][some] = _product_on_torch(torch.softmax(logits, -1), values)
-    return out
+    @torch.library.custom_op("keras_sam::attend_by_head", mutates_args=())
+    def attend_by_head(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        terms: Sequence[torch.Tensor],
+        height: int,
+    ) -> torch.Tensor:
+        tokens, channels = query.shape[2:]
+        width = tokens // height
+        rows = max(n for n in range(1, _ROWS_BY_HEAD + 1) if height % n == 0)
+        out = torch.empty(query.shape, dtype=value.dtype)
+        for place in np.ndindex(*query.shape[:2]):
+            scaled, keys = query[place] * channels**-0.5, key[place].contiguous()
+            values, of_head, biases = value[place].t().contiguous(), out[place], []
+            if terms:
+                biases = [terms[0][place].unsqueeze(-1), terms[1][place].unsqueeze(-2)]
+            for top in range(0, height, rows):
+                some = slice(top * width, (top + rows) * width)
+                logits = _product_on_torch(scaled[some], keys)  # (queries, h * w)
+                by_cell = logits.view(rows, width, height, width)
+                for bias in biases:
+                    by_cell += bias[top : top + rows]
+                of_head[some] = _product_on_torch(torch.softmax(logits, -1), values)
+        return out
+
+    return attend_by_head
 
 
 def _attend_fused(query, key, value, terms, grid):

@@ -326,12 +326,15 @@ class WindowedTransformerEncoder(keras.layers.Layer):
         return self._run(x, return_attention, training)
 
     def _run(self, x, return_attention=False, training=True):
-        out = self.attention(self.norm1(x), return_attention=return_attention, training=training)
+        # `training` by name: what is rematerialized runs outside of Keras's call.
+        out = self.norm1(x, training=training)
+        out = self.attention(out, return_attention=return_attention, training=training)
         out, attention = out if return_attention else (out, None)
         if self.dropout_rate:
             out = self.dropout(out, training=training)
         x = x + self.drop_path(out, training=training)
-        x = x + self.drop_path(self.mlp(self.norm2(x), training=training), training=training)
+        out = self.mlp(self.norm2(x, training=training), training=training)
+        x = x + self.drop_path(out, training=training)
         return (x, attention) if return_attention else x
 
     def compute_output_spec(self, x, return_attention=False, training=None):

@@ -18,7 +18,7 @@ def compile_for_torch(model, variables, run):
     Args:
         model: a `keras.Model`.
         variables: list of its variables.
-        run: function of the inputs as tensors, which calls the model.
+        run: function of the inputs as tensors, which calls the model; what is recorded.
 
     Returns:
         A function from a numpy array, or a dict of them, to the model's outputs as numpy.
@@ -33,7 +33,7 @@ def compile_for_torch(model, variables, run):
         inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
         with torch.no_grad():
             if has_own_code or _has_hooks(layers):
-                outputs = run(inputs)
+                outputs = model(inputs, training=False)
             else:
                 values = [variable.value for variable in variables]
                 key = tuple((x.shape, x.dtype) for x in keras.tree.flatten(inputs))
@@ -83,7 +83,9 @@ def _record(run, values, inputs):
 
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
             outputs = operation(*args, **(kwargs or {}))
-            if not isinstance(outputs, (torch.Tensor, tuple, list)):
+            if not any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves((outputs,))):
+                if any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves((args, kwargs))):
+                    raise TypeError(f"A layer looks at a tensor's numbers, by {operation}.")
                 return outputs  # what torch can do here, say
             args, kwargs = pytree.tree_map(node_of, (args, kwargs or {}))
             node = graph.call_function(operation, tuple(args), kwargs)

@@ -162,3 +162,52 @@ def test_gelu_far_from_zero_is_finite_and_exact():
     )
     expected = x.astype("float64") * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
     np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_whole_numbers_are_computed_as_floats():
+    layer = Dense(3)
+    ones = np.ones((2, 4), "int32")
+    found = keras.ops.convert_to_numpy(layer(ones))
+    expected = keras.ops.convert_to_numpy(layer(ones.astype("float32")))
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(found).max() > 0
+
+
+def test_a_norm_returns_its_compute_dtype():
+    """Of wider numbers too, as a transformer of the user's own may return them."""
+    norm = LayerNormalization(dtype="mixed_bfloat16")
+    out = norm(keras.ops.convert_to_tensor(np.ones((2, 4), "float32")))
+    assert keras.backend.standardize_dtype(out.dtype) == "bfloat16"
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="what only torch can be asked")
+class TestWhereOneDNNIsNotUsed:
+    def parts(self):
+        import torch
+
+        rng = np.random.default_rng(1)
+        return [torch.tensor(rng.normal(size=s).astype("float32")) for s in ((4, 6), (6, 5), (5,))]
+
+    def test_autocast_decides_the_dtype(self):
+        import torch
+
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert kernels.linear(*self.parts()).dtype == torch.bfloat16
+
+    def test_a_traced_program_can_be_saved(self):
+        import torch
+
+        x, kernel, bias = self.parts()
+        with torch.no_grad():
+            traced = torch.jit.trace(lambda x: kernels.linear(x, kernel, bias), (x,))
+        assert "mkldnn" not in str(traced.graph)
+        np.testing.assert_allclose(traced(x), x @ kernel + bias, rtol=1e-5, atol=1e-6)
+
+    def test_dtypes_may_be_mixed(self):
+        import torch
+
+        x, kernel, _ = self.parts()
+        kernel = kernel.bfloat16()
+        with torch.no_grad():
+            found = kernels.matmul(x, kernel)
+        np.testing.assert_allclose(found, x @ kernel.float(), rtol=1e-5, atol=1e-6)

@@ -75,6 +75,10 @@ def test_a_step_on_a_batch_is_what_fit_does(fresh, start):
     by_step = segmenter.train_on_batch(x, y, return_dict=True)
     assert by_step["loss"] == pytest.approx(by_fit, rel=1e-5)
     for path, value in values(segmenter).items():
+        if path.endswith("key_proj/bias"):
+            # It adds the same to all logits of a query, so it has no gradient but rounding, of
+            # which Adam makes steps: another compilation, another direction.
+            continue
         np.testing.assert_allclose(value, after_fit[path], atol=1e-5, err_msg=path)
 
 
