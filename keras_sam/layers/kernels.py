@@ -54,7 +54,7 @@ def linear(x, kernel, bias, activation=None, training=None):
     if backend == "tensorflow" and not training and _is_for_one_dnn(x):
         return _linear_on_tensorflow(x, kernel, bias, activation)
     out = ops.add(ops.matmul(x, kernel), bias)
-    return out if activation is None else activate(out, activation)
+    return out if activation is None else activate(out, activation, training)
 
 
 def _linear_on_torch(x, kernel, bias, activation):
@@ -82,20 +82,28 @@ def _linear_on_tensorflow(x, kernel, bias, activation):
     return out if activation is None else activation(out)
 
 
-def activate(x, activation):
-    """`activation(x)`; GELU by XLA's `erf`, which takes a third of the time of its `erfc` on JAX.
+def activate(x, activation, training=None):
+    """`activation(x)`; GELU by `erf` where `erfc`, which Keras uses, takes three times as long.
+
+    That is so on JAX, and on TensorFlow, where half precision takes three times as long again.
 
     Args:
         x: float tensor.
         activation: function of a tensor.
+        training: optional bool. Whether gradients are wanted, for which a pass over numbers in
+            float32 would be kept.
 
     Returns:
         Float tensor, shaped as `x`.
     """
-    is_gelu = activation is keras.activations.gelu
-    is_float32 = keras.backend.standardize_dtype(x.dtype) == "float32"  # in others it is coarser
-    if is_gelu and is_float32 and keras.backend.backend() == "jax":
+    if activation is not keras.activations.gelu:
+        return activation(x)
+    backend, dtype = keras.backend.backend(), keras.backend.standardize_dtype(x.dtype)
+    if (backend, dtype) == ("jax", "float32"):  # in others it is coarser
         return x * (0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)))
+    if backend == "tensorflow" and not training:
+        wide = ops.cast(x, "float32")
+        return ops.cast(wide * (0.5 + 0.5 * ops.erf(wide * math.sqrt(0.5))), dtype)
     return activation(x)
 
 

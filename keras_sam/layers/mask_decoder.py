@@ -83,7 +83,7 @@ class MaskUpscaler(keras.layers.Layer):
         h, w, channels = x.shape[1:]
         x = ops.reshape(x, (-1, h * w, channels))
         x = self._quarters(self.conv1, x, None, training)  # (B, Eh * Ew * 4, C / 4)
-        x = activate(self.norm1(x, training=training), self.activation)
+        x = activate(self.norm1(x, training=training), self.activation, training)
         return self._quarters(self.conv2, x, self.activation, training)
 
     def _quarters(self, conv, x, activation, training):
