@@ -162,6 +162,9 @@ class SAMMaskDecoder(keras.layers.Layer):
         target_embedding: optional float tensor that broadcasts to
             `(B, [P,] 1 + K + T, C)`: added to the tokens before each block (PerSAM).
         return_attentions: bool. Also return the transformer's attention maps.
+        projected_image: optional dict, what `project_image` returned, instead of
+            `image_embeddings`, `prompt_dense_embeddings` and
+            `prompt_dense_positional_embeddings`.
         multimask_output: optional bool. Make only the candidates, masks 1 to
             `num_multimask_outputs`, if True, and only mask 0 if False.
 
@@ -319,25 +322,34 @@ class SAMMaskDecoder(keras.layers.Layer):
 
     def call(
         self,
-        image_embeddings,
-        prompt_dense_positional_embeddings,
-        prompt_sparse_embeddings,
-        prompt_dense_embeddings,
+        image_embeddings=None,
+        prompt_dense_positional_embeddings=None,
+        prompt_sparse_embeddings=None,
+        prompt_dense_embeddings=None,
         prompt_sparse_mask=None,
         attention_similarity=None,
         target_embedding=None,
         return_attentions=False,
+        projected_image=None,
         multimask_output=None,
         training=None,
     ):
         single_object = len(prompt_sparse_embeddings.shape) == 3
         if single_object:
-            prompt_sparse_embeddings, prompt_dense_embeddings = (
-                ops.expand_dims(x, 1) for x in (prompt_sparse_embeddings, prompt_dense_embeddings)
-            )
-            prompt_sparse_mask, attention_similarity, target_embedding = (
+            prompt_sparse_embeddings = ops.expand_dims(prompt_sparse_embeddings, 1)
+            (
+                prompt_dense_embeddings,
+                prompt_sparse_mask,
+                attention_similarity,
+                target_embedding,
+            ) = (
                 None if x is None else ops.expand_dims(x, 1)
-                for x in (prompt_sparse_mask, attention_similarity, target_embedding)
+                for x in (
+                    prompt_dense_embeddings,
+                    prompt_sparse_mask,
+                    attention_similarity,
+                    target_embedding,
+                )
             )
         tokens, token_mask = self._tokens(prompt_sparse_embeddings, prompt_sparse_mask)
         hooks = {
@@ -345,9 +357,15 @@ class SAMMaskDecoder(keras.layers.Layer):
             "target_embedding": target_embedding,
             "return_attentions": return_attentions or None,
         }
+        if projected_image is None:
+            image = ops.expand_dims(image_embeddings, 1) + prompt_dense_embeddings
+            positions = prompt_dense_positional_embeddings
+        else:
+            hooks["projected"] = dict(projected_image)
+            image, positions = (hooks["projected"].pop(name) for name in ("image", "positions"))
         out = self.transformer(
-            ops.expand_dims(image_embeddings, 1) + prompt_dense_embeddings,  # (B, P, Eh, Ew, C)
-            prompt_dense_positional_embeddings,
+            image,  # (B, P, Eh, Ew, C)
+            positions,
             tokens,
             point_mask=token_mask,
             **{name: value for name, value in hooks.items() if value is not None},
@@ -357,12 +375,32 @@ class SAMMaskDecoder(keras.layers.Layer):
         kept = range(self.num_mask_tokens)
         if multimask_output is not None:
             kept = kept[1:] if multimask_output else kept[:1]
-        outputs = self._masks(tokens, image, image_embeddings.shape[1:3], kept, training)
+        outputs = self._masks(tokens, image, positions.shape[1:3], kept, training)
         if single_object:
             outputs = {name: x[:, 0] for name, x in outputs.items()}
         if return_attentions:
             outputs["attentions"] = attentions[0]
         return outputs
+
+    def project_image(
+        self, image_embeddings, prompt_dense_embeddings, prompt_dense_positional_embeddings
+    ):
+        """What all prompts without a mask have in common, to be computed once an image.
+
+        Only with the decoder's own transformer.
+
+        Args:
+            image_embeddings: float tensor `(B, Eh, Ew, C)`.
+            prompt_dense_embeddings: float tensor `(B, 1, Eh, Ew, C)`, of no mask.
+            prompt_dense_positional_embeddings: float tensor `(1, Eh, Ew, C)`.
+
+        Returns:
+            Dict of tensors: `image` `(B, 1, Eh, Ew, C)`, `positions` `(1, Eh, Ew, C)`, and what
+            `TwoWayTransformer.project_image` returns.
+        """
+        image = ops.expand_dims(image_embeddings, 1) + prompt_dense_embeddings
+        projected = self.transformer.project_image(image, prompt_dense_positional_embeddings)
+        return {"image": image, "positions": prompt_dense_positional_embeddings, **projected}
 
     def _tokens(self, sparse, sparse_mask):
         """The quality token, the mask tokens, then the prompt's; and which of them are real."""
@@ -399,10 +437,10 @@ class SAMMaskDecoder(keras.layers.Layer):
 
     def compute_output_spec(
         self,
-        image_embeddings,
-        prompt_dense_positional_embeddings,
-        prompt_sparse_embeddings,
-        prompt_dense_embeddings,
+        image_embeddings=None,
+        prompt_dense_positional_embeddings=None,
+        prompt_sparse_embeddings=None,
+        prompt_dense_embeddings=None,
         prompt_sparse_mask=None,
         multimask_output=None,
         training=None,

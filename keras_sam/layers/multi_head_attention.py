@@ -35,6 +35,8 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
         attention_bias: optional float tensor that broadcasts to the logits
             `(B, [P,] D, Tq, Tk)` and is added to them.
         return_attention: bool. Also return the attention map.
+        projected: optional dict of what `project` returned for one `query`, or for one `value` and
+            `key`, that all prompts share: saves projecting it for each of them.
 
     Returns:
         Float tensor `(B, [P,] Tq, C)`, in the layer's compute dtype; with
@@ -92,14 +94,45 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
             build_part(dense, outer, self.initializer_range)
         build_part(self.out_proj, inner, self.initializer_range)
 
-    def call(self, query, value, key, key_mask=None, attention_bias=None, return_attention=False):
+    def call(
+        self,
+        query,
+        value,
+        key,
+        key_mask=None,
+        attention_bias=None,
+        return_attention=False,
+        projected=None,
+    ):
         if key_mask is not None:
             key_mask = ops.expand_dims(ops.expand_dims(key_mask, -2), -2)  # (B, [P,] 1, 1, Tk)
-        attend = self._cheapest_form(query, key, attention_bias)
-        out, attention = attend(query, value, key, key_mask, attention_bias)
+        projected = projected or {}
+        attend = self._cheapest_form(query, key, attention_bias, projected)
+        out, attention = attend(query, value, key, key_mask, attention_bias, projected)
         return (out, attention) if return_attention else out
 
-    def _cheapest_form(self, query, key, attention_bias):
+    def project(self, query=None, value=None, key=None):
+        """Projects what all prompts share, for `projected`.
+
+        Args:
+            query: optional float tensor `(B, 1, Tq, C)`.
+            value: optional float tensor `(B, 1, Tk, C)`.
+            key: optional float tensor `(B, 1, Tk, C)`.
+
+        Returns:
+            Dict of tensors, `query` `(B, 1, Tq, D * c)`, `value` and `key` `(B, 1, D, Tk, c)`, as
+            far as they are given.
+        """
+        projected = {}
+        if query is not None:
+            projected["query"] = self.query_proj(query)
+        if value is not None:
+            projected["value"] = self._split_heads(self.value_proj(value))
+        if key is not None:
+            projected["key"] = self._split_heads(self.key_proj(key))
+        return projected
+
+    def _cheapest_form(self, query, key, attention_bias, projected=()):
         """One of three ways to the same numbers.
 
         A click has some 7 tokens, the image 4096. To multiply the tokens of all heads with the
@@ -114,21 +147,25 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
             return self._project_all  # integer kernels multiply in their own layers alone
         if None in (queries, keys):
             return self._project_all
-        if queries < min(few, keys) and not _is_shared(key, query):
+        is_shared = "key" in projected or _is_shared(key, query)
+        if queries < min(few, keys) and not is_shared:
             return self._few_queries
         if keys < min(few, queries) and attention_bias is None:
             return self._few_keys
         return self._project_all
 
-    def _project_all(self, query, value, key, key_mask, attention_bias):
-        query = self._split_heads(self.query_proj(query))  # (B, [P,] D, Tq, c)
-        key = self._split_heads(self.key_proj(key))  # (B, [P,] D, Tk, c)
-        value = self._split_heads(self.value_proj(value))
+    def _project_all(self, query, value, key, key_mask, attention_bias, projected):
+        if "query" not in projected:
+            projected = {**self.project(query=query), **projected}
+        if "key" not in projected:
+            projected = {**self.project(value=value, key=key), **projected}
+        query = self._split_heads(projected["query"])  # (B, [P,] D, Tq, c)
+        key, value = projected["key"], projected["value"]  # (B, [P,] D, Tk, c)
         logits = ops.matmul(query * self._scale, _transposed(key))
         attention = _masked_softmax(logits, key_mask, attention_bias)
         return self.out_proj(_join_heads(ops.matmul(attention, value))), attention
 
-    def _few_queries(self, query, value, key, key_mask, attention_bias):
+    def _few_queries(self, query, value, key, key_mask, attention_bias, projected):
         query = self._split_heads(self.query_proj(query)) * self._scale  # (B, [P,] D, Tq, c)
         kernel, bias = self._kernel_by_head(self.key_proj, query)  # (D, C, c), (D, 1, c)
         products = ops.matmul(query, _transposed(kernel))  # (B, [P,] D, Tq, C)
@@ -142,14 +179,16 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
         out = ops.matmul(seen, kernel) + bias  # (B, [P,] D, Tq, c)
         return self.out_proj(_join_heads(out)), attention
 
-    def _few_keys(self, query, value, key, key_mask, attention_bias):
+    def _few_keys(self, query, value, key, key_mask, attention_bias, projected):
         key = self._split_heads(self.key_proj(key)) * self._scale  # (B, [P,] D, Tk, c)
         value = self._split_heads(self.value_proj(value))
-        if _is_shared(query, key):
+        if "query" in projected or _is_shared(query, key):
+            shared = projected.get("query")
+            shared = self.query_proj(query) if shared is None else shared
             # Each head's keys at its own channels, zeros elsewhere: (B, P, D, Tk, D, c).
             own = ops.reshape(ops.eye(self.num_heads, dtype=key.dtype), (self.num_heads, 1, -1, 1))
             products = _merge(ops.expand_dims(key, -2) * own, -2)
-            logits = matmul_transposed(_merge(products, -3), self.query_proj(query))
+            logits = matmul_transposed(_merge(products, -3), shared)
             logits = _split(logits, -2, self.num_heads)
         else:
             kernel, bias = self._kernel_by_head(self.query_proj, key)

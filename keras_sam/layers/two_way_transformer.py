@@ -40,6 +40,7 @@ class TwoWayMultiHeadAttention(keras.layers.Layer):
             `(B, [P,] D, T, Eh * Ew)`, added to the logits of the attention from tokens
             to image.
         return_attention: bool. Also return the three attention maps.
+        projected: optional dict, what `project_image` returned for these `keys`.
 
     Returns:
         Tuple of the updated `queries` and `keys`; with `return_attention=True` also a
@@ -144,8 +145,10 @@ class TwoWayMultiHeadAttention(keras.layers.Layer):
         query_mask=None,
         attention_similarity=None,
         return_attention=False,
+        projected=None,
         training=None,
     ):
+        projected = projected or {}
         positioned = queries
         if not self.skip_first_layer_pos_embedding:
             positioned = queries + query_pos_embedding
@@ -162,6 +165,7 @@ class TwoWayMultiHeadAttention(keras.layers.Layer):
             positioned_keys,
             attention_bias=attention_similarity,
             return_attention=True,
+            projected={name: x for name, x in projected.items() if name != "query"},
         )
         queries = self.layer_norm2(queries + self._drop(out, training))
 
@@ -174,6 +178,7 @@ class TwoWayMultiHeadAttention(keras.layers.Layer):
             queries + query_pos_embedding,
             key_mask=query_mask,
             return_attention=True,
+            projected={name: x for name, x in projected.items() if name == "query"},
         )
         keys = self.layer_norm4(keys + self._drop(out, training))
         if not return_attention:
@@ -184,6 +189,22 @@ class TwoWayMultiHeadAttention(keras.layers.Layer):
             "image_to_token": image_map,
         }
         return queries, keys, maps
+
+    def project_image(self, keys, key_pos_embedding):
+        """What the two attentions to and from an image make of it, whatever the tokens are.
+
+        Args:
+            keys: float tensor `(B, 1, Eh * Ew, C)`, the image that all prompts share.
+            key_pos_embedding: float tensor that broadcasts to `keys`.
+
+        Returns:
+            Dict of tensors, see `MultiHeadAttentionWithDownsampling.project`.
+        """
+        positioned = keys + key_pos_embedding
+        return {
+            **self.cross_attention_token_to_image.project(value=keys, key=positioned),
+            **self.cross_attention_image_to_token.project(query=positioned),
+        }
 
     def _drop(self, x, training):
         return self.dropout(x, training=training) if self.dropout_rate else x
@@ -235,6 +256,7 @@ class TwoWayTransformer(keras.layers.Layer):
         target_embedding: optional float tensor that broadcasts to `point_embedding`,
             added to the tokens before every block (PerSAM's target-semantic prompting).
         return_attentions: bool. Also return all attention maps.
+        projected: optional dict, what `project_image` returned for this image.
 
     Returns:
         Tuple of the tokens `(B, [P,] T, C)` and the image `(B, [P,] Eh * Ew, C)`; with
@@ -340,6 +362,7 @@ class TwoWayTransformer(keras.layers.Layer):
         attention_similarity=None,
         target_embedding=None,
         return_attentions=False,
+        projected=None,
         training=None,
     ):
         keys = _flatten_grid(image_embedding)  # (B, [P,] Eh * Ew, C)
@@ -364,6 +387,7 @@ class TwoWayTransformer(keras.layers.Layer):
                 query_mask=point_mask,
                 attention_similarity=attention_similarity,
                 return_attention=True,
+                projected=projected if i == 0 else None,
                 training=training,
             )
             attentions.append(maps)
@@ -376,6 +400,19 @@ class TwoWayTransformer(keras.layers.Layer):
         if not return_attentions:
             return queries, keys
         return queries, keys, [*attentions, {"token_to_image": final_map}]
+
+    def project_image(self, image_embedding, image_positional_embeddings):
+        """`TwoWayMultiHeadAttention.project_image` of the first block.
+
+        Args:
+            image_embedding: float tensor `(B, 1, Eh, Ew, C)`.
+            image_positional_embeddings: float tensor `(1, Eh, Ew, C)` or `(B, Eh, Ew, C)`.
+
+        Returns:
+            Dict of tensors.
+        """
+        positions = ops.expand_dims(_flatten_grid(image_positional_embeddings), 1)
+        return self.blocks[0].project_image(_flatten_grid(image_embedding), positions)
 
     def get_config(self):
         return {

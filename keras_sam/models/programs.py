@@ -1,5 +1,6 @@
 """SAM's two halves as Keras models that each backend compiles once and keeps."""
 
+import functools
 import math
 import threading
 
@@ -13,6 +14,10 @@ from keras_sam.models.torch_programs import compile_for_torch
 from keras_sam.prompts import PADDING
 
 _PROMPTS = ("points", "labels", "masks", "mask_given")
+
+# From so many prompts of an image on, what they share is computed beforehand: as many
+# multiplications as it saves three prompts.
+_PROMPTS_TO_PROJECT = 3
 
 
 class Program:
@@ -34,13 +39,21 @@ class Program:
         self._run = None
 
     def __call__(self, inputs):
+        """The outputs as numpy, in memory of their own."""
+        return self._call(inputs, _as_numpy)
+
+    def tensors(self, inputs):
+        """The outputs as the backend has them, for another program."""
+        return self._call(inputs, lambda output: output)
+
+    def _call(self, inputs, convert):
         with self._lock:
             variables = self._model.variables
             if self._run is None or [*map(id, variables)] != [*map(id, self._variables)]:
                 # New, or changed by `quantize` or `enable_lora`, of which compiled code knows
                 # nothing.
                 self._run, self._variables = self._compile(variables), variables
-            return self._run(inputs)
+            return keras.tree.map_structure(convert, self._run(inputs))
 
     def _compile(self, variables):
         if keras.backend.backend() == "jax":
@@ -69,7 +82,7 @@ def _compile_for_tensorflow(model):
         if key not in graphs:
             run = tf.function(lambda x: model(x, training=False), jit_compile=model.jit_compile)
             graphs[key] = run.get_concrete_function(specs)
-        return keras.tree.map_structure(np.array, graphs[key](tensors))
+        return graphs[key](tensors)
 
     return predict
 
@@ -92,11 +105,17 @@ def _compile_for_jax(model, variables, is_decoder):
             return run_model(inputs)
 
     def predict(inputs):
-        outputs = run([variable.value for variable in variables], inputs)
-        # A copy: numpy's view of JAX's memory would be read-only.
-        return keras.tree.map_structure(np.array, outputs)
+        return run([variable.value for variable in variables], inputs)
 
     return predict
+
+
+def _as_numpy(output):
+    if isinstance(output, np.ndarray):
+        return output
+    if keras.backend.backend() == "torch":
+        return keras.ops.convert_to_numpy(output)
+    return np.array(output)  # a copy: numpy's view of JAX's memory would be read-only
 
 
 def _runner(model, is_decoder):
@@ -167,10 +186,11 @@ class Programs:
             multimask_output: optional bool. Which masks to make, see `SAMMaskDecoder`.
         """
         total = prompts["labels"].shape[1]
+        image = self._image(embeddings, prompts)
         joined = {}
         for start, stop in split_into_buckets(total, chunk):
             part = {k: v[:, start:stop] for k, v in prompts.items()}
-            outputs = self._decode_chunk(embeddings, part, chunk, multimask_output)
+            outputs = self._decode_chunk(image, part, chunk, multimask_output)
             if stop - start == total:
                 return outputs
             for name, x in outputs.items():
@@ -190,19 +210,23 @@ class Programs:
         """
         inputs = {"image_embeddings": embeddings, **_without_absent(prompts), **hooks}
         name = f"decoder, {attentions=}, {sorted(inputs)}"
-        program = self._program(name, lambda: _InspectedDecoder(self._backbone, attentions))
-        return _float32(program(inputs))
+        make = functools.partial(Decoder, self._backbone, return_attentions=attentions)
+        return _float32(self._program(name, make)(inputs))
 
-    def _decode_chunk(self, embeddings, prompts, chunk, multimask_output):
+    def _image(self, embeddings, prompts):
+        """The decoder's inputs that all prompts have in common."""
+        few = prompts["labels"].shape[1] < _PROMPTS_TO_PROJECT
+        if few or prompts["masks"].shape[1] or self._backbone.mask_decoder.own_transformer:
+            return {"image_embeddings": embeddings}
+        make = functools.partial(ImageProjection, self._backbone)
+        return {"projected_image": self._program("projection", make).tensors(embeddings)}
+
+    def _decode_chunk(self, image, prompts, chunk, multimask_output):
         real = prompts["labels"].shape[1]
-        prompts = _without_absent(pad_to_bucket(prompts, chunk))
-        with_masks = "masks" in prompts
-        program = self._program(
-            f"decoder, {with_masks=}, {multimask_output=}",
-            lambda: self._make_decoder(with_masks, multimask_output),
-            is_decoder=True,
-        )
-        outputs = program({"image_embeddings": embeddings, **prompts})
+        inputs = {**image, **_without_absent(pad_to_bucket(prompts, chunk))}
+        name = f"decoder, {multimask_output=}, {sorted(inputs)}"
+        make = functools.partial(Decoder, self._backbone, multimask_output=multimask_output)
+        outputs = self._program(name, make, is_decoder=True)(inputs)
         return {k: v[:, :real] for k, v in outputs.items()}
 
     def _program(self, name, make, is_decoder=False):
@@ -215,36 +239,46 @@ class Programs:
         encoder = self._backbone.image_encoder
         return keras.Model(encoder.input, ops.cast(encoder.output, "float32"))
 
-    def _make_decoder(self, with_masks, multimask_output):
-        backbone = self._backbone
-        inputs = {name: backbone.input[name] for name in _PROMPTS[: 4 if with_masks else 2]}
-        grid = backbone.image_encoder.output.shape[1:]
-        embeddings = keras.Input(grid, dtype="float32", name="image_embeddings")
-        outputs = backbone.mask_decoder(
-            image_embeddings=embeddings,
-            **backbone.prompt_encoder(**inputs),
-            multimask_output=multimask_output,
-        )
-        outputs = {name: ops.cast(x, "float32") for name, x in outputs.items()}
-        return keras.Model({"image_embeddings": embeddings, **inputs}, outputs)
 
+class _Part(keras.Model):
+    """Some layers of a backbone, called with arrays. Without autocast: points stay float32."""
 
-class _InspectedDecoder(keras.Model):
-    """Prompt encoder and mask decoder with what only some calls ask for."""
-
-    def __init__(self, backbone, attentions):
-        # Without autocast: coordinates stay float32.
-        super().__init__(name="inspected_decoder", dtype=backbone.dtype_policy, autocast=False)
+    def __init__(self, backbone, **choices):
+        name = "prompts_and_masks"  # TensorFlow wants one that starts with a letter
+        super().__init__(name=name, dtype=backbone.dtype_policy, autocast=False)
         self.prompt_encoder = backbone.prompt_encoder
         self.mask_decoder = backbone.mask_decoder
-        self.attentions = attentions
-        self.built = True  # its parts are
+        self.choices = choices
+        self.built = True  # its layers are
+
+
+class Decoder(_Part):
+    """From prompts and an image, which may be projected already, to masks and scores."""
 
     def call(self, inputs):
-        prompts = {k: inputs[k] for k in _PROMPTS if k in inputs}
-        others = {k: v for k, v in inputs.items() if k not in prompts}
-        return self.mask_decoder(
-            **self.prompt_encoder(**prompts), **others, return_attentions=self.attentions
+        prompts = {name: x for name, x in inputs.items() if name in _PROMPTS}
+        others = {name: x for name, x in inputs.items() if name not in _PROMPTS}
+        embedded = self.prompt_encoder(**prompts)
+        if "projected_image" in others:
+            del embedded["prompt_dense_embeddings"]
+            del embedded["prompt_dense_positional_embeddings"]
+        outputs = self.mask_decoder(**embedded, **others, **self.choices)
+        return keras.tree.map_structure(lambda x: ops.cast(x, "float32"), outputs)
+
+
+class ImageProjection(_Part):
+    """What prompts without a mask have in common, see `SAMMaskDecoder.project_image`."""
+
+    def call(self, inputs):
+        # A click anywhere: what it is does not reach the image.
+        points = ops.zeros((ops.shape(inputs)[0], 1, 1, 2), dtype="float32")
+        embedded = self.prompt_encoder(
+            points=points, labels=ops.zeros_like(points[..., 0], "int32")
+        )
+        return self.mask_decoder.project_image(
+            ops.cast(inputs, self.compute_dtype),
+            embedded["prompt_dense_embeddings"],
+            embedded["prompt_dense_positional_embeddings"],
         )
 
 

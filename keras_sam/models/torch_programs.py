@@ -21,7 +21,7 @@ def compile_for_torch(model, variables, run):
         run: function of the inputs as tensors, which calls the model; what is recorded.
 
     Returns:
-        A function from a numpy array, or a dict of them, to the model's outputs as numpy.
+        A function from arrays, or a dict of them, to the model's outputs, tensors.
     """
     import torch
 
@@ -41,7 +41,7 @@ def compile_for_torch(model, variables, run):
                     outputs = programs[key](values, inputs)
                 else:
                     outputs, programs[key] = _record(run, values, inputs)
-        return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
+        return outputs
 
     return predict
 

@@ -97,6 +97,34 @@ def test_a_bias_counts_in_every_form(layer, case):
     assert_same(to_numpy(out), by_the_book(layer, query, value, key, bias=bias)[0])
 
 
+SHARED = {
+    # The axis P of the query and of the keys; their tokens; what is projected beforehand.
+    "an image that tokens look at": ((3, 1), (TOKENS, IMAGE), ("value", "key")),
+    "for one prompt": ((1, 1), (TOKENS, IMAGE), ("value", "key")),
+    "an image that looks at tokens": ((1, 3), (IMAGE, TOKENS), ("query",)),
+    "at those of one prompt": ((1, 1), (IMAGE, TOKENS), ("query",)),
+    "at many tokens": ((1, 3), (IMAGE, INNER // HEADS), ("query",)),
+}
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+@pytest.mark.parametrize("case", SHARED)
+def test_what_is_projected_beforehand_gives_the_same(layer, case, is_quantized):
+    prompts, tokens, names = SHARED[case]
+    query, value, key, mask, _ = inputs(prompts, tokens)
+    if is_quantized:
+        layer.value_proj.quantize("int8")
+        layer.query_proj.quantize("int8")
+    expected = to_numpy(layer(query, value, key, key_mask=mask))
+    given = {"query": query, "value": value, "key": key}
+    projected = layer.project(**{name: given[name] for name in names})
+    assert set(projected) == set(names)
+    # Nothing is projected again: what came of it is all that counts.
+    given |= {name: 0 * given[name] for name in names}
+    out = to_numpy(layer(**given, key_mask=mask, projected=projected))
+    assert_same(out, expected)
+
+
 @pytest.mark.parametrize("case", FORMS)
 def test_gradients_are_those_of_the_projected_form(layer, case, monkeypatch):
     prompts, tokens, form = FORMS[case]

@@ -10,7 +10,13 @@ import pytest
 
 import keras_sam
 from keras_sam.models import torch_programs
-from keras_sam.models.programs import Program, Programs, pad_to_bucket, split_into_buckets
+from keras_sam.models.programs import (
+    Decoder,
+    Program,
+    Programs,
+    pad_to_bucket,
+    split_into_buckets,
+)
 from tests.closeness import assert_different, assert_same, assert_same_outputs
 from tests.tiny import photograph, tiny_segmenter
 
@@ -102,29 +108,54 @@ def test_reading_the_weights_while_another_thread_predicts(segmenter):
 
 
 def test_few_shapes_are_ever_compiled(small, monkeypatch):
-    """Up to 4 prompts of up to 4 tokens: three and two powers of two, not 12 programs."""
+    """Up to 9 prompts of up to 4 tokens: ten programs of powers of two, not 27."""
     shapes = set()
-    decode = Programs._program
+    find = Programs._program
 
     def program(self, name, make, **options):
-        run = decode(self, name, make, **options)
+        run = find(self, name, make, **options)
 
         def recorded(inputs):
-            if "decoder" in name:
-                shapes.add(inputs["labels"].shape)
+            shapes.add(("projected_image" in inputs, *inputs["labels"].shape))
             return run(inputs)
 
-        return recorded
+        return recorded if "decoder" in name else run
 
     monkeypatch.setattr(Programs, "_program", program)
     embeddings = small.encode([PHOTO])
     rng = np.random.default_rng(0)
-    for prompts in range(1, 5):
+    for prompts in range(1, 10):
         for clicks in (1, 2, 3):
             points = rng.uniform(0, 30, (1, prompts, clicks, 2))
             given = {"points": points, "labels": np.ones((1, prompts, clicks))}
             small.decode(embeddings, given, prompt_chunk=4)
-    assert shapes == {(1, p, t) for p in (1, 2, 4) for t in (2, 4)}
+    alone = {(False, 1, p, t) for p in (1, 2) for t in (2, 4)}
+    assert shapes == alone | {(True, 1, p, t) for p in (1, 2, 4) for t in (2, 4)}
+
+
+def test_what_prompts_share_is_projected_once(small, monkeypatch):
+    """Five prompts equal each alone, and the image is projected for them once, in any chunks."""
+    calls = []
+    tensors = Program.tensors
+
+    def counted(self, inputs):
+        calls.append(inputs.shape)
+        return tensors(self, inputs)
+
+    monkeypatch.setattr(Program, "tensors", counted)
+    embeddings = small.encode([PHOTO])
+    points = np.random.default_rng(0).uniform(0, 30, (1, 5, 2, 2)).astype("float32")
+    labels = np.array([[[1, 0], [1, -10], [1, 1], [2, 3], [1, -1]]])
+    alone = [
+        small.decode(embeddings, {"points": points[:, [i]], "labels": labels[:, [i]]})["masks"]
+        for i in range(5)
+    ]
+    assert calls == []
+    for chunk in (1, 4, 8):
+        prompts = {"points": points, "labels": labels}
+        together = small.decode(embeddings, prompts, prompt_chunk=chunk)["masks"]
+        assert_same(together, np.concatenate(alone, axis=1))
+    assert calls == [embeddings.shape] * 3
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="only torch records its programs")
@@ -140,7 +171,7 @@ class TestRecordedPrograms:
         return {"image_embeddings": embeddings, "points": clicks, "labels": labels}
 
     def decoder(self, small):
-        model = Programs(small.backbone)._make_decoder(False, None)
+        model = Decoder(small.backbone)
         return model, Program(model)
 
     def test_equals_the_layers_bit_by_bit(self, small):
