@@ -160,3 +160,14 @@ def test_loading_and_importing(run):
     assert_same_work(loaded, "million weights", first="ours", bound=0.02)
     assert rows["", "keras_sam, after keras"]["seconds"] < rows["", "keras"]["seconds"]
     assert rows["", "keras"]["peak"] is None
+
+
+def test_int8_says_what_it_costs(run):
+    pytest.importorskip("skimage")
+    rows, _, _ = run("--cases", "int8", "--repeats", "1", "--backend", "jax")
+    facts = rows["", "ours, int8"]["facts"]
+    found = facts["mask IoU with float32, of 24 coins"]
+    assert 0.95 < found < 1.0  # not the same weights, nearly the same masks
+    assert facts["largest value"] == pytest.approx(
+        rows["", "ours, float32"]["facts"]["largest value"], rel=0.05
+    )

@@ -8,6 +8,7 @@ from benchmarks.encoding import encoder, huge
 from benchmarks.generation import everything, memory
 from benchmarks.loading import imports, load
 from benchmarks.prediction import click
+from benchmarks.quantizing import int8
 from benchmarks.run_lengths import rle
 from benchmarks.training import train
 
@@ -22,6 +23,7 @@ CASES = {
     "import": imports,
     "train": train,
     "huge": huge,
+    "int8": int8,
 }
-# Minutes and gigabytes: it runs when it is named.
-ON_REQUEST = ("huge",)
+# Minutes, and gigabytes or a preset of ours: they run when they are named.
+ON_REQUEST = ("huge", "int8")
