@@ -337,19 +337,13 @@ class SAMMaskDecoder(keras.layers.Layer):
         single_object = len(prompt_sparse_embeddings.shape) == 3
         if single_object:
             prompt_sparse_embeddings = ops.expand_dims(prompt_sparse_embeddings, 1)
-            (
-                prompt_dense_embeddings,
-                prompt_sparse_mask,
-                attention_similarity,
-                target_embedding,
-            ) = (
+            prompt_dense_embeddings, prompt_sparse_mask = (
                 None if x is None else ops.expand_dims(x, 1)
-                for x in (
-                    prompt_dense_embeddings,
-                    prompt_sparse_mask,
-                    attention_similarity,
-                    target_embedding,
-                )
+                for x in (prompt_dense_embeddings, prompt_sparse_mask)
+            )
+            attention_similarity, target_embedding = (
+                None if x is None else ops.expand_dims(x, 1)
+                for x in (attention_similarity, target_embedding)
             )
         tokens, token_mask = self._tokens(prompt_sparse_embeddings, prompt_sparse_mask)
         hooks = {

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_sam.layers.kernels import takes_turns
+from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.models.openvino_programs import compile_for_openvino
 from keras_sam.models.torch_programs import compile_for_torch
 from keras_sam.prompts import PADDING
@@ -216,7 +217,10 @@ class Programs:
     def _image(self, embeddings, prompts):
         """The decoder's inputs that all prompts have in common."""
         few = prompts["labels"].shape[1] < _PROMPTS_TO_PROJECT
-        if few or prompts["masks"].shape[1] or self._backbone.mask_decoder.own_transformer:
+        decoder = self._backbone.mask_decoder
+        # Somebody's own decoder or transformer need not know of projections.
+        is_ours = type(decoder).call is SAMMaskDecoder.call and not decoder.own_transformer
+        if few or prompts["masks"].shape[1] or not is_ours:
             return {"image_embeddings": embeddings}
         make = functools.partial(ImageProjection, self._backbone)
         return {"projected_image": self._program("projection", make).tensors(embeddings)}

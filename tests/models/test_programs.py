@@ -158,6 +158,20 @@ def test_what_prompts_share_is_projected_once(small, monkeypatch):
     assert calls == [embeddings.shape] * 3
 
 
+def test_a_decoder_of_ones_own_needs_no_projections(small, monkeypatch):
+    class OwnDecoder(keras_sam.SAMMaskDecoder):
+        def call(self, image_embeddings, **others):
+            assert "projected_image" not in others
+            return super().call(image_embeddings, **others)
+
+    embeddings = small.encode([PHOTO])
+    prompts = {"boxes": [[[5, 5, 20, 20], [8, 2, 30, 25], [1, 1, 9, 9]]]}
+    expected = small.decode(embeddings, prompts)["masks"]
+    monkeypatch.setattr(small.mask_decoder, "__class__", OwnDecoder)
+    small._programs = Programs(small.backbone)
+    assert_same(small.decode(embeddings, prompts)["masks"], expected)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="only torch records its programs")
 class TestRecordedPrograms:
     """A recording repeats what the layers computed, for other numbers, and only that."""
