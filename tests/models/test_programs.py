@@ -133,6 +133,31 @@ def test_few_shapes_are_ever_compiled(small, monkeypatch):
     assert shapes == alone | {(True, 1, p, t) for p in (1, 2, 4) for t in (2, 4)}
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() not in ("jax", "tensorflow"), reason="torch traces prompt by prompt"
+)
+def test_traces_are_as_many_as_buckets(small, monkeypatch):
+    """1 to 12 clicks, 1 to 64 boxes, images of five sizes: layers run once for each shape."""
+    traces = []
+    decoder, block = small.mask_decoder, small.image_encoder.get_layer("block_0")
+    masks, run = decoder._masks, block._run
+    monkeypatch.setattr(decoder, "_masks", lambda *args: traces.append("masks") or masks(*args))
+    monkeypatch.setattr(block, "_run", lambda *args: traces.append("block") or run(*args))
+    for size in ((32, 48), (53, 80), (80, 53), (7, 200), (300, 20)):
+        embeddings = small.encode([photograph(size)])
+    rng = np.random.default_rng(0)
+    for clicks in range(1, 13):
+        points = rng.uniform(0, 30, (1, 1, clicks, 2))
+        small.decode(embeddings, {"points": points, "labels": np.ones((1, 1, clicks))})
+    for boxes in range(1, 65):
+        corners = np.sort(rng.uniform(0, 30, (1, boxes, 2, 2)), axis=2)
+        small.decode(embeddings, {"boxes": corners}, prompt_chunk=4)
+    assert traces.count("block") == 1
+    # One prompt of 2, 4, 8 or 16 tokens, and two boxes; then 4, 1 or 2 boxes of an image that is
+    # projected. A box has as many tokens as a click with its not-a-point.
+    assert traces.count("masks") == 4 + 1 + 3
+
+
 def test_what_prompts_share_is_projected_once(small, monkeypatch):
     """Five prompts equal each alone, and the image is projected for them once, in any chunks."""
     calls = []
