@@ -53,6 +53,7 @@ BACKENDS = ("jax", "torch", "tensorflow")
 # The only files up to level 2 that may name a backend, and which.
 BACKEND_FILES = {
     "layers/kernels.py": {"jax", "torch", "tensorflow"},  # the fastest exact kernel
+    "layers/initialization.py": {"torch"},  # values that are not copied twice
     "models/programs.py": {"jax", "tensorflow"},  # compiled once per shape, variables untouched
     "models/torch_programs.py": {"torch"},  # recorded once per shape
     "tensorflow_graph.py": {"tensorflow"},  # the preprocessor inside tf.data

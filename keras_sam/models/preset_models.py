@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_sam import presets
-from keras_sam.layers.initialization import blank_values
+from keras_sam.layers.initialization import blank_values, put
 from keras_sam.presets.save import (
     CONFIG_FILE,
     METADATA_FILE,
@@ -52,7 +52,7 @@ def values_of(preset):
 def load_into(model, preset, ignore=()) -> None:
     """Gives a new model the preset's weights, if it has any."""
     if preset.arrays is not None:
-        presets.assign(model.weights, preset.arrays, ignore)
+        presets.assign(model.weights, preset.arrays, put, ignore)
 
 
 def save(folder, backbone, task=None) -> None:

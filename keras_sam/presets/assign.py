@@ -10,7 +10,7 @@ from keras_sam.converters import Tensor, looks_like
 _SHOWN = 40  # names per list in the error
 
 
-def assign(variables, arrays: dict, ignore=()) -> None:
+def assign(variables, arrays: dict, put, ignore=()) -> None:
     """Sets every variable to the array of its path.
 
     Everything is compared before anything is set, so that a file that does not fit leaves
@@ -19,6 +19,8 @@ def assign(variables, arrays: dict, ignore=()) -> None:
     Args:
         variables: iterable of Keras variables.
         arrays: dict from variable paths to arrays or `keras_sam.converters.Tensor`s.
+        put: function of a variable and an array in any order, which may be a view of a file,
+            that gives the variable a copy of the array's values.
         ignore: iterable of regular expressions. Arrays whose whole name matches one of
             them may be left over.
 
@@ -53,7 +55,7 @@ def assign(variables, arrays: dict, ignore=()) -> None:
     # Those of one size in a row, the largest first: each value then fits where the one before it
     # made room. In another order TensorFlow's allocator leaves holes of half the model's size.
     for path, variable in sorted(by_path.items(), key=lambda item: -math.prod(item[1].shape)):
-        _set(variable, arrays[path])
+        put(variable, np.asarray(arrays[path]))
 
 
 def _repeats(paths):
@@ -66,12 +68,6 @@ def _fits(variable, tensor):
 
 def _kind(tensor):
     return f"{tensor.shape}" if tensor.dtype.kind == "f" else f"{tensor.shape} of {tensor.dtype}"
-
-
-def _set(variable, tensor):
-    # A copy of its own, in row-major order: backends may keep the memory they are given,
-    # and must not keep a view of a file.
-    variable.assign(np.array(tensor.read(), dtype="float32", order="C", copy=True))
 
 
 def _message(problems, arrays):

@@ -18,9 +18,6 @@ class Variable:
     def shape(self):
         return self.value.shape
 
-    def assign(self, value):
-        self.value = value
-
 
 def model():
     return [Variable("a/kernel", [[1, 2, 3], [4, 5, 6]]), Variable("a/bias", [7, 8, 9])]
@@ -29,20 +26,15 @@ def model():
 RIGHT = {"a/kernel": np.zeros((2, 3), "f4"), "a/bias": np.ones(3, "f4")}
 
 
-def test_sets_every_variable_to_a_copy_of_its_array():
+def put(variable, array):
+    variable.value = array.copy()
+
+
+def test_sets_every_variable_to_its_array():
     variables = model()
-    assign(variables, RIGHT)
+    assign(variables, RIGHT, put)
     np.testing.assert_array_equal(variables[0].value, np.zeros((2, 3)))
     np.testing.assert_array_equal(variables[1].value, np.ones(3))
-    assert not np.shares_memory(variables[1].value, RIGHT["a/bias"])
-    assert variables[1].value.flags.c_contiguous
-
-
-def test_row_major_copies_of_transposed_views():
-    variables = model()
-    assign(variables, {**RIGHT, "a/kernel": np.arange(6.0).reshape(3, 2).T})
-    assert variables[0].value.flags.c_contiguous
-    np.testing.assert_array_equal(variables[0].value, [[0, 2, 4], [1, 3, 5]])
 
 
 PROBLEMS = [
@@ -71,7 +63,7 @@ def test_nothing_is_loaded_when_something_does_not_fit(change, message, reason):
     arrays = {k: v for k, v in {**RIGHT, **change}.items() if v is not None}
     variables = model()
     with pytest.raises(ValueError, match=re.escape(message)):
-        assign(variables, arrays)
+        assign(variables, arrays, put)
     for variable, untouched in zip(variables, model()):
         np.testing.assert_array_equal(variable.value, untouched.value)
 
@@ -79,7 +71,7 @@ def test_nothing_is_loaded_when_something_does_not_fit(change, message, reason):
 def test_three_lists_in_one_error_each_sorted():
     arrays = {"y": np.ones(1), "x": np.ones(1), "a/bias": np.ones(4, "f4")}
     with pytest.raises(ValueError) as error:
-        assign(model(), arrays)
+        assign(model(), arrays, put)
     assert str(error.value).splitlines() == [
         "The weights do not fit the model; nothing was loaded.",
         "Missing, not in the file (1): a/kernel.",
@@ -91,22 +83,22 @@ def test_three_lists_in_one_error_each_sorted():
 def test_long_lists_are_cut_and_counted():
     arrays = {**RIGHT, **{f"extra_{i:03}": np.ones(1) for i in range(100)}}
     with pytest.raises(ValueError, match=r"\(100\): extra_000, .*extra_039, and 60 more"):
-        assign(model(), arrays)
+        assign(model(), arrays, put)
 
 
 def test_what_may_be_left_over_is_a_pattern_of_whole_names():
-    assign(model(), {**RIGHT, "other/x": np.ones(1)}, ignore=["other/.*"])
+    assign(model(), {**RIGHT, "other/x": np.ones(1)}, put, ignore=["other/.*"])
     with pytest.raises(ValueError, match="another/x"):
-        assign(model(), {**RIGHT, "another/x": np.ones(1)}, ignore=["other/.*"])
+        assign(model(), {**RIGHT, "another/x": np.ones(1)}, put, ignore=["other/.*"])
     with pytest.raises(ValueError, match="Missing"):
-        assign(model(), {"a/bias": np.ones(3)}, ignore=[".*"])
+        assign(model(), {"a/bias": np.ones(3)}, put, ignore=[".*"])
 
 
 def test_two_variables_of_one_path_are_an_error():
     with pytest.raises(ValueError, match="more than one variable: a/bias"):
-        assign([*model(), Variable("a/bias", [1])], RIGHT)
+        assign([*model(), Variable("a/bias", [1])], RIGHT, put)
 
 
 def test_the_error_says_what_the_file_looks_like():
     with pytest.raises(ValueError, match="look like SAM-HQ"):
-        assign(model(), {**RIGHT, "mask_decoder.hf_token.weight": np.ones((1, 3))})
+        assign(model(), {**RIGHT, "mask_decoder.hf_token.weight": np.ones((1, 3))}, put)
