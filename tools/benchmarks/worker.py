@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import dataclasses
 import json
 import os
@@ -130,7 +131,12 @@ def processor_seconds() -> float:
 
 
 def give_memory_back() -> None:
-    """Returns freed memory to the system (glibc), for a peak that is this repetition's."""
+    """Frees what earlier repetitions left, and returns it to the system (glibc).
+
+    Time and peak are then this repetition's alone: a model, which refers to itself, would
+    otherwise wait for Python's collector until one of the next.
+    """
+    gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
