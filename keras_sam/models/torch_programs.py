@@ -5,7 +5,7 @@ import operator
 import keras
 
 
-def compile_for_torch(model, variables, run):
+def compile_for_torch(model, variables, in_turn=()):
     """`predict_on_batch` that repeats what torch computed for inputs of the same shapes.
 
     The decoder makes some 500 calls to torch for a click, and Keras's layers take as long to make
@@ -18,14 +18,16 @@ def compile_for_torch(model, variables, run):
     Args:
         model: a `keras.Model`.
         variables: list of its variables.
-        run: function of the inputs as tensors, which calls the model; what is recorded.
+        in_turn: names of inputs `(B, P, ...)` of which the model gets one prompt after the other.
+            What does not depend on them is computed once a call, and the outputs, a dict, are
+            put together. From two on, any number of prompts is then the same recording.
 
     Returns:
         A function from arrays, or a dict of them, to the model's outputs, tensors.
     """
     import torch
 
-    programs = {}
+    recordings = {}
     layers = list(model._flatten_layers())
     has_own_code = any(map(_has_own_code, layers))
 
@@ -33,14 +35,28 @@ def compile_for_torch(model, variables, run):
         inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
         with torch.no_grad():
             if has_own_code or _has_hooks(layers):
-                outputs = model(inputs, training=False)
-            else:
-                values = [variable.value for variable in variables]
-                key = tuple((x.shape, x.dtype) for x in keras.tree.flatten(inputs))
-                if key in programs:
-                    outputs = programs[key](values, inputs)
-                else:
-                    outputs, programs[key] = _record(run, values, inputs)
+                return model(inputs, training=False)
+            values = [variable.value for variable in variables]
+            if not in_turn or inputs[in_turn[0]].shape[1] == 1:
+                return run([], inputs, [[*values, *keras.tree.flatten(inputs)]])[0]
+            names = [name for name in in_turn if name in inputs]
+            common = {name: x for name, x in inputs.items() if name not in names}
+            turns = [*zip(*(inputs[name].split(1, dim=1) for name in names))]
+            first = {**common, **dict(zip(names, turns[0]))}
+            outputs = run([*values, *keras.tree.flatten(common)], first, turns)
+            return {name: torch.cat([some[name] for some in outputs], 1) for name in outputs[0]}
+
+    def run(given, inputs, turns):
+        """The outputs for each of `turns`, tensors that differ; the first one's are in `inputs`."""
+        key = (len(given), *((x.shape, x.dtype) for x in (*given, *turns[0])))
+        outputs = []
+        if key not in recordings:
+            output, recordings[key] = _record(model, inputs, given, turns[0])
+            outputs.append(output)
+        if len(outputs) < len(turns):
+            once, each = recordings[key]
+            shared = once(*given)
+            outputs += [each(*shared, *turn) for turn in turns[len(outputs) :]]
         return outputs
 
     return predict
@@ -56,16 +72,19 @@ def _has_hooks(layers):
     return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
 
-def _record(run, values, inputs):
-    """Calls `run`; gives its outputs, and a function that computes them for other numbers."""
+def _record(model, inputs, given, changing):
+    """Calls the model with `inputs`, which are made of some of `given` and of `changing`.
+
+    Gives its outputs, and two functions: of `given` to a list of tensors, and of these and
+    `changing` to the outputs for other numbers.
+    """
     import torch
     from torch.utils import _pytree as pytree
     from torch.utils._python_dispatch import TorchDispatchMode
 
     graph = torch.fx.Graph()
     constants = torch.nn.Module()
-    given = [*values, *keras.tree.flatten(inputs)]
-    of_given = {id(x): graph.placeholder(f"given_{i}") for i, x in enumerate(given)}
+    of_given = {id(x): graph.placeholder(f"given_{i}") for i, x in enumerate([*given, *changing])}
 
     def node_of(x):
         if not isinstance(x, torch.Tensor):
@@ -97,25 +116,39 @@ def _record(run, values, inputs):
             return outputs
 
     with Recorder():
-        outputs = run(inputs)
+        outputs = model(inputs, training=False)
     graph.output(pytree.tree_map(node_of, outputs))
-    _compute_once(graph)
-    compute = torch.fx.GraphModule(constants, graph)
-    return outputs, lambda values, inputs: compute(*values, *keras.tree.flatten(inputs))
+    graph.eliminate_dead_code()  # what layers compute and nobody uses
+    parts = _split(graph, [of_given[id(x)] for x in changing])
+    return outputs, tuple(torch.fx.GraphModule(constants, part) for part in parts)
 
 
-def _compute_once(graph):
-    """Lets operations that are the same share their result: what the prompts of an image share."""
-    from torch.utils import _pytree as pytree
+def _split(graph, changing):
+    """The part of a graph that does not depend on the placeholders `changing`, and the rest.
 
-    operations = [node for node in graph.nodes if node.op == "call_function"]
-    if any(hasattr(x.target, "_schema") and x.target._schema.is_mutable for x in operations):
-        return  # the same operation may find other numbers
-    done = {}
-    for node in operations:
-        leaves, structure = pytree.tree_flatten((node.args, node.kwargs))
-        key = (node.target, repr(structure), *((type(x), x) for x in leaves))
-        first = done.setdefault(key, node)
-        if first is not node:
-            node.replace_all_uses_with(first)
-            graph.erase_node(node)
+    The first returns what the second takes before `changing`.
+    """
+    import torch
+
+    depends = dict.fromkeys(changing, True)
+    # Where an operation changes a tensor, all are left in their order.
+    in_order = any(_changes_tensors(node.target) for node in graph.nodes)
+    for node in graph.nodes:
+        if node.op == "call_function":
+            depends[node] = in_order or any(depends.get(x) for x in node.all_input_nodes)
+    depends[graph.output_node()] = True
+    shared = [x for x in graph.nodes if not depends.get(x) and any(map(depends.get, x.users))]
+
+    once, each = torch.fx.Graph(), torch.fx.Graph()
+    of_once, of_each = {}, {x: each.placeholder(f"shared_{i}") for i, x in enumerate(shared)}
+    for node in graph.nodes:
+        if depends.get(node):
+            of_each[node] = each.node_copy(node, of_each.__getitem__)
+        else:
+            of_once[node] = once.node_copy(node, of_once.__getitem__)
+    once.output([of_once[x] for x in shared])
+    return once, each
+
+
+def _changes_tensors(operation):
+    return getattr(getattr(operation, "_schema", None), "is_mutable", False)

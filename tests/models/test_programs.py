@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam.models import torch_programs
+from keras_sam.models import programs, torch_programs
 from keras_sam.models.programs import (
     Decoder,
     Program,
@@ -108,7 +108,10 @@ def test_reading_the_weights_while_another_thread_predicts(segmenter):
 
 
 def test_few_shapes_are_ever_compiled(small, monkeypatch):
-    """Up to 9 prompts of up to 4 tokens: ten programs of powers of two, not 27."""
+    """Up to 9 prompts of up to 4 tokens: ten programs of powers of two, not 27.
+
+    On torch no prompts are padded: any number from two on is one recording.
+    """
     shapes = set()
     find = Programs._program
 
@@ -130,7 +133,8 @@ def test_few_shapes_are_ever_compiled(small, monkeypatch):
             given = {"points": points, "labels": np.ones((1, prompts, clicks))}
             small.decode(embeddings, given, prompt_chunk=4)
     alone = {(False, 1, p, t) for p in (1, 2) for t in (2, 4)}
-    assert shapes == alone | {(True, 1, p, t) for p in (1, 2, 4) for t in (2, 4)}
+    sets = (1, 2, 3, 4) if keras.backend.backend() == "torch" else (1, 2, 4)
+    assert shapes == alone | {(True, 1, p, t) for p in sets for t in (2, 4)}
 
 
 @pytest.mark.skipif(
@@ -256,41 +260,66 @@ class TestRecordedPrograms:
         outputs = Program(model, is_decoder=True)(inputs)
         assert_same_outputs(outputs, model.predict_on_batch(inputs))
 
+    def test_prompts_are_one_recording_however_many(self, small, monkeypatch):
+        calls = []
+        upscaler = small.mask_decoder.output_upscaling
+        cells = upscaler.cells
+        monkeypatch.setattr(upscaler, "cells", lambda *args: calls.append(1) or cells(*args))
+        model, _ = self.decoder(small)
+        program = Program(model, is_decoder=True)
+        for prompts in (2, 5, 3, 2):
+            inputs = self.inputs(small, prompts, prompts)
+            counted = len(calls)
+            outputs = program(inputs)
+            assert len(calls) == (1 if prompts == 2 else counted)
+            calls, kept = [], calls
+            assert_same_outputs(outputs, model.predict_on_batch(inputs))
+            calls = kept
+        program(self.inputs(small, 0, prompts=1))  # which has nothing to share
+        assert len(calls) == 2
+
     def test_what_prompts_share_is_computed_once(self, small, monkeypatch):
-        """Of three prompts each has its own products of tokens, but not of the image alone."""
-        recorded = []
-        compute_once = torch_programs._compute_once
-
-        def counted(graph):
-            before = len(graph.nodes)
-            compute_once(graph)
-            recorded.append((before, len(graph.nodes)))
-
-        monkeypatch.setattr(torch_programs, "_compute_once", counted)
+        """Products of the image alone, say, and not those of tokens."""
+        parts = []
+        split = torch_programs._split
+        monkeypatch.setattr(
+            torch_programs, "_split", lambda *args: parts.append(split(*args)) or parts[-1]
+        )
         model, _ = self.decoder(small)
         for prompts in (1, 3):
             Program(model, is_decoder=True)(self.inputs(small, 0, prompts))
-        (one, _), (before, after) = recorded
-        assert before > 2.5 * one
-        assert after < before - 40
+        (few, most), (shared, each) = ([self.operations(x) for x in pair] for pair in parts)
+        assert not any(map(self.is_product, few))  # all may differ: the rest are constants
+        assert any(map(self.is_product, shared))
+        assert len(shared) > len(few) + 40
+        assert sorted(shared + each) == sorted(few + most)
+
+    @staticmethod
+    def is_product(operation):
+        return "linear" in operation or "mm" in operation
+
+    @staticmethod
+    def operations(graph):
+        return [str(node.target) for node in graph.nodes if node.op == "call_function"]
 
     def test_what_changes_numbers_is_never_shared(self):
         import torch
 
-        graph = torch.fx.Graph()
-        x = graph.placeholder("x")
-        relus = [graph.call_function(torch.ops.aten.relu.default, (x,)) for _ in range(2)]
-        graph.output(relus)
-        torch_programs._compute_once(graph)
-        assert len(graph.nodes) == 3
-
-        graph = torch.fx.Graph()
-        x = graph.placeholder("x")
-        first = graph.call_function(torch.ops.aten.relu.default, (x,))
-        graph.call_function(torch.ops.aten.add_.Tensor, (x, 1.0))
-        graph.output([first, graph.call_function(torch.ops.aten.relu.default, (x,))])
-        torch_programs._compute_once(graph)
-        assert len(graph.nodes) == 5
+        for change, shared in ((False, 1), (True, 0)):
+            graph = torch.fx.Graph()
+            image, prompt = graph.placeholder("image"), graph.placeholder("prompt")
+            positive = graph.call_function(torch.ops.aten.relu.default, (image,))
+            if change:
+                graph.call_function(torch.ops.aten.add_.Tensor, (positive, prompt))
+            graph.output([graph.call_function(torch.ops.aten.mul.Tensor, (positive, prompt))])
+            once, each = torch_programs._split(graph, [prompt])
+            assert len(self.operations(once)) == shared
+            assert len(self.operations(each)) == 2 - shared + change
+            once, each = (torch.fx.GraphModule({}, part) for part in (once, each))
+            image, prompt = torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 4.0])
+            (product,) = each(*once(image), prompt)
+            expected = [9.0, 24.0] if change else [0.0, 8.0]
+            assert product.tolist() == expected
 
     def test_hooks_are_called_every_time(self, small):
         calls = []
@@ -331,7 +360,13 @@ def assert_identical(actual, expected):
         np.testing.assert_array_equal(actual[name], value)
 
 
-def test_buckets_pad_with_nothing():
+@pytest.fixture
+def padding(monkeypatch):
+    """As where torch takes no prompt in turn, and as the others do."""
+    monkeypatch.setattr(programs, "takes_turns", lambda: False)
+
+
+def test_buckets_pad_with_nothing(padding):
     prompts = {
         "points": np.ones((2, 3, 5, 2), "float32"),
         "labels": np.ones((2, 3, 5), "int32"),
@@ -364,7 +399,7 @@ def test_buckets_pad_with_nothing():
         (14, 7, [7, 7]),
     ],
 )
-def test_prompts_are_split_into_full_buckets(total, chunk, sizes):
+def test_prompts_are_split_into_full_buckets(padding, total, chunk, sizes):
     pieces = list(split_into_buckets(total, chunk))
     assert [stop - start for start, stop in pieces] == sizes
     assert [i for start, stop in pieces for i in range(start, stop)] == list(range(total))
@@ -412,3 +447,11 @@ def test_a_choice_of_masks_is_checked_before_they_are_made(segmenter):
         ValueError, match=r"`multimask_output` must be True, False or \"auto\"\. .*'best'"
     ):
         segmenter.decode(embeddings, prompts, multimask_output="best")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others pad")
+def test_prompts_that_torch_takes_in_turn_are_not_padded():
+    assert list(split_into_buckets(13, 8)) == [(0, 8), (8, 13)]
+    prompts = {"labels": np.zeros((2, 5, 3)), "points": np.zeros((2, 5, 3, 2))}
+    prompts |= {"masks": np.zeros((2, 0, 4, 6, 1)), "mask_given": np.zeros((2, 5))}
+    assert pad_to_bucket(prompts, 8)["labels"].shape == (2, 5, 4)

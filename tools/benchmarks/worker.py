@@ -2,8 +2,8 @@
 
 import contextlib
 import ctypes
-import gc
 import dataclasses
+import gc
 import json
 import os
 import subprocess
