@@ -41,6 +41,26 @@ def test_weights_that_change_are_seen(small):
     assert_different(small.predict(CLICK, verbose=0)["masks"], after["masks"])
 
 
+@pytest.mark.parametrize("prompts", [1, 4])
+def test_frequencies_that_change_are_seen(small, prompts):
+    """The positions that they encode are kept from one call to the next."""
+    embeddings = small.encode([PHOTO])
+    points = np.linspace(3.0, 30.0, 2 * prompts).reshape(1, prompts, 1, 2)
+    given = {"points": points, "labels": np.ones((1, prompts, 1))}
+    before = small.decode(embeddings, given)
+    assert_same_outputs(small.decode(embeddings, given), before)
+    frequencies = small.prompt_encoder.positional_embedding.gaussian_matrix
+    kept = keras.ops.convert_to_numpy(frequencies)
+    other = tiny_segmenter(image_shape=(32, 48, 3), num_layers=2)  # as if it had never known others
+    for segmenter in (small, other):
+        segmenter.prompt_encoder.positional_embedding.gaussian_matrix.assign(kept * 1.5)
+    after = small.decode(embeddings, given)
+    assert_different(after["masks"], before["masks"])
+    assert_same_outputs(after, other.decode(embeddings, given))
+    frequencies.assign(kept)
+    assert_same_outputs(small.decode(embeddings, given), before)
+
+
 def test_lora_and_quantization_are_seen(small):
     before = small.predict(CLICK, verbose=0)
     dense = first_dense(small.mask_decoder.iou_prediction_head)
@@ -168,7 +188,8 @@ def test_what_prompts_share_is_projected_once(small, monkeypatch):
     tensors = Program.tensors
 
     def counted(self, inputs):
-        calls.append(inputs.shape)
+        if isinstance(inputs, dict):  # not the positions of the embedding's cells
+            calls.append(inputs["image_embeddings"].shape)
         return tensors(self, inputs)
 
     monkeypatch.setattr(Program, "tensors", counted)
