@@ -135,7 +135,10 @@ def _as_numpy(output):
     if isinstance(output, np.ndarray):
         return output
     if keras.backend.backend() == "torch":
-        return keras.ops.convert_to_numpy(output)
+        if keras.backend.standardize_dtype(output.dtype) == "bfloat16":  # which numpy lacks
+            return keras.ops.convert_to_numpy(output)
+        # Not by Keras, which warns of numpy's protocol every time.
+        return np.array(output.detach().cpu().numpy())
     return np.array(output)  # a copy: numpy's view of JAX's memory would be read-only
 
 
@@ -226,12 +229,16 @@ class Programs:
         )
         if not is_ours or keras.backend.backend() == "openvino":
             return {}
-        frequencies = ops.convert_to_numpy(layer.gaussian_matrix).tobytes()
-        if self._located[0] != frequencies:
+        frequencies = layer.gaussian_matrix.value
+        if keras.backend.backend() == "torch":  # of which Keras's conversion warns every time
+            frequencies = frequencies.detach().cpu().numpy()
+        frequencies = np.asarray(frequencies).tobytes()
+        located = self._located  # which another thread may replace
+        if located[0] != frequencies:
             make = functools.partial(Positions, self._backbone)
             positions = self._program("positions", make).tensors(np.zeros(1, "float32"))
-            self._located = (frequencies, positions)
-        return {"positions": self._located[1]}
+            located = self._located = (frequencies, positions)
+        return {"positions": located[1]}
 
     def _decode_chunk(self, image, prompts, chunk, multimask_output):
         real = prompts["labels"].shape[1]

@@ -32,18 +32,18 @@ def compile_for_torch(model, variables, in_turn=()):
     has_own_code = any(map(_has_own_code, layers))
 
     def predict(inputs):
-        inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+        inputs = _as_tensors(inputs)
         with torch.no_grad():
             if has_own_code or _has_hooks(layers):
                 return model(inputs, training=False)
             values = [variable.value for variable in variables]
             if not in_turn or inputs[in_turn[0]].shape[1] == 1:
-                return run([], inputs, [[*values, *keras.tree.flatten(inputs)]])[0]
+                return run([], inputs, [[*values, *_flatten(inputs)]])[0]
             names = [name for name in in_turn if name in inputs]
             common = {name: x for name, x in inputs.items() if name not in names}
             turns = [*zip(*(inputs[name].split(1, dim=1) for name in names))]
             first = {**common, **dict(zip(names, turns[0]))}
-            outputs = run([*values, *keras.tree.flatten(common)], first, turns)
+            outputs = run([*values, *_flatten(common)], first, turns)
             return {name: torch.cat([some[name] for some in outputs], 1) for name in outputs[0]}
 
     def run(given, inputs, turns):
@@ -60,6 +60,20 @@ def compile_for_torch(model, variables, in_turn=()):
         return outputs
 
     return predict
+
+
+# In place of `keras.tree`, each call of which leaves torch's functions for Python's collector: 2 KB
+# a prompt until that comes by.
+def _as_tensors(inputs):
+    if isinstance(inputs, dict):
+        return {name: _as_tensors(x) for name, x in inputs.items()}
+    return keras.ops.convert_to_tensor(inputs)
+
+
+def _flatten(inputs):
+    if isinstance(inputs, dict):
+        return [x for name in sorted(inputs) for x in _flatten(inputs[name])]
+    return [inputs]
 
 
 def _has_own_code(layer):
