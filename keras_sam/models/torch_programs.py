@@ -62,8 +62,8 @@ def compile_for_torch(model, variables, in_turn=()):
     return predict
 
 
-# In place of `keras.tree`, each call of which leaves torch's functions for Python's collector: 2 KB
-# a prompt until that comes by.
+# In place of `keras.tree`, whose functions of torch's refer to themselves: 1 KB a prompt, until
+# Python's collector comes by.
 def _as_tensors(inputs):
     if isinstance(inputs, dict):
         return {name: _as_tensors(x) for name, x in inputs.items()}

@@ -158,7 +158,7 @@ def test_few_shapes_are_ever_compiled(small, monkeypatch):
 
 
 @pytest.mark.skipif(
-    keras.backend.backend() not in ("jax", "tensorflow"), reason="torch traces prompt by prompt"
+    keras.backend.backend() not in ("jax", "tensorflow"), reason="torch records, see below"
 )
 def test_traces_are_as_many_as_buckets(small, monkeypatch):
     """1 to 12 clicks, 1 to 64 boxes, images of five sizes: layers run once for each shape."""
@@ -246,15 +246,20 @@ class TestRecordedPrograms:
         more = self.inputs(small, 3, prompts=5)  # another shape
         assert_identical(program(more), model.predict_on_batch(more))
 
-    def test_layers_run_once_per_shape(self, small, monkeypatch):
+    @pytest.fixture
+    def layer_calls(self, small, monkeypatch):
+        """A list that grows whenever the decoder's layers run."""
         calls = []
         upscaler = small.mask_decoder.output_upscaling
         cells = upscaler.cells
         monkeypatch.setattr(upscaler, "cells", lambda *args: calls.append(1) or cells(*args))
+        return calls
+
+    def test_layers_run_once_per_shape(self, small, layer_calls):
         _, program = self.decoder(small)
         for seed in range(3):
             program(self.inputs(small, seed, prompts=1))
-        assert len(calls) == 1
+        assert len(layer_calls) == 1
 
     def test_weights_are_read_anew(self, small):
         model, program = self.decoder(small)
@@ -277,27 +282,19 @@ class TestRecordedPrograms:
 
     def test_decoding_in_turn_equals_the_layers(self, small):
         model, _ = self.decoder(small)
-        inputs = self.inputs(small, 0, prompts=4)
-        outputs = Program(model, is_decoder=True)(inputs)
-        assert_same_outputs(outputs, model.predict_on_batch(inputs))
+        program = Program(model, is_decoder=True)
+        for prompts in (4, 2, 5, 1):  # all but the first and the last by the first one's recording
+            inputs = self.inputs(small, prompts, prompts)
+            assert_same_outputs(program(inputs), model.predict_on_batch(inputs))
 
-    def test_prompts_are_one_recording_however_many(self, small, monkeypatch):
-        calls = []
-        upscaler = small.mask_decoder.output_upscaling
-        cells = upscaler.cells
-        monkeypatch.setattr(upscaler, "cells", lambda *args: calls.append(1) or cells(*args))
+    def test_prompts_are_one_recording_however_many(self, small, layer_calls):
         model, _ = self.decoder(small)
         program = Program(model, is_decoder=True)
-        for prompts in (2, 5, 3, 2):
-            inputs = self.inputs(small, prompts, prompts)
-            counted = len(calls)
-            outputs = program(inputs)
-            assert len(calls) == (1 if prompts == 2 else counted)
-            calls, kept = [], calls
-            assert_same_outputs(outputs, model.predict_on_batch(inputs))
-            calls = kept
+        for prompts in (4, 2, 5):
+            program(self.inputs(small, prompts, prompts))
+        assert len(layer_calls) == 1
         program(self.inputs(small, 0, prompts=1))  # which has nothing to share
-        assert len(calls) == 2
+        assert len(layer_calls) == 2
 
     def test_what_prompts_share_is_computed_once(self, small, monkeypatch):
         """Products of the image alone, say, and not those of tokens."""
