@@ -51,7 +51,8 @@ class SAMAutomaticMaskGenerator:
 
     Parameters, order of steps and records are those of Meta's `SamAutomaticMaskGenerator`
     (`tests/test_mask_generator.py` compares them). Only masks whose predicted IoU is high enough
-    are enlarged, a few at a time, so memory does not grow with the number of points.
+    are enlarged, a few at a time, and kept as run lengths: memory grows with those of the good
+    masks, not with the number of points.
 
     Args:
         segmenter: a `SAMImageSegmenter`; or a `SAMPredictor`, whose preprocessor is then used,
