@@ -11,9 +11,10 @@ import keras
 import numpy as np
 
 from keras_sam.boxes import build_layer_point_grids, generate_crop_boxes
+from keras_sam.candidates import CandidateFile, Candidates, Crop
 from keras_sam.geometry import ResizePlan
 from keras_sam.images import load_image
-from keras_sam.mask_records import CandidateFile, Candidates, Crop, MaskRecords, Thresholds, choose
+from keras_sam.mask_records import MaskRecords, Thresholds, choose
 from keras_sam.models.batches import check_at_least_one
 from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
 from keras_sam.predictor import SAMPredictor
@@ -51,8 +52,8 @@ class SAMAutomaticMaskGenerator:
 
     Parameters, order of steps and records are those of Meta's `SamAutomaticMaskGenerator`
     (`tests/test_mask_generator.py` compares them). Only masks whose predicted IoU is high enough
-    are enlarged, a few at a time, and kept as run lengths: memory grows with those of the good
-    masks, not with the number of points.
+    are enlarged, a few at a time, and packed until suppression; what is over 8 MB waits in a
+    temporary file. So memory does not grow with the number of points.
 
     Args:
         segmenter: a `SAMImageSegmenter`; or a `SAMPredictor`, whose preprocessor is then used,
@@ -193,8 +194,10 @@ class SAMAutomaticMaskGenerator:
         Raises:
             ValueError: if the only image is unusable, or too small for the layers of crops; or
                 there are to be crops of an image of which only the embedding is there.
+            OSError: if the disk is too full for the candidates, or masks that wait, of the only
+                image.
             UnfinishedImagesError: if some of several images are unusable, or the disk is too
-                full for their candidates; its `results` are the records of the others.
+                full for one; its `results` are the records of the others.
             RuntimeError: if there is no image.
         """
         if image is None:
@@ -226,7 +229,7 @@ class SAMAutomaticMaskGenerator:
             )
             warnings.warn(" ".join([interrupted, *faults]), stacklevel=2)
             return results
-        except OSError as error:  # the candidates' file: a full disk
+        except OSError as error:  # a temporary file: a full disk
             faults.append(_describe_fault(len(results), len(sources), source, error))
             missing = [None] * (len(sources) - len(results))
             raise UnfinishedImagesError(_report(faults), results + missing) from error

@@ -7,17 +7,25 @@ and of the part of the image alone where the mask can be.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import numbers
 import os
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from keras_sam.boxes import boxes_near_crop_edge, nms, nms_across_crops, uncrop_boxes
+from keras_sam.candidates import (
+    CandidateFile,
+    Candidates,
+    Crop,
+    PackedMask,
+    WaitingMasks,
+    pack_mask,
+)
 from keras_sam.enlarging import enlarged_rows
 from keras_sam.geometry import ResizePlan, xywh_to_xyxy, xyxy_to_xywh
 from keras_sam.masks import (
@@ -103,87 +111,16 @@ class Thresholds:
         ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Crop:
-    """A part of an image that is segmented by itself.
-
-    Args:
-        box: tuple of four ints, x1 y1 x2 y2 in original pixels.
-        plan: how the crop is scaled for the model.
-    """
-
-    box: tuple[int, int, int, int]
-    plan: ResizePlan
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidates:
-    """The masks of some clicks into one crop.
-
-    Args:
-        points: float64 array `(N, 2)`, x y in pixels of the crop.
-        scores: float32 array `(N, K)`, predicted IoUs.
-        logits: float32 array `(N, K, Lh, Lw)`.
-    """
-
-    points: np.ndarray
-    scores: np.ndarray
-    logits: np.ndarray
-
-
 @dataclasses.dataclass
 class _Mask:
     """A candidate that is still in; the fields of its record, boxes as x1 y1 x2 y2."""
 
-    rle: dict  # compressed, of the whole image
+    run_lengths: Callable[[], dict]  # compressed, of the whole image
     box: np.ndarray
     score: float
     stability: float
     point: list
     crop_box: tuple[int, int, int, int]
-
-
-class CandidateFile:
-    """Candidates of one image in a temporary file, which goes when this object does."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile(prefix="keras_sam_")  # noqa: SIM115
-        self._size = 0
-        self._crops: list[tuple[Crop, list[tuple]]] = []
-
-    def recorded(
-        self, crops: Iterable[tuple[Crop, Iterable[Candidates]]]
-    ) -> Iterator[tuple[Crop, Iterator[Candidates]]]:
-        """Passes candidates on, and writes them down on the way."""
-        for crop, batches in crops:
-            written: list[tuple] = []
-            self._crops.append((crop, written))
-            yield crop, self._write(batches, written)
-
-    def _write(self, batches, written):
-        for batch in batches:
-            # By `write`, not through the map: a disk that is full then is an OSError, no crash.
-            logits = np.ascontiguousarray(batch.logits, "float32")
-            self._file.write(logits.data)
-            written.append((batch.points, batch.scores.copy(), self._size, logits.shape))
-            self._size += logits.nbytes
-            yield batch
-
-    def crops(self) -> Iterator[tuple[Crop, Iterator[Candidates]]]:
-        """The candidates again, as they came; logits are mapped from the file."""
-        self._file.flush()
-        for crop, written in self._crops:
-            yield (
-                crop,
-                (
-                    Candidates(
-                        points,
-                        scores,
-                        np.memmap(self._file, "float32", "r", offset=offset, shape=shape),
-                    )
-                    for points, scores, offset, shape in written
-                ),
-            )
 
 
 class MaskRecords(list):
@@ -271,20 +208,30 @@ def choose(
         `SamAutomaticMaskGenerator`, facebookresearch/segment-anything@dca509f.
     """
     found, count = [], 0
-    for crop, batches in crops:
-        count += 1
-        of_crop = [
-            mask for batch in batches for mask in _survivors(batch, crop, original_size, thresholds)
-        ]
-        found += _suppress_in_crop(of_crop, thresholds)
-    if count > 1:
-        found = _suppress_across_crops(found, thresholds)
-    found = _clean(found, thresholds)
-    return _records(found, original_size, thresholds, candidates)
+    # The same threads for all batches: each new one may get a heap of its own, with gaps of its own
+    # (of a photograph with 32 x 32 points, 100 MB).
+    pool = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
+    with pool, WaitingMasks(original_size) as waiting:
+        for crop, batches in crops:
+            count += 1
+            of_crop = [
+                mask
+                for batch in batches
+                for mask in _survivors(batch, crop, waiting, thresholds, pool)
+            ]
+            found += _suppress_in_crop(of_crop, thresholds)
+        if count > 1:
+            found = _suppress_across_crops(found, thresholds)
+        found = _clean(found, thresholds)
+        return _records(found, original_size, thresholds, candidates)
 
 
 def _survivors(
-    batch: Candidates, crop: Crop, original_size: tuple[int, int], thresholds: Thresholds
+    batch: Candidates,
+    crop: Crop,
+    waiting: WaitingMasks,
+    thresholds: Thresholds,
+    pool: ThreadPoolExecutor,
 ) -> Iterator[_Mask]:
     """Enlarges the candidates whose predicted IoU is high enough, and looks closer, in order."""
     good = [
@@ -294,10 +241,10 @@ def _survivors(
     ]
 
     def look(place):
-        return _mask_at(place, batch, crop, original_size, thresholds)
+        return _mask_at(place, batch, crop, waiting.original_size, thresholds)
 
-    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-        yield from filter(None, pool.map(look, good))
+    for packed, others in filter(None, pool.map(look, good)):
+        yield _Mask(waiting.add(packed), **others)
 
 
 def _mask_at(
@@ -306,8 +253,8 @@ def _mask_at(
     crop: Crop,
     original_size: tuple[int, int],
     thresholds: Thresholds,
-) -> _Mask | None:
-    """The mask of one candidate, if it is stable and not cut off by the crop's edge."""
+) -> tuple[PackedMask, dict] | None:
+    """One candidate's mask and the other fields of `_Mask`, if it is stable and not cut off."""
     mask, (x, y), stability = _enlarge(batch.logits[place], crop.plan, thresholds)
     if not thresholds.accept_stability(stability):
         return None
@@ -316,14 +263,13 @@ def _mask_at(
         return None
     x1, y1 = crop.box[0] + x, crop.box[1] + y
     place_in_image = (x1, y1, x1 + mask.shape[1], y1 + mask.shape[0])
-    return _Mask(
-        rle=encode_rle(mask, crop_box=place_in_image, original_size=original_size),
-        box=uncrop_boxes(box, crop.box),
-        score=float(batch.scores[place]),
-        stability=stability,
-        point=(batch.points[place[0]] + crop.box[:2]).tolist(),
-        crop_box=crop.box,
-    )
+    return pack_mask(mask, place_in_image, original_size), {
+        "box": uncrop_boxes(box, crop.box),
+        "score": float(batch.scores[place]),
+        "stability": stability,
+        "point": (batch.points[place[0]] + crop.box[:2]).tolist(),
+        "crop_box": crop.box,
+    }
 
 
 def _enlarge(
@@ -369,11 +315,12 @@ def _clean(masks: list[_Mask], thresholds: Thresholds) -> list[_Mask]:
         return masks
     cleaned, unchanged = [], []
     for mask in masks:
-        pixels, filled = remove_small_regions(decode_rle(mask.rle), area, "holes")
+        pixels, filled = remove_small_regions(decode_rle(mask.run_lengths()), area, "holes")
         pixels, dropped = remove_small_regions(pixels, area, "islands")
         unchanged.append(float(not filled and not dropped))
         if filled or dropped:
-            mask = dataclasses.replace(mask, rle=encode_rle(pixels), box=mask_to_box(pixels))
+            changed = functools.partial(dict, encode_rle(pixels))
+            mask = dataclasses.replace(mask, run_lengths=changed, box=mask_to_box(pixels))
         cleaned.append(mask)
     threshold = max(thresholds.box_nms_thresh, thresholds.crop_nms_thresh)
     return [cleaned[i] for i in nms(_boxes(cleaned), np.array(unchanged), threshold)]
@@ -389,8 +336,8 @@ def _records(
     form = forms[thresholds.output_mode]
     records = (
         {
-            "segmentation": form(mask.rle),
-            "area": int(mask_area(mask.rle)),
+            "segmentation": form(rle := mask.run_lengths()),
+            "area": int(mask_area(rle)),
             "bbox": xyxy_to_xywh(mask.box).tolist(),
             "predicted_iou": mask.score,
             "point_coords": [mask.point],
@@ -429,8 +376,9 @@ def _filter_records(records: MaskRecords, thresholds: Thresholds) -> MaskRecords
 
 def _read_record(record: dict) -> _Mask:
     mask = record["segmentation"]
+    rle = compress_rle(mask) if isinstance(mask, dict) else encode_rle(mask)
     return _Mask(
-        rle=compress_rle(mask) if isinstance(mask, dict) else encode_rle(mask),
+        run_lengths=functools.partial(dict, rle),
         box=xywh_to_xyxy(record["bbox"]),
         score=record["predicted_iou"],
         stability=record["stability_score"],

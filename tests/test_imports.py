@@ -20,6 +20,7 @@ LEVELS = {
     # 0: numpy only; works without Keras
     "annotations": 0,
     "boxes": 0,
+    "candidates": 0,
     "converters": 0,
     "drawing": 0,
     "enlarging": 0,

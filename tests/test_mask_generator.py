@@ -11,6 +11,7 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -18,7 +19,8 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam import mask_records
+from keras_sam import candidates, mask_records
+from keras_sam.candidates import CandidateFile
 from keras_sam.geometry import ResizePlan
 from keras_sam.mask_records import Thresholds
 from keras_sam.masks import stability_score
@@ -224,7 +226,7 @@ def test_ctrl_c_after_an_unusable_image(monkeypatch, tmp_path):
 
 
 def test_a_disk_too_full_for_candidates_loses_no_others(monkeypatch):
-    class Full(mask_records.CandidateFile):
+    class Full(CandidateFile):
         made = 0
 
         def __init__(self):
@@ -410,6 +412,21 @@ def test_the_temporary_file_goes_with_the_records(tmp_path, monkeypatch):
         file.close() or file.read()
 
 
+def test_masks_that_wait_on_disk_give_the_same_records(monkeypatch):
+    settings = {"pred_iou_thresh": 0, "stability_score_thresh": 0, "crop_n_layers": 1}
+    expected = generator(**settings).generate(small_picture())
+    monkeypatch.setattr(candidates, "_WAITING_IN_MEMORY", 1000)
+    assert_identical(generator(**settings).generate(small_picture()), expected)
+    assert len(expected) > 20
+
+
+def test_a_disk_too_full_for_waiting_masks_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(candidates, "_WAITING_IN_MEMORY", 1000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(keras_sam.UnfinishedImagesError, match="Image 0 of 2.*missing"):
+        generator().generate([small_picture(5), small_picture(6)], verbose=0)
+
+
 # --- memory, refinement ---
 
 
@@ -432,9 +449,24 @@ def test_low_scores_are_dropped_before_anything_is_enlarged(monkeypatch):
     assert len(enlarged) == (scores > half).sum() == scores.size / 2
 
 
-def test_memory_does_not_grow_with_the_number_of_points():
+def test_all_batches_share_their_threads(monkeypatch):
+    enlarge, threads = mask_records._enlarge, set()
+
+    def note(logits, plan, thresholds):
+        threads.add(threading.current_thread().name)  # which Python gives to one thread only
+        return enlarge(logits, plan, thresholds)
+
+    monkeypatch.setattr(mask_records, "_enlarge", note)
+    generator(pred_iou_thresh=0, points_per_batch=2, crop_n_layers=1).generate(small_picture())
+    assert 1 <= len(threads) <= mask_records._MAX_THREADS
+
+
+@pytest.mark.parametrize("stability", [0, 1.01], ids=["all_wait", "none_waits"])
+def test_memory_does_not_grow_with_the_number_of_points(stability, monkeypatch):
+    monkeypatch.setattr(candidates, "_WAITING_IN_MEMORY", 1000)
     image = photograph((300, 400))
-    enlarged = {"pred_iou_thresh": 0, "stability_score_thresh": 1.01}  # all, and none is a record
+    enlarged = {"pred_iou_thresh": 0, "stability_score_thresh": stability}  # all are enlarged
+    enlarged["output_mode"] = "coco_rle"
     # One prompt a call: tracemalloc looks up a line at every step of torch's recorded program, a
     # matter of minutes among the thousands of lines of eight prompts.
     enlarged["prompt_chunk"] = 1
@@ -442,10 +474,14 @@ def test_memory_does_not_grow_with_the_number_of_points():
     peaks = []
     for side in (6, 12):  # 3 batches, and 9
         tracemalloc.start()
-        assert generator(**enlarged, points_per_side=side).generate(image) == []
+        records = generator(**enlarged, points_per_side=side).generate(image)
         peaks.append(tracemalloc.get_traced_memory()[1])
+        assert (len(records) > 0) == (stability == 0)
+        del records
         tracemalloc.stop()
-    assert peaks[1] < 1.1 * peaks[0]
+    # A mask that waits on disk leaves its box, scores and place in memory.
+    waiting = 0 if stability else 3 * (12**2 - 6**2)
+    assert peaks[1] < 1.1 * peaks[0] + 1000 * waiting
 
 
 @pytest.mark.parametrize("seed", range(6))

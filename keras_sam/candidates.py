@@ -1,0 +1,168 @@
+"""What the mask generator chooses from: candidates of a crop, and masks that wait for their turn.
+
+Numpy only. Both may be more than memory should hold, and have temporary files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from keras_sam.geometry import ResizePlan
+from keras_sam.masks import encode_rle
+
+_WAITING_IN_MEMORY = 8 * 2**20  # bytes; 3,000 masks of objects in a photograph take 7 MB
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """A part of an image that is segmented by itself.
+
+    Args:
+        box: tuple of four ints, x1 y1 x2 y2 in original pixels.
+        plan: how the crop is scaled for the model.
+    """
+
+    box: tuple[int, int, int, int]
+    plan: ResizePlan
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The masks of some clicks into one crop.
+
+    Args:
+        points: float64 array `(N, 2)`, x y in pixels of the crop.
+        scores: float32 array `(N, K)`, predicted IoUs.
+        logits: float32 array `(N, K, Lh, Lw)`.
+    """
+
+    points: np.ndarray
+    scores: np.ndarray
+    logits: np.ndarray
+
+
+class CandidateFile:
+    """Candidates of one image in a temporary file, which goes when this object does."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="keras_sam_")  # noqa: SIM115
+        self._size = 0
+        self._crops: list[tuple[Crop, list[tuple]]] = []
+
+    def recorded(
+        self, crops: Iterable[tuple[Crop, Iterable[Candidates]]]
+    ) -> Iterator[tuple[Crop, Iterator[Candidates]]]:
+        """Passes candidates on, and writes them down on the way."""
+        for crop, batches in crops:
+            written: list[tuple] = []
+            self._crops.append((crop, written))
+            yield crop, self._write(batches, written)
+
+    def _write(self, batches, written):
+        for batch in batches:
+            # By `write`, not through the map: a disk that is full then is an OSError, no crash.
+            logits = np.ascontiguousarray(batch.logits, "float32")
+            self._file.write(logits.data)
+            written.append((batch.points, batch.scores.copy(), self._size, logits.shape))
+            self._size += logits.nbytes
+            yield batch
+
+    def crops(self) -> Iterator[tuple[Crop, Iterator[Candidates]]]:
+        """The candidates again, as they came; logits are mapped from the file."""
+        self._file.flush()
+        for crop, written in self._crops:
+            yield (
+                crop,
+                (
+                    Candidates(
+                        points,
+                        scores,
+                        np.memmap(self._file, "float32", "r", offset=offset, shape=shape),
+                    )
+                    for points, scores, offset, shape in written
+                ),
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedMask:
+    """A mask of a part of an image, in the form that is made faster.
+
+    Run lengths are short for an object. Those of noise take twice as long to make as the mask
+    itself, which then is kept as bits: most masks are dropped before anyone asks for run lengths.
+
+    Args:
+        content: bytes. COCO's string of the whole image, or the bits of the part's pixels.
+        is_bits: bool. Which of the two.
+        box: tuple of four ints, x1 y1 x2 y2 in original pixels: the part.
+    """
+
+    content: bytes
+    is_bits: bool
+    box: tuple[int, int, int, int]
+
+
+def pack_mask(
+    mask: np.ndarray, box: tuple[int, int, int, int], original_size: tuple[int, int]
+) -> PackedMask:
+    """Packs a mask of a part of an image.
+
+    Args:
+        mask: bool array, the pixels of `box`.
+        box: four ints, x1 y1 x2 y2 in original pixels.
+        original_size: pair of ints, `(H0, W0)`.
+
+    Returns:
+        A `PackedMask`.
+    """
+    runs = np.count_nonzero(mask[1:] != mask[:-1])
+    if mask.size // 8 < 8 * runs:  # a run takes one or two characters
+        return PackedMask(np.packbits(mask).tobytes(), True, box)
+    rle = encode_rle(mask, crop_box=box, original_size=original_size)
+    return PackedMask(rle["counts"].encode("ascii"), False, box)
+
+
+class WaitingMasks:
+    """Packed masks of one image: the first in memory, many in a temporary file.
+
+    Args:
+        original_size: pair of ints, `(H0, W0)`.
+    """
+
+    def __init__(self, original_size: tuple[int, int]) -> None:
+        self.original_size = original_size
+        self._file = tempfile.SpooledTemporaryFile(  # noqa: SIM115
+            _WAITING_IN_MEMORY, prefix="keras_sam_"
+        )
+        self._size = 0
+
+    def __enter__(self) -> WaitingMasks:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._file.close()
+
+    def add(self, mask: PackedMask) -> Callable[[], dict]:
+        """Puts a mask away. Returns what gives its run lengths, compressed, of the whole image."""
+        self._file.seek(self._size)
+        self._file.write(mask.content)
+        place = (self._size, len(mask.content))
+        self._size += len(mask.content)
+        return functools.partial(self._run_lengths, *place, mask.is_bits, mask.box)
+
+    def _run_lengths(self, start, length, is_bits, box):
+        self._file.seek(start)
+        content = self._file.read(length)
+        if not is_bits:
+            return {"size": list(self.original_size), "counts": content.decode("ascii")}
+        x1, y1, x2, y2 = box
+        h, w = y2 - y1, x2 - x1
+        bits = np.unpackbits(np.frombuffer(content, "uint8"), count=h * w)
+        mask = bits.view(bool).reshape(h, w)
+        return encode_rle(mask, crop_box=box, original_size=self.original_size)
