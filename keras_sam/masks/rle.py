@@ -69,13 +69,16 @@ def encode_rle(
     corner, size = _place(stack.shape[1:], crop_box, original_size)
     h, w = stack.shape[1:]
     step = max(1, min(_CHUNK_PIXELS // (h * w), _CHUNK_COLUMNS // (w + 7)))
-    chunks = [stack[first : first + step] for first in range(0, len(stack), step)]
     encode = functools.partial(_encode_chunk, compressed=compressed, corner=corner, size=size)
-    if len(chunks) > 1:
-        with ThreadPoolExecutor(min(len(chunks), _MAX_THREADS, os.cpu_count() or 1)) as pool:
-            encoded = list(itertools.chain.from_iterable(pool.map(encode, chunks)))
+    if len(stack) <= step:
+        encoded = encode(stack) if len(stack) else []
     else:
-        encoded = [one for chunk in chunks for one in encode(chunk)]
+        threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        turns = -(-len(stack) // (threads * step))
+        # Of one size, and as many for each thread: the last one is waited for.
+        chunks = np.array_split(stack, min(threads * turns, len(stack)))
+        with ThreadPoolExecutor(threads) as pool:
+            encoded = list(itertools.chain.from_iterable(pool.map(encode, chunks)))
     return encoded[0] if np.ndim(masks) == 2 else encoded
 
 
