@@ -6,25 +6,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from keras_sam.cli import model, options
+from keras_sam.cli import generator_options, mask_outputs, model, options
 from keras_sam.cli.failure import CommandError, bad_input, one_line, writing
+from keras_sam.cli.mask_outputs import COCO_FILE, FORMATS
 from keras_sam.cli.output import check_output_folder
 from keras_sam.cli.photos import find_photos
 from keras_sam.cli.progress import Progress
 from keras_sam.cli.run_log import RunLog
-
-COCO_FILE = "annotations.json"
-
-# What each format writes for a photograph whose results are called {}.
-FORMATS = {
-    "coco": "coco_parts/{}.json",
-    "sa1b": "{}.json",
-    "yolo": "{}.txt",
-    "png": "{}",
-    "label-map": "{}.png",
-}
 
 HELP = "segment everything in a photograph or in a folder of photographs"
 DESCRIPTION = f"""\
@@ -47,87 +36,6 @@ examples:
   keras-sam everything photos --preset sam_base_sa1b --out masks --format coco
   keras-sam everything truck.jpg --checkpoint sam_vit_b_01ec64.pth --out masks --format png \\
       --points-per-side 16 --crop-n-layers 1 --min-mask-region-area 100"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """A parameter of `SAMAutomaticMaskGenerator` as an option.
-
-    Args:
-        name: str, the parameter's name.
-        type: function that reads the option's value.
-        default: the generator's own, or None if it depends on the backend.
-        metavar: str, for the help.
-        help: str.
-        shapes_results: bool. Whether results depend on it, beyond their last bits.
-    """
-
-    name: str
-    type: Any
-    default: Any
-    metavar: str
-    help: str
-    shapes_results: bool = True
-
-
-PARAMETERS = (
-    Parameter("points_per_side", options.positive_integer, 32, "N", "clicks along each side"),
-    Parameter(
-        "points_per_batch", options.positive_integer, 64, "N", "clicks in memory together", False
-    ),
-    Parameter(
-        "pred_iou_thresh", options.finite_number, 0.88, "X", "keep masks the model is so sure of"
-    ),
-    Parameter(
-        "stability_score_thresh",
-        options.finite_number,
-        0.95,
-        "X",
-        "keep masks that change so little with the mask threshold",
-    ),
-    Parameter(
-        "stability_score_offset",
-        options.finite_number,
-        1.0,
-        "X",
-        "how far the mask threshold is moved for that",
-    ),
-    Parameter(
-        "box_nms_thresh",
-        options.finite_number,
-        0.7,
-        "X",
-        "of masks whose boxes overlap more, one stays",
-    ),
-    Parameter(
-        "crop_n_layers", options.whole_number, 0, "N", "layers of crops that are segmented, too"
-    ),
-    Parameter(
-        "crop_nms_thresh",
-        options.finite_number,
-        0.7,
-        "X",
-        "as --box-nms-thresh, among masks of different crops",
-    ),
-    Parameter(
-        "crop_overlap_ratio", options.finite_number, 512 / 1500, "X", "how much crops overlap"
-    ),
-    Parameter(
-        "crop_n_points_downscale_factor",
-        options.positive_integer,
-        1,
-        "N",
-        "layer i has 1/N**i as many clicks per side",
-    ),
-    Parameter(
-        "min_mask_region_area",
-        options.finite_number,
-        0,
-        "PIXELS",
-        "remove smaller holes and islands from masks",
-    ),
-    Parameter("prompt_chunk", options.positive_integer, None, "N", "clicks decoded at once", False),
-)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -156,30 +64,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="do everything again, replacing what is there"
     )
     results.add_argument("--json", action="store_true", help="print the summary as a line of JSON")
-    generator = parser.add_argument_group("mask generator (see SAMAutomaticMaskGenerator)")
-    for parameter in PARAMETERS:
-        generator.add_argument(
-            _flag(parameter.name),
-            type=parameter.type,
-            metavar=parameter.metavar,
-            help=f"{parameter.help} (default: {_shown(parameter.default)})",
-        )
-    generator.add_argument(
-        "--point-grids",
-        type=Path,
-        metavar="FILE",
-        help="a .json file of click grids instead, the image's and one per layer of crops: "
-        "[[[x, y], ...], ...] in 0..1",
-    )
-    generator.add_argument(
-        "--use-m2m", action="store_true", help="decode every mask twice, for better edges"
-    )
+    generator_options.add_options(parser)
     options.add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Segments what is not done yet, and sums up what is there, however the run ends."""
-    parameters = _parameters(args)
+    parameters = generator_options.read_options(args)
     photos = find_photos(args.photos, args.recursive, _result_folders(args))
     _check_outputs(args)
     log = RunLog(args.out, _settings(args, parameters), args.overwrite)
@@ -233,47 +124,8 @@ class _Summary:
         }
 
 
-def _flag(name):
-    return "--" + name.replace("_", "-")
-
-
-def _shown(default):
-    return "as suits the backend" if default is None else f"{default:.4g}"
-
-
-def _parameters(args):
-    """What the generator is made with; what was not given is left to its defaults."""
-    given = {p.name: getattr(args, p.name) for p in PARAMETERS}
-    given = {name: value for name, value in given.items() if value is not None}
-    if args.use_m2m:
-        given["use_m2m"] = True
-    if args.point_grids is not None:
-        if "points_per_side" in given:
-            raise CommandError("--point-grids and --points-per-side cannot be combined")
-        given |= {"point_grids": _read_grids(args.point_grids), "points_per_side": None}
-    return given
-
-
-def _read_grids(path):
-    import numpy as np
-
-    wrong = f"--point-grids {path}: expected JSON, a list of grids [[x, y], ...]"
-    try:
-        grids = json.loads(path.read_text(encoding="utf-8"))
-        shapes = [np.asarray(grid, "float64").shape for grid in grids]
-    except OSError as error:
-        raise CommandError(f"--point-grids {path}: {error.strerror}") from error
-    except (TypeError, ValueError) as error:
-        raise CommandError(f"{wrong} ({error})") from error
-    if not shapes or any(len(shape) != 2 or shape[1] != 2 for shape in shapes):
-        raise CommandError(f"{wrong}, received shapes {shapes}")
-    return grids
-
-
 def _settings(args, parameters):
     """What results depend on: they are not mixed with those of other settings."""
-    defaults = {p.name: p.default for p in PARAMETERS if p.shapes_results}
-    shaping = {name: parameters.get(name, default) for name, default in defaults.items()}
     return {
         "model": str(args.preset or args.checkpoint),
         "image_shape": args.image_shape and list(args.image_shape),
@@ -281,9 +133,7 @@ def _settings(args, parameters):
         "format": args.format,
         # Of COCO, outlines are made when the file is put together.
         "tolerance": args.tolerance if args.format == "yolo" else 0.0,
-        **shaping,
-        "point_grids": parameters.get("point_grids"),
-        "use_m2m": args.use_m2m,
+        **generator_options.shaping(args, parameters),
     }
 
 
@@ -325,21 +175,13 @@ def _check_photo(photo):
 def _check_nothing_is_lost(args, photos):
     """A first run replaces nothing that it has not made."""
     planned = [args.out / COCO_FILE] if args.format == "coco" else []
-    planned += [args.out / _output_name(args, photo) for photo in photos]
+    planned += [args.out / mask_outputs.output_name(args, photo) for photo in photos]
     for path in planned:
         if path.exists():
             raise CommandError(
                 f"--out {args.out}: {path} is there already, and not from an earlier run: choose "
                 "another folder, or --overwrite to replace it"
             )
-
-
-def _output_name(args, photo):
-    return FORMATS[args.format].format(photo.result)
-
-
-def _picture_path(args, photo):
-    return args.pictures / f"{photo.result}.png"
 
 
 def _is_done(args, log, photo):
@@ -349,7 +191,7 @@ def _is_done(args, log, photo):
         return False
     if entry is None or not (args.out / entry["output"]).exists():
         return False
-    return args.pictures is None or _picture_path(args, photo).exists()
+    return args.pictures is None or mask_outputs.picture_path(args, photo).exists()
 
 
 def _segment(args, parameters, todo, log, summary):
@@ -382,8 +224,8 @@ def _segment_photo(args, generator, photo, log, clicks, summary):
         summary.unreadable[photo.name] = one_line(reason)
         return "could not be segmented"
     with writing(args.out):
-        _save(args, photo, records)
-    done = {"output": _output_name(args, photo), "masks": len(records)}
+        mask_outputs.save(args, photo, records)
+    done = {"output": mask_outputs.output_name(args, photo), "masks": len(records)}
     log.add(photo.name, {**stamp, **done})
     summary.segmented += 1
     summary.masks += len(records)
@@ -404,59 +246,13 @@ class _Clicks:
         self._bar.advance(self._left)
 
 
-def _save(args, photo, records):
-    from keras_sam import annotations
-    from keras_sam.masks import masks_to_label_map
-
-    path = args.out / _output_name(args, photo)
-    image = annotations.ImageAnnotations(photo.name, records.original_size, records)
-    if args.pictures is not None:  # first: what counts as done is complete
-        _draw(args, photo, records)
-    if args.format in ("coco", "sa1b"):
-        annotations.write_sa1b(path, image)
-    elif args.format == "yolo":
-        annotations.write_yolo(path, image, tolerance=args.tolerance)
-    elif args.format == "png":
-        annotations.write_mask_folder(path, image)
-    else:
-        labels = masks_to_label_map(records, size=records.original_size)
-        annotations.write_label_map(path, labels)
-
-
-def _draw(args, photo, records):
-    from PIL import Image
-
-    from keras_sam.files import whole_file
-    from keras_sam.visualization import overlay
-
-    picture = overlay(photo.path, records)
-    with whole_file(_picture_path(args, photo)) as file:
-        Image.fromarray(picture.view("uint8")).save(file, "png")
-
-
 def _finish(args, log, summary):
     """Puts the COCO file together, and says what there is."""
     try:
         if args.format == "coco":
-            _collect(args, log)
+            mask_outputs.collect(args, log)
     finally:
         _report(args, summary)
-
-
-def _collect(args, log):
-    """One COCO file from the photographs' own, in the order of their names."""
-    from keras_sam import annotations
-
-    def images():
-        for number, entry in enumerate(log.entries(), start=1):
-            part = args.out / entry["output"]
-            if part.exists():  # else somebody has taken it out
-                yield dataclasses.replace(annotations.read_sa1b(part), image_id=number)
-
-    with writing(args.out / COCO_FILE):
-        annotations.write_coco(
-            args.out / COCO_FILE, images(), polygons=args.polygons, tolerance=args.tolerance
-        )
 
 
 def _report(args, summary):
