@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 import keras_sam
-from keras_sam.layers.mask_decoder import MaskUpscaler
+from keras_sam.layers.mask_upscaler import MaskUpscaler
 from keras_sam.layers.positional_embedding import PositionEmbedding
 from keras_sam.layers.prompt_encoder import MaskDownscaler
 from keras_sam.layers.window_attention import DropPath

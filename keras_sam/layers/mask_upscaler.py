@@ -1,0 +1,123 @@
+"""The decoder's image features at the size of its masks."""
+
+import keras
+from keras import ops
+
+from keras_sam.layers.dense import LayerNormalization
+from keras_sam.layers.initialization import build_part
+from keras_sam.layers.kernels import activate, linear
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class MaskUpscaler(keras.layers.Layer):
+    """Enlarges the decoder's image features four times per side, with an eighth of the channels.
+
+    Args:
+        hidden_size: int. Input channels `C`, a multiple of 8.
+        activation: str or callable. Defaults to `"gelu"`.
+        layer_norm_epsilon: float. Defaults to `1e-6`.
+        initializer_range: see `SAMMaskDecoder`.
+
+    Call arguments:
+        x: float tensor `(B, Eh, Ew, C)`.
+
+    Returns:
+        Float tensor `(B, 4 Eh, 4 Ew, C / 8)`.
+
+    Raises:
+        ValueError: if `hidden_size` is not a multiple of 8.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        activation="gelu",
+        layer_norm_epsilon: float = 1e-6,
+        initializer_range: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if hidden_size % 8:
+            raise ValueError(
+                f"`hidden_size` must be a multiple of 8. Received: hidden_size={hidden_size}."
+            )
+        self.hidden_size = hidden_size
+        self.activation = keras.activations.get(activation)
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.initializer_range = initializer_range
+        policy = self.dtype_policy
+        self.conv1 = keras.layers.Conv2DTranspose(
+            hidden_size // 4, 2, strides=2, dtype=policy, name="conv1"
+        )
+        self.norm1 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm1")
+        self.conv2 = keras.layers.Conv2DTranspose(
+            hidden_size // 8, 2, strides=2, dtype=policy, name="conv2"
+        )
+
+    def build(self, input_shape=None):
+        quarter = (None, None, None, self.hidden_size // 4)
+        build_part(self.conv1, (None, None, None, self.hidden_size), self.initializer_range)
+        self.norm1.build(quarter)
+        build_part(self.conv2, quarter, self.initializer_range)
+
+    def call(self, x, training=None):
+        return whole_pixels(self.cells(x, training), x.shape[1:3])
+
+    def cells(self, x, training=None):
+        """`call`, with the pixels still in the order in which they are made.
+
+        The kernels do not overlap, so each of the two convolutions is one matrix product, after
+        which a cell holds its own pixels. Whoever needs only a product of each pixel, as masks
+        do, moves fewer numbers by putting them in order later.
+
+        Args:
+            x: float tensor `(B, Eh, Ew, C)`.
+            training: optional bool. Whether gradients are wanted.
+
+        Returns:
+            Float tensor `(B, Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its
+            2 x 2 quarters, then by row and column within them.
+        """
+        h, w, channels = x.shape[1:]
+        x = ops.reshape(x, (-1, h * w, channels))
+        x = self._quarters(self.conv1, x, None, training)  # (B, Eh * Ew * 4, C / 4)
+        x = activate(self.norm1(x, training=training), self.activation, training)
+        return self._quarters(self.conv2, x, self.activation, training)
+
+    def _quarters(self, conv, x, activation, training):
+        """A convolution that makes 2 x 2 pixels of each `(B, pixels, C)`: `(B, 4 pixels, C')`."""
+        kernel = ops.cast(conv.kernel, x.dtype)  # (2, 2, C', C)
+        kernel = ops.transpose(ops.reshape(kernel, (-1, kernel.shape[3])))
+        bias = ops.tile(conv.bias, 4)
+        x = linear(x, kernel, bias, activation, training)  # (B, pixels, 4 C')
+        return ops.reshape(x, (-1, 4 * x.shape[1], conv.filters))
+
+    def compute_output_shape(self, input_shape):
+        batch, h, w, _ = input_shape
+        return (batch, h and 4 * h, w and 4 * w, self.hidden_size // 8)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden_size": self.hidden_size,
+            "activation": keras.activations.serialize(self.activation),
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "initializer_range": self.initializer_range,
+        }
+
+
+def whole_pixels(x, grid):
+    """Puts the pixels of `MaskUpscaler.cells` in order.
+
+    Args:
+        x: tensor `(B, Eh * Ew * 16, c)`, of any channels.
+        grid: tuple `(Eh, Ew)`.
+
+    Returns:
+        Tensor `(B, 4 Eh, 4 Ew, c)`.
+    """
+    h, w = grid
+    channels = x.shape[-1]
+    x = ops.reshape(x, (-1, h, w, 2, 2, 2, 2, channels))
+    x = ops.transpose(x, (0, 1, 3, 5, 2, 4, 6, 7))  # (B, Eh, 2, 2, Ew, 2, 2, c)
+    return ops.reshape(x, (-1, 4 * h, 4 * w, channels))
