@@ -53,7 +53,7 @@ class SAMAutomaticMaskGenerator:
     Parameters, order of steps and records are those of Meta's `SamAutomaticMaskGenerator`
     (`tests/test_mask_generator.py` compares them). Only masks whose predicted IoU is high enough
     are enlarged, a few at a time, and packed until suppression; what is over 8 MB waits in a
-    temporary file. So memory does not grow with the number of points.
+    temporary file. So memory grows by the records, and by 1 kB for each mask that waits.
 
     Args:
         segmenter: a `SAMImageSegmenter`; or a `SAMPredictor`, whose preprocessor is then used,
@@ -194,10 +194,9 @@ class SAMAutomaticMaskGenerator:
         Raises:
             ValueError: if the only image is unusable, or too small for the layers of crops; or
                 there are to be crops of an image of which only the embedding is there.
-            OSError: if the disk is too full for the candidates, or masks that wait, of the only
-                image.
-            UnfinishedImagesError: if some of several images are unusable, or the disk is too
-                full for one; its `results` are the records of the others.
+            OSError: if temporary files find no folder or space, with one image.
+            UnfinishedImagesError: if some of several images are unusable, or temporary files find
+                no folder or space; its `results` are the records of the others.
             RuntimeError: if there is no image.
         """
         if image is None:
@@ -264,6 +263,7 @@ class SAMAutomaticMaskGenerator:
         Raises:
             UnfinishedImagesError: if an image is unusable, see `generate`; with its number, and
                 without `results`, for they have been yielded.
+            OSError: if temporary files find no folder or space.
         """
         _check_unusable(unusable)
         tell = (lambda points: None) if progress is None else progress
@@ -286,7 +286,7 @@ class SAMAutomaticMaskGenerator:
             New `MaskRecords`.
 
         Raises:
-            ValueError: see `MaskRecords.filter`.
+            ValueError, OSError: see `MaskRecords.filter`.
         """
         return records.filter(**thresholds)
 

@@ -166,6 +166,7 @@ class MaskRecords(list):
 
         Raises:
             ValueError: for other names, or if a threshold is looser and there are no candidates.
+            OSError: if masks that wait for suppression find no folder or space.
         """
         changed = self.thresholds.replaced(thresholds)
         if self.candidates is not None:
@@ -315,13 +316,14 @@ def _clean(masks: list[_Mask], thresholds: Thresholds) -> list[_Mask]:
         return masks
     cleaned, unchanged = [], []
     for mask in masks:
-        pixels, filled = remove_small_regions(decode_rle(mask.run_lengths()), area, "holes")
+        rle, box = mask.run_lengths(), mask.box
+        pixels, filled = remove_small_regions(decode_rle(rle), area, "holes")
         pixels, dropped = remove_small_regions(pixels, area, "islands")
         unchanged.append(float(not filled and not dropped))
         if filled or dropped:
-            changed = functools.partial(dict, encode_rle(pixels))
-            mask = dataclasses.replace(mask, run_lengths=changed, box=mask_to_box(pixels))
-        cleaned.append(mask)
+            rle, box = encode_rle(pixels), mask_to_box(pixels)
+        made = functools.partial(dict, rle)
+        cleaned.append(dataclasses.replace(mask, run_lengths=made, box=box))
     threshold = max(thresholds.box_nms_thresh, thresholds.crop_nms_thresh)
     return [cleaned[i] for i in nms(_boxes(cleaned), np.array(unchanged), threshold)]
 

@@ -13,7 +13,7 @@ from keras_sam.masks import encode_rle
 SIZE = (60, 90)  # height, width
 
 
-def disk(box):
+def circle(box):
     """Bool, the pixels of a box: what an object is like."""
     x1, y1, x2, y2 = box
     y, x = np.mgrid[: y2 - y1, : x2 - x1]
@@ -37,7 +37,9 @@ BOXES = [(0, 0, 90, 60), (20, 10, 65, 57), (89, 59, 90, 60), (7, 0, 8, 60), (0, 
 
 
 @pytest.mark.parametrize("box", BOXES)
-@pytest.mark.parametrize("make", [disk, noise, lambda box: ~disk(box), lambda box: noise(box) & 0])
+@pytest.mark.parametrize(
+    "make", [circle, noise, lambda box: ~circle(box), lambda box: noise(box) & 0]
+)
 def test_a_mask_comes_back_as_run_lengths_of_the_image(make, box):
     mask = make(box).astype(bool)
     with WaitingMasks(SIZE) as waiting:
@@ -47,8 +49,8 @@ def test_a_mask_comes_back_as_run_lengths_of_the_image(make, box):
 
 def test_an_object_waits_as_run_lengths_and_noise_as_bits():
     box = BOXES[0]
-    of_object, of_noise = (pack_mask(make(box), box, SIZE) for make in (disk, noise))
-    assert of_object.content.decode() == encode_rle(disk(box))["counts"]
+    of_object, of_noise = (pack_mask(make(box), box, SIZE) for make in (circle, noise))
+    assert of_object.content.decode() == encode_rle(circle(box))["counts"]
     assert len(of_noise.content) == 60 * 90 / 8 < len(encode_rle(noise(box))["counts"])
 
 
@@ -56,7 +58,7 @@ def test_many_wait_in_a_file_that_goes_with_them(monkeypatch, tmp_path):
     monkeypatch.setattr(candidates, "_WAITING_IN_MEMORY", 3000)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     box = BOXES[0]
-    masks = [disk(box), *(noise(box, seed) for seed in range(9))]
+    masks = [circle(box), *(noise(box, seed) for seed in range(9))]
     with WaitingMasks(SIZE) as waiting:
         given = [waiting.add(pack_mask(mask, box, SIZE)) for mask in masks]
         waiting._file.fileno()  # of a file, or an error

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import keras_sam
-from keras_sam import annotations
+from keras_sam import annotations, candidates
 from keras_sam.cli import generator_options, mask_outputs, photos, run_log
 from keras_sam.mask_records import MaskRecords, Thresholds
 from tests.scenes import scene
@@ -460,6 +460,18 @@ def test_nothing_to_find_is_no_error(cli, tmp_path, format_):
         assert not annotations.read_label_map(tmp_path / "out" / "black.png").any()
     else:
         assert len(contents(tmp_path / "out")) == 2
+
+
+def test_a_full_temporary_folder_is_not_the_photographs_fault(cli, folder, tmp_path, monkeypatch):
+    call = ("everything", folder, "--format", "sa1b", *MODEL, *FLAGS, "--out", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(candidates, "_WAITING_IN_MEMORY", 1)
+        patch.setattr("tempfile.TemporaryFile", lambda *a, **k: Path("/dev/full").open("w+b"))  # noqa: SIM115
+        code, stdout, err = cli(*call)
+    assert code == 1 and err.count("\n") == 1
+    assert "cannot write temporary files" in err and "No space left on device" in err
+    assert "0 photographs segmented" in stdout and "3 are left" in stdout
+    assert cli(*call)[0] == 0
 
 
 def full_when(is_full, write):

@@ -218,7 +218,9 @@ def _segment_photo(args, generator, photo, log, clicks, summary):
     began = time.monotonic()
     try:
         stamp = photo.stamp()  # before it is read: what changes from now on is done again
-        (records,) = generator.stream([photo.path], progress=clicks)
+        # What is wrong with the photograph is a ValueError by now.
+        with writing("temporary files (their folder is that of TMPDIR, if it is set)"):
+            (records,) = generator.stream([photo.path], progress=clicks)
     except (UnfinishedImagesError, OSError) as error:
         reason = error.__cause__ if isinstance(error, UnfinishedImagesError) else error.strerror
         summary.unreadable[photo.name] = one_line(reason)
