@@ -27,9 +27,9 @@ _HOME = {
     "ResizePlan": "keras_sam.geometry",
     "SAMAutomaticMaskGenerator": "keras_sam.mask_generator",
     "SAMBackbone": "keras_sam.models.sam_backbone",
-    "SAMImageConverter": "keras_sam.preprocessing",
+    "SAMImageConverter": "keras_sam.preprocessing.converter",
     "SAMImageSegmenter": "keras_sam.models.sam_image_segmenter",
-    "SAMImageSegmenterPreprocessor": "keras_sam.preprocessing",
+    "SAMImageSegmenterPreprocessor": "keras_sam.preprocessing.preprocessor",
     "SAMMaskDecoder": "keras_sam.layers.mask_decoder",
     "SAMPredictor": "keras_sam.predictor",
     "SAMPromptEncoder": "keras_sam.layers.prompt_encoder",
@@ -41,7 +41,7 @@ _HOME = {
     "WindowedTransformerEncoder": "keras_sam.layers.window_attention",
     "best_mask": "keras_sam.models.outputs",
     "mask_to_logits": "keras_sam.prompts",
-    "restore_masks": "keras_sam.preprocessing",
+    "restore_masks": "keras_sam.preprocessing.preprocessor",
     "select_masks": "keras_sam.models.outputs",
 }
 # A module of ours that imports Keras must be complete before the others can import it.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sam.nested import to_numpy
+from keras_sam.prompts.nested import to_numpy
 
 
 def load_image(

@@ -15,10 +15,10 @@ from keras_sam.candidates import CandidateFile, Candidates, Crop
 from keras_sam.geometry import ResizePlan
 from keras_sam.images import load_image
 from keras_sam.mask_records import MaskRecords, Thresholds, choose
-from keras_sam.models.batches import check_at_least_one
 from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
 from keras_sam.predictor import SAMPredictor
-from keras_sam.preprocessing import batch_of, is_one_image
+from keras_sam.preprocessing.converter import batch_of, is_one_image
+from keras_sam.prompts.canonical import check_at_least_one
 
 UNUSABLE = ("raise", "skip")
 

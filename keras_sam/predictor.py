@@ -14,29 +14,18 @@ import safetensors.numpy
 
 from keras_sam.files import whole_file
 from keras_sam.geometry import ResizePlan
-from keras_sam.models.model_frame import check_batch, check_preprocessor, preprocessor_for
 from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
 from keras_sam.models.vit_det_backbone import encoder_fingerprint
-from keras_sam.nested import (
-    describe,
-    is_empty,
-    leaves,
-    nesting_depth,
-    outline,
-    read_nested,
-    to_numpy,
+from keras_sam.preprocessing.converter import check_batch
+from keras_sam.preprocessing.preprocessor import (
+    check_preprocessor,
+    resizing_preprocessor,
 )
+from keras_sam.prompts import read
+from keras_sam.prompts.canonical import check_at_least_one
+from keras_sam.prompts.nested import to_numpy
 
 _EMBEDDING_FORMAT = "keras_sam image embedding 1"
-
-_FORMS = {
-    "points": "(N, 2) for one object or (P, N, 2) for P objects, x y in pixels of the original "
-    "image",
-    "labels": "(N,) for one object or (P, N) for P objects, one label per point",
-    "boxes": "(4,) for one object, (P, 4) for P objects or (P, M, 4) for M boxes of each, "
-    "x1 y1 x2 y2 in pixels of the original image",
-    "masks": "(L, L) for one object or (P, L, L) for P objects, mask logits",
-}
 
 
 class SAMPredictor:
@@ -73,9 +62,7 @@ class SAMPredictor:
 
     def __init__(self, segmenter: SAMImageSegmenter, preprocessor=None):
         self.segmenter = segmenter
-        self.preprocessor = preprocessor or segmenter.preprocessor
-        if self.preprocessor is None:
-            self.preprocessor = preprocessor_for(segmenter.backbone)
+        self.preprocessor = preprocessor or resizing_preprocessor(segmenter)
         check_preprocessor(self.preprocessor, segmenter.backbone)
         self.reset()
 
@@ -185,14 +172,12 @@ class SAMPredictor:
             IndexError: if there is no image `image_index`.
         """
         embedding, plan = self._image(image_index)
-        sizes = (self.segmenter.mask_size, plan.original_size)
-        outputs = self.segmenter.decode(
-            embedding,
-            _prompts_of_batch({"points": points, "labels": labels, "boxes": boxes}, masks, sizes),
-            original_sizes=[plan],
-            prompt_chunk=prompt_chunk,
-            multimask_output=multimask_output,
-        )
+        check_at_least_one(prompt_chunk, "prompt_chunk")
+        given = {"points": points, "labels": labels, "boxes": boxes, "masks": masks}
+        mask_size = self.segmenter.mask_size
+        prompts = read(given, mask_sizes=(mask_size, plan.original_size))
+        prompts = prompts.to_model([plan], mask_size)
+        outputs = self.segmenter.decode_prompts(embedding, prompts, prompt_chunk, multimask_output)
         scores, logits = outputs["iou_pred"][0], outputs["masks"][0]  # ([P,] K), ([P,] K, L, L)
         threshold = self.segmenter.mask_threshold if mask_threshold is None else mask_threshold
         restored = plan.masks_to_original(logits, None if return_logits else threshold)
@@ -323,69 +308,3 @@ def _damaged(path, reason):
         f"`path` must be a file that `save_embedding` wrote. Received: {path}, which is damaged or "
         f"something else ({reason}). Save it again."
     )
-
-
-# --- from one image's prompts to those of a batch of one ---
-
-
-def _prompts_of_batch(prompts, masks, mask_sizes):
-    """Prompts of one image in the forms of a batch, after what would confuse with its axis."""
-    nodes = {name: _read(value, name) for name, value in prompts.items()}
-    nodes["masks"] = _read_masks(masks, mask_sizes)
-    points, labels = nodes["points"], nodes["labels"]
-    if (points is None) != (labels is None):
-        given, missing = ("points", "labels") if labels is None else ("labels", "points")
-        raise ValueError(
-            f"`points` and `labels` must be given together. Received: `{given}` "
-            f"({describe(nodes[given])}) without `{missing}`. Pass `labels` with 1 for a point on "
-            "the object and 0 for one on the background."
-        )
-    if points is not None and outline(labels, 2) != outline(points, nesting_depth(points, "") - 1):
-        raise ValueError(
-            f"`labels` must have shape {_FORMS['labels']}. Received: {describe(labels)} with "
-            f"points of {describe(points)}."
-        )
-    if nodes["boxes"] is not None:
-        nodes["boxes"] = _boxes_of_batch(nodes["boxes"])
-    return {
-        name: node if name in ("boxes", "masks") else [node]
-        for name, node in nodes.items()
-        if node is not None
-    }
-
-
-def _read(value, name):
-    """The prompt as a node, or None; raises if it has not one of `_FORMS`."""
-    node = read_nested(value, name)
-    if is_empty(node) or (isinstance(node, np.ndarray) and node.ndim and not node.size):
-        return None
-    depth = nesting_depth(node, name)
-    last = {leaf.shape[-1:] for leaf in leaves(node)}
-    fits = {
-        "points": depth in (2, 3) and last == {(2,)},
-        "labels": depth in (1, 2),
-        "boxes": depth in (1, 2, 3) and last == {(4,)} or depth == 3 and last == {(2,)},
-        "masks": depth in (2, 3, 4),
-    }
-    if not fits[name]:
-        raise ValueError(f"`{name}` must have shape {_FORMS[name]}. Received: {describe(node)}.")
-    return node
-
-
-def _boxes_of_batch(node):
-    if nesting_depth(node, "boxes") == 1:  # one box, in the form that has no axis P
-        return node.reshape((1, 1, 2, 2))
-    if isinstance(node, np.ndarray) and node.shape[1:] == (2, 2):
-        node = node.reshape((-1, 4))  # corners, but with an axis P that is to stay
-    return [node]
-
-
-def _read_masks(masks, mask_sizes):
-    node = _read(masks, "masks")
-    if not isinstance(node, np.ndarray):
-        return None if node is None else [node]
-    if node.ndim == 3 and node.shape[-1] == 1 and node.shape[:2] in mask_sizes:
-        node = node[..., 0]  # (Lh, Lw, 1), as `mask_to_logits` returns it
-    if node.ndim == 4 and node.shape[-1] == 1:
-        node = node[..., 0]
-    return node.reshape((1, -1, *node.shape[-2:], 1))

@@ -14,7 +14,7 @@ from keras_sam.drawing import mask_colors
 from keras_sam.images import load_image
 from keras_sam.mask_records import MaskRecords
 from keras_sam.masks import decode_rle
-from keras_sam.nested import to_numpy
+from keras_sam.prompts.nested import to_numpy
 
 
 class Picture(np.ndarray):

@@ -29,7 +29,6 @@ LEVELS = {
     "images": 0,
     "mask_records": 0,
     "masks": 0,
-    "nested": 0,
     "presets": 0,
     "prompts": 0,
     # 1: Keras layers
@@ -38,7 +37,6 @@ LEVELS = {
     # 2: models
     "models": 2,
     "preprocessing": 2,
-    "tensorflow_graph": 2,
     # 3: using a model
     "compat": 3,
     "evaluation": 3,
@@ -57,7 +55,7 @@ BACKEND_FILES = {
     "layers/initialization.py": {"torch"},  # values that are not copied twice
     "models/programs.py": {"jax", "tensorflow"},  # compiled once per shape, variables untouched
     "models/torch_programs.py": {"torch"},  # recorded once per shape
-    "tensorflow_graph.py": {"tensorflow"},  # the preprocessor inside tf.data
+    "preprocessing/tensorflow_graph.py": {"tensorflow"},  # the preprocessor inside tf.data
 }
 # Everything that `import keras_sam` must do without; scipy comes with JAX itself.
 OPTIONAL = {

@@ -9,6 +9,7 @@ import pytest
 
 import keras_sam
 from keras_sam.models import programs
+from keras_sam.prompts import Prompts, read_canonical
 from tests.tiny import photograph
 
 SIZES = [(60, 90), (131, 74), (112, 144)]
@@ -123,11 +124,12 @@ def test_what_padding_holds_does_not_matter(segmenter, images):
 
 @pytest.fixture(scope="module")
 def decode_as_it_is(segmenter):
-    """Canonical prompts to outputs by the compiled decoder, without its padding to buckets."""
+    """Canonical prompts to outputs by the compiled decoder, without padding to buckets."""
     parts = programs.Programs(segmenter.backbone)
 
     def decode(embeddings, prompts):
-        with mock.patch.object(programs, "pad_to_bucket", lambda prompts, chunk: prompts):
+        prompts = read_canonical(prompts) if isinstance(prompts, dict) else prompts
+        with mock.patch.object(Prompts, "padded", lambda prompts, sets: prompts):
             return parts.decode(embeddings, prompts, chunk=64)
 
     return decode
@@ -220,10 +222,9 @@ def test_prompt_buckets_do_not_change_the_masks(
     if with_masks:
         rng = np.random.default_rng(7)
         x["masks"] = 4 * rng.standard_normal((1, 13, 28, 36, 1)).astype("float32")
-    inputs = segmenter.prepare(x)
-    prompts = {name: inputs[name] for name in ("points", "labels", "masks", "mask_given")}
-    padded = programs.pad_to_bucket(prompts)
-    assert prompts["labels"].shape == (1, 13, 3) and padded["labels"].shape == (1, 16, 4)
+    prompts = read_canonical(segmenter.prepare(x))
+    padded = prompts.padded()
+    assert prompts.labels.shape == (1, 13, 3) and padded.labels.shape == (1, 16, 4)
     expected = decode_as_it_is(embeddings, prompts)
     actual = decode_as_it_is(embeddings, padded)
     assert_equal_outputs({name: value[:, :13] for name, value in actual.items()}, expected)

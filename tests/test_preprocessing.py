@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import keras_sam
 from keras_sam.geometry import ResizePlan
 from keras_sam.images import load_image
 from keras_sam.preprocessing import (
@@ -527,7 +528,10 @@ def test_the_callers_dict_and_arrays_stay_as_they_are(preprocessor):
             {"images": picture(5, 6)[None], "box": [[1, 1, 2, 2]]},
             r"no keys but.*Received also: \['box'\]",
         ),
-        ({"images": picture(5, 6), "boxes": [[[1, 1, 2, 2]]]}, r"one image, shape=\(5, 6, 3\)"),
+        (
+            {"images": picture(5, 6), "boxes": [[[1, 1, 2, 2]]]},
+            r"one image, ndarray of shape \(5, 6, 3\)",
+        ),
         ({"images": "photo.jpg", "boxes": [[[1, 1, 2, 2]]]}, "one image, str.*Put it in a list"),
         ({"images": Path("a.jpg"), "boxes": [[[1, 1, 2, 2]]]}, "`images` must be a batch"),
         ({"images": Image.new("RGB", (5, 5)), "boxes": [[[1, 1, 2, 2]]]}, "must be a batch"),
@@ -750,3 +754,28 @@ def test_masks_come_back_from_tensors_and_pipelines(preprocessor):
 def test_masks_that_do_not_fit_are_refused(logits, sizes, message):
     with pytest.raises(ValueError, match=message):
         restore_masks(logits, sizes, 64)
+
+
+# --- from presets ---
+
+
+def test_preprocessor_and_converter_come_from_presets(tmp_path):
+    for name, size, masks in (("sam_base_sa1b", (1024, 1024), (256, 256)),):
+        preprocessor = SAMImageSegmenterPreprocessor.from_preset(name)
+        assert preprocessor.image_converter.pad_size == size and preprocessor.mask_size == masks
+        assert SAMImageConverter.from_preset(name).pad_size == size
+    small = SAMImageSegmenterPreprocessor.from_preset("sam_tiny_demo", image_shape=(64, 96))
+    assert small.image_converter.pad_size == (64, 96) and small.mask_size == (16, 24)
+    bgr = SAMImageConverter.from_preset("sam_tiny_demo", channel_order="bgr")
+    plain = SAMImageConverter.from_preset("sam_tiny_demo")
+    image = picture(20, 30)
+    np.testing.assert_array_equal(bgr(image[..., ::-1]), plain(image))
+    segmenter = keras_sam.SAMImageSegmenter.from_preset("sam_tiny_demo")
+    own, loaded = segmenter.preprocessor, SAMImageSegmenterPreprocessor.from_preset("sam_tiny_demo")
+    own.image_converter.channel_order = "bgr"  # a setting that is saved
+    segmenter.save_to_preset(tmp_path / "bgr")
+    saved = SAMImageSegmenterPreprocessor.from_preset(tmp_path / "bgr")
+    assert saved.image_converter.channel_order == "bgr" and saved.mask_size == loaded.mask_size
+    assert SAMImageConverter.from_preset(tmp_path / "bgr").channel_order == "bgr"
+    with pytest.raises(ValueError, match="A preset must be a built-in name.*'sam_bas'"):
+        SAMImageSegmenterPreprocessor.from_preset("sam_bas")

@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from keras_sam.geometry import ResizePlan
-from keras_sam.prompts import complete, mask_to_logits
+from keras_sam.prompts import Prompts, mask_to_logits, read
+from keras_sam.prompts.canonical import split_into_buckets
 
 MASK = (16, 24)  # Lh, Lw of a 64 x 96 frame, not square so that swapped axes cannot pass
+
+
+def complete(prompts, plans, mask_size):
+    """Prompts as people pass them, read and taken to the model frame, by name."""
+    completed = read(prompts, len(plans)).to_model(plans, mask_size)
+    others = {"num_prompts": completed.num_prompts, "single_object": completed.single_object}
+    return {**completed.arrays(), **others}
 
 
 def plans_for(*sizes, model=(64, 96)):
@@ -776,3 +784,111 @@ def test_binary_masks_are_accepted_as_prompts():
 def test_masks_that_are_not_binary_are_refused(mask, message):
     with pytest.raises(ValueError, match=message):
         mask_to_logits(mask)
+
+
+# --- prompts that are read: a click, buckets, parts of a batch ---
+
+
+def canonical(labels, mask_given, masks=None):
+    """`Prompts` in a model frame, whose points are all at (1, 1)."""
+    points = np.ones((*labels.shape, 2), "float32")
+    if masks is None:
+        masks = np.ones((*mask_given.shape, 4, 6, 1), "float32")
+    counts = np.full(len(labels), labels.shape[1])
+    return Prompts(points, labels, masks, mask_given, counts, False)
+
+
+@pytest.mark.parametrize(
+    "labels, mask, lone",
+    [
+        ([1, -1], False, True),  # a click
+        ([0, -1], False, True),  # a click on the background says as little
+        ([1], False, True),
+        ([1, -10, -10], False, True),  # padding is nothing
+        ([1, 1, -1], False, False),  # two clicks
+        ([1, 0, -1], False, False),
+        ([2, 3], False, False),  # a box counts as two points
+        ([1, 2, 3], False, False),  # a click and a box
+        ([1, -1], True, False),  # a click and a mask
+        ([], True, False),  # a mask alone
+        ([-1], False, False),  # nothing that points anywhere
+        ([-10, -10], False, False),  # a prompt set that does not exist
+    ],
+)
+def test_what_a_lone_click_is(labels, mask, lone):
+    labels = np.array(labels, "int32").reshape(1, 1, -1)
+    assert canonical(labels, np.array([[mask]])).lone_click.tolist() == [[lone]]
+    if not mask:
+        assert canonical(labels, np.zeros((1, 0), bool)).lone_click.tolist() == [[lone]]
+
+
+def test_buckets_pad_with_nothing():
+    prompts = canonical(np.ones((2, 3, 5), "int32"), np.ones((2, 3), bool))
+    [(sets, padded)] = prompts.chunks(8, pad_sets=True)
+    assert sets == slice(0, 3)
+    assert padded.points.shape == (2, 4, 8, 2)
+    assert padded.masks.shape == (2, 4, 4, 6, 1)
+    for name, filler in (("points", 0), ("labels", -10), ("masks", 0), ("mask_given", False)):
+        array = getattr(padded, name)[:, 3]
+        np.testing.assert_array_equal(array, np.full_like(array, filler))
+    assert (padded.labels[:, :, 5:] == -10).all()
+    np.testing.assert_array_equal(padded.points[:, :3, :5], prompts.points)
+    without = canonical(np.ones((2, 3, 5), "int32"), np.ones((2, 0), bool))
+    assert without.padded().masks.shape == (2, 0, 4, 6, 1)
+    [(_, padded)] = prompts.chunks(3, pad_sets=True)
+    assert padded.labels.shape == (2, 3, 8)  # never beyond the chunk
+
+
+@pytest.mark.parametrize(
+    ("total", "chunk", "sizes"),
+    [
+        (0, 8, []),
+        (1, 8, [1]),
+        (3, 8, [3]),  # one padded
+        (5, 8, [4, 1]),
+        (6, 8, [4, 2]),
+        (7, 8, [7]),  # one padded
+        (13, 8, [8, 4, 1]),
+        (5, 7, [4, 1]),
+        (14, 7, [7, 7]),
+    ],
+)
+def test_prompts_are_split_into_full_buckets(total, chunk, sizes):
+    pieces = list(split_into_buckets(total, chunk, pad_sets=True))
+    assert [stop - start for start, stop, _ in pieces] == sizes
+    assert [i for start, stop, _ in pieces for i in range(start, stop)] == list(range(total))
+
+
+def test_prompts_that_are_taken_in_turn_are_not_padded():
+    assert list(split_into_buckets(13, 8, pad_sets=False)) == [(0, 8, 8), (8, 13, 5)]
+    prompts = canonical(np.zeros((2, 5, 3), "int32"), np.zeros((2, 0), bool))
+    [(_, padded)] = prompts.chunks(8, pad_sets=False)
+    assert padded.labels.shape == (2, 5, 4)
+
+
+def test_a_part_of_a_batch_is_no_wider_than_it_needs():
+    prompts = {
+        "points": [[[[1, 1]]], [[[2, 2], [3, 3]], [[4, 4]]], None],
+        "labels": [[[1]], [[1, 0], [1]], None],
+        "masks": [[np.full(MASK, 7.0)], None, None],
+    }
+    whole = read(prompts, 3)
+    assert whole.num_sets == 2 and whole.labels.shape == (3, 2, 3)
+    first, second, third = whole[0:1], whole[np.array([1])], whole[2:]
+    assert first.labels.tolist() == [[[1, -1]]] and first.mask_given.tolist() == [[True]]
+    assert first.masks[0, 0].tolist() == np.full(MASK, 7.0).tolist()
+    assert second.labels.shape == (1, 2, 3) and second.mask_given.shape == (1, 0)
+    assert third.num_sets == 0 and third.num_prompts.tolist() == [0]
+    both = whole[np.array([1, 0])]  # in another order
+    assert both.num_prompts.tolist() == [2, 1] and both.mask_given.tolist() == [
+        [False, False],
+        [True, False],
+    ]
+
+
+def test_a_batch_without_objects_is_read_where_that_is_allowed():
+    nobody = read({"boxes": np.zeros((2, 0, 4))}, 2, allow_none=True)
+    assert nobody.num_sets == 0 and nobody.num_prompts.tolist() == [0, 0]
+    for prompts in ({}, {"boxes": None}):
+        with pytest.raises(ValueError, match="At least one prompt is needed"):
+            read(prompts, 2, allow_none=True)

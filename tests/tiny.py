@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 import keras_sam
-from keras_sam.models.sam_image_segmenter import preprocessor_for
+from keras_sam.preprocessing import SAMImageSegmenterPreprocessor
 
 
 def tiny_backbone(image_shape=(112, 144, 3), dtype=None, seed=14, decoder_layers=2, **encoder):
@@ -53,7 +53,7 @@ def tiny_backbone(image_shape=(112, 144, 3), dtype=None, seed=14, decoder_layers
 def tiny_segmenter(preprocessor=True, **settings):
     """A `SAMImageSegmenter` around `tiny_backbone(**settings)`."""
     backbone = tiny_backbone(**settings)
-    preprocessor = preprocessor_for(backbone) if preprocessor else None
+    preprocessor = SAMImageSegmenterPreprocessor.for_backbone(backbone) if preprocessor else None
     return keras_sam.SAMImageSegmenter(backbone, preprocessor)
 
 

@@ -47,7 +47,7 @@ from PIL import Image
 import keras_sam
 from keras_sam.files import whole_file, whole_folder
 from keras_sam.losses import SAMLoss
-from keras_sam.models.sam_image_segmenter import preprocessor_for
+from keras_sam.preprocessing import SAMImageSegmenterPreprocessor
 from keras_sam.presets.adapt import fit_position_tables
 from keras_sam.presets.save import WEIGHTS_FILE, save_hdf5, save_json
 from keras_sam.training import SAMTrainer
@@ -139,7 +139,9 @@ def build(side=PARTS[-1].side, tokens=PARTS[-1].tokens, dtype=None):
         ),
         dtype=dtype,
     )
-    return keras_sam.SAMImageSegmenter(backbone, preprocessor_for(backbone))
+    return keras_sam.SAMImageSegmenter(
+        backbone, SAMImageSegmenterPreprocessor.for_backbone(backbone)
+    )
 
 
 def array(variable):

@@ -49,13 +49,10 @@ class ImageSegmenter(keras.Model):
             config["preprocessor"] = keras.layers.deserialize(config["preprocessor"])
         return cls(**config)
 
-    @staticmethod
-    def default_preprocessor(backbone):
+    @classmethod
+    def default_preprocessor(cls, backbone):
         """The preprocessor that a model gets whose preset has none."""
-        # Here, because the subclass that defines it needs this class first.
-        from keras_sam.models.sam_image_segmenter import preprocessor_for
-
-        return preprocessor_for(backbone)
+        return cls.preprocessor_cls.for_backbone(backbone)
 
     @classmethod
     def from_preset(

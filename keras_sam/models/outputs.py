@@ -2,18 +2,19 @@
 
 import numpy as np
 
-from keras_sam.nested import to_numpy
+from keras_sam.prompts.nested import to_numpy
 
 _PER_PROMPT = ("masks", "iou_pred", "lone_click")
 
 
-def join_batches(batches: list[dict]) -> dict:
+def join_batches(batches: list[dict], prompt_sets: int = 0) -> dict:
     """Joins the outputs of several batches into what `SAMImageSegmenter.predict` returns.
 
     Args:
         batches: list of dicts of `masks` `(B, P, K, Lh, Lw)`, `iou_pred` `(B, P, K)`,
             `lone_click` `(B, P)`, `num_prompts` `(B,)`, the prompt sets that each image really
-            has, and `single_object`, bool or `(B,)`. Each batch has a `P` of its own.
+            has, and `single_object`. Each batch has a `P` of its own.
+        prompt_sets: int. The smallest `P` of the result.
 
     Returns:
         One dict with the largest `P` of all, where masks and scores of prompt sets that do not
@@ -21,7 +22,7 @@ def join_batches(batches: list[dict]) -> dict:
         the axis `P`, which is 1.
     """
     joined = {}
-    most = max(batch["masks"].shape[1] for batch in batches)
+    most = max(prompt_sets, *(batch["masks"].shape[1] for batch in batches))
     for name in _PER_PROMPT:
         arrays = [batch[name] for batch in batches]
         filler = np.nan if name != "lone_click" else False
@@ -32,14 +33,14 @@ def join_batches(batches: list[dict]) -> dict:
         for name in _PER_PROMPT[:2]:
             joined[name] = np.require(joined[name], requirements="W")
             joined[name][missing] = np.nan
-    if all(np.all(batch["single_object"]) for batch in batches):
+    if all(batch["single_object"] for batch in batches):
         return {name: array[:, 0] for name, array in joined.items()}
     return {**joined, "num_prompts": num_prompts}
 
 
 def _concatenate(arrays, prompt_sets, filler):
     """Arrays `(B, P, ...)` one after the other, filled up to `P = prompt_sets`."""
-    if len(arrays) == 1:
+    if len(arrays) == 1 and arrays[0].shape[1] == prompt_sets:
         return arrays[0]
     total = sum(len(array) for array in arrays)
     joined = np.full((total, prompt_sets, *arrays[0].shape[2:]), filler, arrays[0].dtype)
@@ -48,22 +49,6 @@ def _concatenate(arrays, prompt_sets, filler):
         joined[start : start + len(array), : array.shape[1]] = array
         start += len(array)
     return joined
-
-
-def is_lone_click(labels, mask_given) -> np.ndarray:
-    """Whether each prompt set is one click and nothing else, which leaves open what it means.
-
-    Args:
-        labels: int array `(B, P, T)`.
-        mask_given: bool array `(B, P)`, or `(B, 0)` when nobody has a mask.
-
-    Returns:
-        Bool array `(B, P)`.
-    """
-    clicks = np.sum((labels == 0) | (labels == 1), axis=-1)
-    corners = np.sum(labels >= 2, axis=-1)
-    lone = (clicks == 1) & (corners == 0)
-    return lone & ~mask_given if mask_given.shape[1] else lone
 
 
 def select_masks(outputs: dict, multimask_output: bool | str = "auto") -> dict:

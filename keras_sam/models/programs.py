@@ -13,9 +13,7 @@ from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbed
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
 from keras_sam.models.openvino_programs import compile_for_openvino
 from keras_sam.models.torch_programs import compile_for_torch
-from keras_sam.prompts import PADDING
-
-_PROMPTS = ("points", "labels", "masks", "mask_given")
+from keras_sam.prompts import CANONICAL_KEYS as _PROMPTS
 
 # From so many prompts of an image on, what they share is computed beforehand: as many
 # multiplications as it saves three prompts.
@@ -167,26 +165,29 @@ class Programs:
         return _float32(program(np.asarray(images, "float32")))
 
     def decode(self, embeddings, prompts, chunk, multimask_output=None):
-        """Canonical prompts to `masks` `(B, P, K, Lh, Lw)` and `iou_pred` `(B, P, K)`.
+        """Prompts to `masks` `(B, P, K, Lh, Lw)` and `iou_pred` `(B, P, K)`.
 
         Args:
             embeddings: float array `(B, Eh, Ew, C)`.
-            prompts: dict of `points`, `labels`, `masks`, `mask_given`, numpy.
+            prompts: `Prompts` in the model frame.
             chunk: int. Prompt sets of an image that are decoded at once.
             multimask_output: optional bool. Which masks to make, see `SAMMaskDecoder`.
         """
-        total = prompts["labels"].shape[1]
         image = self._image(embeddings, prompts)
+        make = functools.partial(Decoder, self._backbone, multimask_output=multimask_output)
+        pad_sets = keras.backend.backend() != "torch" or not takes_turns()
         joined = {}
-        for start, stop in split_into_buckets(total, chunk):
-            part = {k: v[:, start:stop] for k, v in prompts.items()}
-            outputs = self._decode_chunk(image, part, chunk, multimask_output)
-            if stop - start == total:
-                return outputs
+        for sets, part in prompts.chunks(chunk, pad_sets):
+            inputs = {**image, **_without_absent(part)}
+            name = f"decoder, {multimask_output=}, {sorted(inputs)}"
+            outputs = self._program(name, make, is_decoder=True)(inputs)
+            real = sets.stop - sets.start
+            if real == prompts.num_sets:
+                return {name: x[:, :real] for name, x in outputs.items()}
             for name, x in outputs.items():
-                if not start:
-                    joined[name] = np.empty((len(x), total, *x.shape[2:]), x.dtype)
-                joined[name][:, start:stop] = x
+                if not sets.start:
+                    joined[name] = np.empty((len(x), prompts.num_sets, *x.shape[2:]), x.dtype)
+                joined[name][:, sets] = x[:, :real]
         return joined
 
     def inspect_decoder(self, embeddings, prompts, hooks, attentions):
@@ -194,7 +195,7 @@ class Programs:
 
         Args:
             embeddings: float array `(B, Eh, Ew, C)`.
-            prompts: dict as for `decode`.
+            prompts: as for `decode`.
             hooks: dict of `attention_similarity` and `target_embedding`, as far as there are any.
             attentions: bool. Whether to return `attentions` too.
         """
@@ -206,11 +207,11 @@ class Programs:
     def _image(self, embeddings, prompts):
         """The decoder's inputs that all prompts have in common."""
         image = {"image_embeddings": embeddings, **self._positions()}
-        few = prompts["labels"].shape[1] < _PROMPTS_TO_PROJECT
+        few = prompts.num_sets < _PROMPTS_TO_PROJECT
         decoder = self._backbone.mask_decoder
         # Somebody's own decoder or transformer need not know of projections.
         is_ours = type(decoder).call is SAMMaskDecoder.call and not decoder.own_transformer
-        if few or prompts["masks"].shape[1] or not is_ours:
+        if few or prompts.mask_given.shape[1] or not is_ours:
             return image
         make = functools.partial(ImageProjection, self._backbone)
         return {"projected_image": self._program("projection", make).tensors(image)}
@@ -239,14 +240,6 @@ class Programs:
             positions = self._program("positions", make).tensors(np.zeros(1, "float32"))
             located = self._located = (frequencies, positions)
         return {"positions": located[1]}
-
-    def _decode_chunk(self, image, prompts, chunk, multimask_output):
-        real = prompts["labels"].shape[1]
-        inputs = {**image, **_without_absent(pad_to_bucket(prompts, chunk))}
-        name = f"decoder, {multimask_output=}, {sorted(inputs)}"
-        make = functools.partial(Decoder, self._backbone, multimask_output=multimask_output)
-        outputs = self._program(name, make, is_decoder=True)(inputs)
-        return {k: v[:, :real] for k, v in outputs.items()}
 
     def _program(self, name, make, is_decoder=False):
         with self._lock:
@@ -314,60 +307,10 @@ def _embed_a_click(prompt_encoder, batch):
 
 
 def _without_absent(prompts):
-    """Canonical prompts without masks where nobody has one."""
-    present = _PROMPTS if prompts["masks"].shape[1] else _PROMPTS[:2]
-    return {name: prompts[name] for name in present}
+    """The arrays of prompts, without masks where no prompt has one."""
+    present = _PROMPTS if prompts.mask_given.shape[1] else _PROMPTS[:2]
+    return {name: getattr(prompts, name) for name in present}
 
 
 def _float32(outputs):
     return keras.tree.map_structure(lambda x: np.asarray(x, "float32"), outputs)
-
-
-def pad_to_bucket(prompts, chunk=None):
-    """Pads tokens and prompt sets to powers of two, so that few shapes are ever compiled.
-
-    Padding tokens are masked in every attention and padded prompt sets are cut off again,
-    so the masks are those of the prompts alone.
-    """
-    prompt_sets, tokens = prompts["labels"].shape[1:]
-    bucket = _bucket(prompt_sets, chunk) if chunk else next_power_of_two(prompt_sets)
-    more_sets = bucket - prompt_sets
-    more_tokens = max(2, next_power_of_two(tokens)) - tokens
-
-    def pad(x, *widths, value=0):
-        widths = [(0, 0), *((0, n) for n in widths), *([(0, 0)] * (x.ndim - 1 - len(widths)))]
-        return np.pad(x, widths, constant_values=value)
-
-    mask_sets = more_sets if prompts["masks"].shape[1] else 0
-    return {
-        "points": pad(prompts["points"], more_sets, more_tokens),
-        "labels": pad(prompts["labels"], more_sets, more_tokens, value=PADDING),
-        "masks": pad(prompts["masks"], mask_sets),
-        "mask_given": pad(prompts["mask_given"], mask_sets),
-    }
-
-
-def split_into_buckets(total, chunk):
-    """Where to cut prompt sets, pairs of start and stop, so that at most one is padding.
-
-    A chunk of 8 takes 5 as 4 and 1: three padded ones would cost more than a second call.
-    """
-    start = 0
-    while start < total:
-        size = min(chunk, total - start)
-        if _bucket(size, chunk) - size > 1:
-            size = next_power_of_two(size) // 2
-        yield start, start + size
-        start += size
-
-
-def _bucket(count, chunk):
-    """Of so many prompt sets a program is: as many as there are on torch where it takes turns."""
-    if keras.backend.backend() == "torch" and takes_turns():
-        return count
-    return min(next_power_of_two(count), chunk)
-
-
-def next_power_of_two(n: int) -> int:
-    """The smallest power of two that is at least `n`, and at least 1."""
-    return 1 << max(n - 1, 0).bit_length()

@@ -1,35 +1,32 @@
 """The task: images and prompts in, masks and their predicted quality out."""
 
-import functools
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
-from keras_sam import prompts as prompt_forms
 from keras_sam.geometry import ResizePlan
-from keras_sam.models.batches import (
-    CANONICAL_KEYS,
-    check_at_least_one,
-    iterate_batches,
-    read_canonical,
-)
 from keras_sam.models.fine_tuning import FineTuning
 from keras_sam.models.image_segmenter import ImageSegmenter
-from keras_sam.models.model_frame import (
-    check_batch,
-    check_frames,
-    check_preprocessor,
-    prepare_in_model_frame,
-    preprocessor_for,
-    read_frames,
-    takes_unit_range,
-)
-from keras_sam.models.outputs import check_choice, is_lone_click, join_batches, select_masks
+from keras_sam.models.outputs import check_choice, join_batches, select_masks
 from keras_sam.models.programs import Programs
 from keras_sam.models.sam_backbone import SAMBackbone, canonical_inputs
 from keras_sam.models.trainable import TrainableSegmenter
-from keras_sam.nested import to_numpy
-from keras_sam.preprocessing import SAMImageSegmenterPreprocessor, batch_of
+from keras_sam.preprocessing.batches import Batch, iterate_batches
+from keras_sam.preprocessing.converter import batch_of
+from keras_sam.preprocessing.preprocessor import (
+    Prepared,
+    SAMImageSegmenterPreprocessor,
+    check_preprocessor,
+    exact_frame,
+)
+from keras_sam.prompts import CANONICAL_KEYS, Prompts, read, read_canonical
+from keras_sam.prompts.canonical import check_at_least_one
+from keras_sam.prompts.nested import to_numpy
+from keras_sam.prompts.reading import no_prompt
 
 # Prompt sets of one image that are decoded at once. Every prompt carries its own copy of the
 # image tokens (4 MB each at 1024 x 1024), and there are several at a time, except on JAX and torch,
@@ -94,8 +91,8 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         backbone: SAMBackbone,
         preprocessor: SAMImageSegmenterPreprocessor | None = None,
         mask_threshold: float = 0.0,
-        dtype=None,
-        **kwargs,
+        dtype: str | keras.DTypePolicy | None = None,
+        **kwargs: Any,
     ):
         check_preprocessor(preprocessor, backbone)
         inputs = backbone.input
@@ -106,44 +103,33 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.mask_threshold = mask_threshold
+        self.image_shape = backbone.image_shape  # (H, W, channels) of the model frame
+        self.embedding_size = backbone.embedding_size  # (Eh, Ew) of the image embedding
+        self.mask_size = backbone.mask_size  # (Lh, Lw) of mask prompts and mask logits
+        self._exact_frame = exact_frame(backbone)
         self._programs = Programs(backbone)
 
     @property
-    def input_spec(self):
+    def input_spec(self) -> None:
         # As in SAMBackbone: `call` converts the other forms first.
         return None
 
     @property
-    def image_encoder(self):
+    def image_encoder(self) -> keras.Model:
         """The image encoder, a model of its own."""
         return self.backbone.image_encoder
 
     @property
-    def prompt_encoder(self):
+    def prompt_encoder(self) -> keras.layers.Layer:
         """The prompt encoder, a layer of its own."""
         return self.backbone.prompt_encoder
 
     @property
-    def mask_decoder(self):
+    def mask_decoder(self) -> keras.layers.Layer:
         """The mask decoder, a layer of its own."""
         return self.backbone.mask_decoder
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Shape `(H, W, channels)` of the model frame."""
-        return self.backbone.image_shape
-
-    @property
-    def embedding_size(self) -> tuple[int, int]:
-        """Size `(Eh, Ew)` of the image embedding."""
-        return self.backbone.embedding_size
-
-    @property
-    def mask_size(self) -> tuple[int, int]:
-        """Size `(Lh, Lw)` of mask prompts and mask logits."""
-        return self.backbone.mask_size
-
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: dict[str, Any], training: bool | None = None, mask: Any = None) -> dict:
         if "image_embeddings" in inputs:  # training on what `CachedEmbeddings` holds
             prompts = self.prompt_encoder(**{name: inputs[name] for name in CANONICAL_KEYS})
             embeddings = inputs["image_embeddings"]
@@ -156,11 +142,11 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
 
     def predict(
         self,
-        x,
+        x: Any,
         batch_size: int | None = 1,
-        verbose="auto",
+        verbose: str | int = "auto",
         steps: int | None = None,
-        callbacks=None,
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
         prompt_chunk: int = PROMPT_CHUNK,
     ) -> dict[str, np.ndarray]:
         """Segments what the prompts point at, in one call for all images.
@@ -199,7 +185,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
                 message names the argument, what was received, and the remedy.
         """
         check_at_least_one(prompt_chunk, "prompt_chunk")
-        batches, total = iterate_batches(x, batch_size, steps)
+        batches, total, prompt_sets = iterate_batches(x, batch_size, steps)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList(
                 callbacks,
@@ -219,25 +205,26 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
             if self.stop_predicting:
                 break
         callbacks.on_predict_end()
-        outputs = join_batches(results)
+        outputs = join_batches(results, prompt_sets)
         if not outputs["masks"].shape[1]:
-            prompt_forms.raise_no_prompt("any image")
+            raise no_prompt("any image")
         return outputs
 
     def _predict_batch(self, batch, prompt_chunk):
-        if "mask_given" not in batch and prompt_forms.is_without_objects(batch):
-            # Images in which nobody found anything: nothing to decode, so nothing to encode.
-            count = len(batch["images"])
+        if batch.prompts is None:
+            raise no_prompt("the whole call")
+        if not batch.prompts.num_sets:
+            # Images without any object: nothing to decode, so nothing to encode.
+            count = len(batch.prompts.num_prompts)
             shape = (count, 0, self.mask_decoder.num_mask_tokens)
-            return {
+            outputs = {
                 "masks": np.zeros((*shape, *self.mask_size), "float32"),
                 "iou_pred": np.zeros(shape, "float32"),
-                "lone_click": np.zeros(shape[:2], bool),
-                "num_prompts": np.zeros(count, "int32"),
-                "single_object": False,
             }
-        inputs = self.prepare(batch)
-        return self._decode(self._programs.encode(inputs["images"]), inputs, prompt_chunk)
+            return _with_prompt_info(outputs, batch.prompts)
+        prepared = self.prepare_batch(batch)
+        embeddings = self._programs.encode(prepared.images)
+        return self._decode(embeddings, prepared.prompts, prompt_chunk)
 
     def prepare(self, batch: dict) -> dict:
         """Turns one batch of images and prompts into the canonical inputs.
@@ -252,38 +239,62 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         Raises:
             ValueError: see `predict`.
         """
-        if "mask_given" in batch:
-            inputs = read_canonical(batch)
-            return {**inputs, "images": check_frames(inputs["images"], self.image_shape, "images")}
-        if self.preprocessor is not None:
-            return self.preprocessor(batch)
-        unit_range = takes_unit_range(self.backbone)
-        return prepare_in_model_frame(batch, self.image_shape, self.mask_size, unit_range)
+        batch = Batch.read(batch)
+        if batch.prompts is None:
+            raise no_prompt("the whole call")
+        return self.prepare_batch(batch).arrays()
 
-    def _decode(self, embeddings, inputs, prompt_chunk, multimask_output=None):
+    def prepare_batch(self, batch: Batch) -> Prepared:
+        """Takes a batch whose prompts are read to the model frame.
+
+        Args:
+            batch: a `Batch`. With `image_embeddings` instead of images, these are checked.
+
+        Returns:
+            A `Prepared` batch, with the embeddings in place of the images if it had them.
+
+        Raises:
+            ValueError: if images, embeddings or masks do not fit the model.
+        """
+        x = batch.x
+        if "images" in x and not batch.in_model_frame:
+            preprocessor = self._frame
+            is_ours = isinstance(preprocessor, SAMImageSegmenterPreprocessor)
+            if is_ours and type(preprocessor).call is SAMImageSegmenterPreprocessor.call:
+                return preprocessor.prepare(x["images"], batch.prompts)
+            made = preprocessor(x)  # another class, or another `call`: its output is trusted
+            plans = self.plans(made.get("original_sizes"), len(made["images"]))
+            return Prepared(made["images"], read_canonical(made), plans)
+        if "images" in x:
+            images = _checked_frames(x["images"], self.image_shape, "images")
+        else:
+            images = self.checked_embeddings(x["image_embeddings"])
+        plans = self.plans(x.get("original_sizes"), len(images))
+        prompts = batch.prompts
+        if prompts is not None and not batch.in_model_frame:
+            prompts = prompts.to_model(plans, self.mask_size)
+        return Prepared(images, prompts, plans)
+
+    @property
+    def _frame(self):
+        """The preprocessor; one that takes the model's own frame alone if there is none."""
+        return self._exact_frame if self.preprocessor is None else self.preprocessor
+
+    def _decode(self, embeddings, prompts, prompt_chunk, multimask_output=None):
         """Masks with the axis `P`, and what `join_batches` needs to finish them."""
-        canonical = {name: inputs[name] for name in CANONICAL_KEYS}
         check_choice(multimask_output, self.mask_decoder.num_mask_tokens)
         made = None if multimask_output == "auto" else multimask_output
-        outputs = self._programs.decode(embeddings, canonical, prompt_chunk, made)
-        outputs = self._described(outputs, inputs)
+        outputs = self._programs.decode(embeddings, prompts, prompt_chunk, made)
+        outputs = _with_prompt_info(outputs, prompts)
         return select_masks(outputs, "auto") if multimask_output == "auto" else outputs
-
-    def _described(self, outputs, inputs):
-        return {
-            **outputs,
-            "lone_click": is_lone_click(inputs["labels"], inputs["mask_given"]),
-            "num_prompts": inputs["num_prompts"],
-            "single_object": inputs["single_object"],
-        }
 
     def encode(
         self,
-        images,
+        images: Any,
         batch_size: int = 1,
         return_hidden_states: bool = False,
         return_attentions: bool = False,
-    ):
+    ) -> np.ndarray | dict[str, Any]:
         """Encodes images, which is the expensive part and needs no prompt.
 
         Args:
@@ -302,16 +313,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
             ValueError: for images that `predict` would refuse.
         """
         check_at_least_one(batch_size, "batch_size")
-        check_batch(images)
-        images = batch_of(images)
-        if self.preprocessor is None:
-            to_frames = functools.partial(
-                read_frames,
-                image_shape=self.image_shape,
-                unit_range=takes_unit_range(self.backbone),
-            )
-        else:
-            to_frames = self.preprocessor.image_converter
+        images, to_frames = batch_of(images), self._frame.image_converter
         batches = (  # read as they are needed: frames are large
             to_frames(images[start : start + batch_size])
             for start in range(0, len(images), batch_size)
@@ -320,11 +322,11 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
 
     def encode_frames(
         self,
-        frames,
+        frames: Any,
         batch_size: int = 1,
         return_hidden_states: bool = False,
         return_attentions: bool = False,
-    ):
+    ) -> np.ndarray | dict[str, Any]:
         """`encode` for images that are in the model frame already, without any preprocessor.
 
         Args:
@@ -340,7 +342,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
             ValueError: if `frames` has another shape.
         """
         check_at_least_one(batch_size, "batch_size")
-        frames = check_frames(frames, self.image_shape, "frames")
+        frames = _checked_frames(frames, self.image_shape, "frames")
         batches = (
             frames[start : start + batch_size] for start in range(0, len(frames), batch_size)
         )
@@ -355,12 +357,12 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
 
     def decode(
         self,
-        image_embeddings,
-        prompts: dict,
-        original_sizes=None,
+        image_embeddings: Any,
+        prompts: dict[str, Any],
+        original_sizes: Any = None,
         prompt_chunk: int = PROMPT_CHUNK,
-        attention_similarity=None,
-        target_embedding=None,
+        attention_similarity: Any = None,
+        target_embedding: Any = None,
         return_attentions: bool = False,
         multimask_output: bool | str | None = None,
     ) -> dict[str, np.ndarray]:
@@ -394,26 +396,40 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         embeddings = self.checked_embeddings(image_embeddings)
         plans = self.plans(original_sizes, len(embeddings))
         if isinstance(prompts, dict) and "mask_given" in prompts:
-            inputs = read_canonical(prompts)
+            prompts = read_canonical(prompts)
         else:
-            inputs = prompt_forms.complete(prompts, plans, self.mask_size)
-        hooks = {
-            "attention_similarity": attention_similarity,
-            "target_embedding": target_embedding,
-        }
+            prompts = read(prompts, len(embeddings)).to_model(plans, self.mask_size)
+        return self.decode_prompts(
+            embeddings,
+            prompts,
+            prompt_chunk,
+            multimask_output,
+            attention_similarity=attention_similarity,
+            target_embedding=target_embedding,
+            return_attentions=return_attentions,
+        )
+
+    def decode_prompts(
+        self,
+        embeddings: np.ndarray,
+        prompts: Prompts,
+        prompt_chunk: int,
+        multimask_output: bool | str | None,
+        return_attentions: bool = False,
+        **hooks: Any,
+    ) -> dict[str, np.ndarray]:
+        """`decode` of `Prompts` in the model frame, and of embeddings that are checked already."""
         hooks = {name: to_numpy(x) for name, x in hooks.items() if x is not None}
         if not hooks and not return_attentions:
-            outputs = self._decode(embeddings, inputs, prompt_chunk, multimask_output)
-            return join_batches([outputs])
-        canonical = {name: inputs[name] for name in CANONICAL_KEYS}
-        outputs = self._programs.inspect_decoder(embeddings, canonical, hooks, return_attentions)
+            return join_batches([self._decode(embeddings, prompts, prompt_chunk, multimask_output)])
+        outputs = self._programs.inspect_decoder(embeddings, prompts, hooks, return_attentions)
         attentions = outputs.pop("attentions", None)
-        outputs = join_batches([self._described(outputs, inputs)])
+        outputs = join_batches([_with_prompt_info(outputs, prompts)])
         if multimask_output is not None:
             outputs = select_masks(outputs, multimask_output)
         return outputs if attentions is None else {**outputs, "attentions": attentions}
 
-    def at_image_shape(self, image_shape) -> "SAMImageSegmenter":
+    def at_image_shape(self, image_shape: Sequence[int]) -> SAMImageSegmenter:
         """The same weights at another input size, position tables interpolated.
 
         Equals loading the preset with `image_shape=`. The new segmenter has a preprocessor for
@@ -429,10 +445,12 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
             ValueError: if the sides are no multiples of the patch size.
         """
         backbone = self.backbone.at_image_shape(image_shape)
-        preprocessor = None if self.preprocessor is None else preprocessor_for(backbone)
+        preprocessor = None
+        if self.preprocessor is not None:
+            preprocessor = self.preprocessor_cls.for_backbone(backbone)
         return type(self)(backbone, preprocessor, mask_threshold=self.mask_threshold)
 
-    def plans(self, original_sizes, count: int) -> list[ResizePlan]:
+    def plans(self, original_sizes: Any, count: int) -> list[ResizePlan]:
         """How images of these sizes are scaled to the model frame.
 
         Args:
@@ -459,11 +477,9 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
                 f"shape ({count}, 2). Received: {original_sizes!r:.80}."
             )
         sizes = [tuple(size) for size in sizes.tolist()]
-        if self.preprocessor is not None:
-            return [self.preprocessor.image_converter.plan(size) for size in sizes]
-        return [ResizePlan(size, frame) for size in sizes]
+        return [self._frame.image_converter.plan(size) for size in sizes]
 
-    def checked_embeddings(self, embeddings) -> np.ndarray:
+    def checked_embeddings(self, embeddings: Any) -> np.ndarray:
         """Embeddings as float32 numpy `(B, Eh, Ew, C)`, or a ValueError for another shape."""
         embeddings = to_numpy(embeddings).astype("float32", copy=False)
         wanted = (*self.embedding_size, self.prompt_encoder.hidden_size)
@@ -474,5 +490,26 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
             )
         return embeddings
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "mask_threshold": self.mask_threshold}
+
+
+def _checked_frames(frames, image_shape, name):
+    """Arrays in the model frame as one float32 array `(B, H, W, channels)`, or an error."""
+    frames = to_numpy(frames)
+    if frames.shape[1:] != tuple(image_shape) or not len(frames):
+        raise ValueError(
+            f"`{name}` must have shape (B, {', '.join(map(str, image_shape))}), images in the "
+            f"model frame, pixel values 0..255. Received: shape={frames.shape}."
+        )
+    return frames.astype("float32", copy=False)
+
+
+def _with_prompt_info(outputs, prompts):
+    """Adds what joining batches and picking masks need to know about their prompts."""
+    return {
+        **outputs,
+        "lone_click": prompts.lone_click,
+        "num_prompts": prompts.num_prompts,
+        "single_object": prompts.single_object,
+    }

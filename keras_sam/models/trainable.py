@@ -1,11 +1,17 @@
 """What `compile`, `fit` and `evaluate` mean for a promptable segmenter."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_sam.losses import VOID, SAMLoss, lone_click, selected_iou
-from keras_sam.models.training_batches import TrainingBatches, prepare_training_batch
+from keras_sam.preprocessing.batches import Batch, TrainingBatches
+from keras_sam.preprocessing.targets import prompt_weights, targets_to_frames
+from keras_sam.prompts.reading import no_prompt
 
 
 class _FitState:
@@ -62,7 +68,9 @@ class TrainableSegmenter:
 
     _fit_state = None
 
-    def compile(self, optimizer="adamw", loss="auto", metrics="auto", **kwargs) -> None:
+    def compile(
+        self, optimizer: Any = "adamw", loss: Any = "auto", metrics: Any = "auto", **kwargs: Any
+    ) -> None:
         """Configures training, as `keras.Model.compile` does.
 
         Args:
@@ -98,48 +106,56 @@ class TrainableSegmenter:
         self.compiled = False
         self.train_function = self.test_function = None
 
-    def load_weights(self, filepath, *args, **kwargs) -> None:
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Loads weights, as `keras.Model.load_weights` does, and LoRA's where it is enabled."""
         super().load_weights(filepath, *args, **kwargs)
         self.restore_lora()
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config()
         if config and isinstance(self._fit_state.loss, SAMLoss):
             config["loss"] = "auto"
             config["metrics"] = "auto" if self._fit_state.has_metrics else None
         return config
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         config = keras.saving.deserialize_keras_object(config)
         self.compile(**config)
         if self.built:
             self.optimizer.build(self.trainable_variables)  # so that its state can be loaded
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         state = self._fit_state
         ours = [state.miou, state.iou_error] if state and state.has_metrics else []
         return [*super().metrics, *ours]
 
     def compute_loss(
-        self, x=None, y=None, y_pred=None, sample_weight=None, training=True, **kwargs
-    ):
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+        **kwargs: Any,
+    ) -> Any:
         """The mean loss of all prompt sets that have a target, and the layers' own losses."""
         ambiguous = lone_click(x["labels"], x["mask_given"])
         loss = self._fit_state.loss(y_pred, y["masks"], ambiguous)  # (B, P)
         return mean_over_prompts(loss, y["masks"], sample_weight) + self.added_losses()
 
-    def added_losses(self):
+    def added_losses(self) -> Any:
         """The sum of what layers added, such as regularisation."""
         return sum((ops.sum(ops.cast(loss, "float32")) for loss in self.losses), 0.0)
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
         ambiguous = lone_click(x["labels"], x["mask_given"])
         self.update_metrics(selected_iou(y_pred, y["masks"], ambiguous), sample_weight)
         return self.get_metrics_result()
 
-    def update_metrics(self, measured, sample_weight=None) -> None:
+    def update_metrics(self, measured: tuple, sample_weight: Any = None) -> None:
         """Takes in what `selected_iou` measured, unless `compile` was called without metrics."""
         state = self._fit_state
         if not state.has_metrics:
@@ -152,15 +168,15 @@ class TrainableSegmenter:
 
     def fit(
         self,
-        x=None,
-        y=None,
+        x: Any = None,
+        y: Any = None,
         batch_size: int | None = None,
-        sample_weight=None,
-        validation_data=None,
+        sample_weight: Any = None,
+        validation_data: Any = None,
         validation_batch_size: int | None = None,
         shuffle: bool = True,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Trains the segmenter, as `keras.Model.fit` does, on images and prompts as they are.
 
         Args:
@@ -203,31 +219,76 @@ class TrainableSegmenter:
         return super().fit(batches, validation_data=validation_data, **kwargs)
 
     def evaluate(
-        self, x=None, y=None, batch_size=None, verbose="auto", sample_weight=None, **kwargs
-    ):
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        sample_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """Loss and metrics over a data set, as `keras.Model.evaluate`; arguments as in `fit`."""
         self._require_compiled("evaluate")
         batches = self._batches(x, y, sample_weight, batch_size or 1)
         return super().evaluate(batches, verbose=verbose, **kwargs)
 
-    def train_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+    def train_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any
+    ) -> Any:
         """One optimizer step, as `keras.Model.train_on_batch`; arguments as in `fit`."""
         self._require_compiled("train_on_batch")
         return super().train_on_batch(*self.prepare_training(x, y, sample_weight), **kwargs)
 
-    def test_on_batch(self, x, y=None, sample_weight=None, **kwargs):
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
         """Loss and metrics of one batch, as `keras.Model.test_on_batch`; arguments as in `fit`."""
         self._require_compiled("test_on_batch")
         return super().test_on_batch(*self.prepare_training(x, y, sample_weight), **kwargs)
 
-    def prepare_training(self, x, y, sample_weight=None):
-        """One batch in the model frame, see `prepare_training_batch`."""
-        return prepare_training_batch(self, x, y, sample_weight)
+    def prepare_training(self, x: Any, y: Any, sample_weight: Any = None) -> tuple:
+        """One batch in the model frame, padded so that few shapes are ever compiled.
+
+        Args:
+            x: dict of images and prompts, or of `image_embeddings`, `original_sizes` and prompts.
+            y: dict of `masks`: `(B, H0, W0)` or `(B, P, H0, W0)`, or ragged lists, values 0, 1
+                and 255 for void, each the size of its image.
+            sample_weight: optional array `(B,)` or `(B, P)`.
+
+        Returns:
+            Tuple of the canonical inputs, `{"masks": uint8 (B, P, Lh, Lw)}`, and, if weights were
+            given, float32 weights `(B, P)`. Prompt sets that only fill up the batch have a target
+            that is void altogether, as has the padding of every image.
+
+        Raises:
+            ValueError: if targets do not fit images and prompts, or hold other values.
+        """
+        return self.prepare_training_batch(Batch.read(x, y, sample_weight))
+
+    def prepare_training_batch(self, batch: Batch) -> tuple:
+        """`prepare_training` of a batch whose prompts are read already."""
+        if batch.prompts is None:
+            raise no_prompt("the whole call")
+        check_encoder_is_frozen(self, batch)
+        prepared = self.prepare_batch(batch)
+        prompts = prepared.prompts.padded()
+        canonical = prompts.arrays()
+        shape = prompts.labels.shape[:2]
+        if keras.backend.backend() == "tensorflow" and not canonical["masks"].shape[1]:
+            # TensorFlow 2.21 on a CPU gives a convolution over no masks at all another shape than
+            # it should have, when the axis is free. Masks that are not given have no effect.
+            canonical["masks"] = np.zeros((*shape, *self.mask_size, 1), "float32")
+            canonical["mask_given"] = np.zeros(shape, bool)
+        targets = targets_to_frames(
+            batch.y, prepared.plans, self.mask_size, prompts.num_prompts, shape[1]
+        )
+        name = "image_embeddings" if "image_embeddings" in batch.x else "images"
+        inputs = {name: np.asarray(prepared.images, "float32"), **canonical}
+        return with_targets(inputs, targets, batch.sample_weight)
 
     def _batches(self, x, y, sample_weight, batch_size, shuffle=False):
         if isinstance(x, TrainingBatches):  # `fit` hands its validation data to `evaluate`
             return x
-        return TrainingBatches(self.prepare_training, x, y, sample_weight, batch_size, shuffle)
+        prepare = self.prepare_training_batch
+        return TrainingBatches(prepare, x, y, sample_weight, batch_size, shuffle)
 
     def _require_compiled(self, name):
         if keras.backend.backend() == "openvino":
@@ -242,7 +303,23 @@ class TrainableSegmenter:
             )
 
 
-def mean_over_prompts(loss, targets, sample_weight=None):
+def with_targets(inputs: dict[str, Any], targets: np.ndarray, sample_weight: Any = None) -> tuple:
+    """What Keras trains on: inputs, targets `(B, P, Lh, Lw)` and, if there are any, weights."""
+    if sample_weight is None:
+        return inputs, {"masks": targets}
+    return inputs, {"masks": targets}, prompt_weights(sample_weight, *targets.shape[:2])
+
+
+def check_encoder_is_frozen(segmenter: Any, batch: Batch) -> None:
+    """Raises if a batch of embeddings is to train an image encoder."""
+    if "image_embeddings" in batch.x and segmenter.image_encoder.trainable_variables:
+        raise ValueError(
+            "`image_embeddings` do not train the image encoder. Freeze it with "
+            '`segmenter.freeze("image_encoder")` and compile again, or train on images.'
+        )
+
+
+def mean_over_prompts(loss: Any, targets: Any, sample_weight: Any = None) -> Any:
     """The weighted mean over the prompt sets that have a target.
 
     Args:

@@ -14,9 +14,9 @@ import keras
 import numpy as np
 
 from keras_sam.files import whole_file
-from keras_sam.models.model_frame import preprocessor_for
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.vit_det_backbone import encoder_fingerprint
+from keras_sam.preprocessing.preprocessor import resizing_preprocessor
 from keras_sam.training.sources import read_targets
 
 DTYPES = ("float16", "bfloat16")
@@ -209,8 +209,7 @@ class CachedEmbeddings(Sequence):
 
 def _identity(segmenter, dtype):
     """What has to be equal for embeddings to be of use."""
-    preprocessor = segmenter.preprocessor or preprocessor_for(segmenter.backbone)
-    config = preprocessor.image_converter.get_config()
+    config = resizing_preprocessor(segmenter).image_converter.get_config()
     frame = repr(sorted((k, v) for k, v in config.items() if k not in ("name", "trainable")))
     return {
         "format": _FORMAT,

@@ -4,13 +4,16 @@ import keras
 from keras import ops
 
 from keras_sam.losses import VOID, candidate_masks, lone_click, selected_iou
-from keras_sam.models.sam_image_segmenter import SAMImageSegmenter, preprocessor_for
-from keras_sam.models.trainable import TrainableSegmenter, mean_over_prompts
-from keras_sam.models.training_batches import (
-    prepare_embeddings,
-    prompt_weights,
-    targets_to_frames,
+from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+from keras_sam.models.trainable import (
+    TrainableSegmenter,
+    check_encoder_is_frozen,
+    mean_over_prompts,
+    with_targets,
 )
+from keras_sam.preprocessing.batches import Batch
+from keras_sam.preprocessing.preprocessor import resizing_preprocessor
+from keras_sam.preprocessing.targets import targets_to_frames
 from keras_sam.training import clicks
 
 
@@ -173,8 +176,9 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         """See `SAMImageSegmenter.restore_lora`."""
         self.segmenter.restore_lora()
 
-    def prepare_training(self, x, y, sample_weight=None):
+    def prepare_training_batch(self, batch: Batch) -> tuple:
         """One batch in the model frame; prompts in `x` are refused, for they would be ignored."""
+        x, segmenter = batch.x, self.segmenter
         if set(x) not in ({"images"}, {"image_embeddings"}, {"image_embeddings", "original_sizes"}):
             raise ValueError(
                 "`SAMTrainer` simulates the prompts: `x` must hold `images` alone, or "
@@ -182,22 +186,15 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
                 f"`segmenter.fit`. Received: {sorted(x)}."
             )
         if "images" in x:
-            images, plans = self._frames(x["images"])
-            prepared = {"images": images}
+            converter = resizing_preprocessor(segmenter).image_converter
+            images, plans = converter.convert(x["images"])
+            inputs = {"images": images}
         else:
-            inputs = prepare_embeddings(self.segmenter, x)
-            embeddings = inputs["image_embeddings"]
-            plans = self.segmenter.plans(inputs["original_sizes"], len(embeddings))
-            prepared = {"image_embeddings": embeddings}
-        targets = targets_to_frames(y, plans, self.segmenter.mask_size)
-        prepared["targets"] = targets
-        if sample_weight is None:
-            return prepared, {"masks": targets}
-        return prepared, {"masks": targets}, prompt_weights(sample_weight, *targets.shape[:2])
-
-    def _frames(self, images):
-        preprocessor = self.segmenter.preprocessor or preprocessor_for(self.segmenter.backbone)
-        return preprocessor.image_converter.convert(images)
+            check_encoder_is_frozen(segmenter, batch)
+            prepared = segmenter.prepare_batch(batch)
+            inputs, plans = {"image_embeddings": prepared.images}, prepared.plans
+        targets = targets_to_frames(batch.y, plans, segmenter.mask_size)
+        return with_targets({**inputs, "targets": targets}, targets, batch.sample_weight)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True, **kwargs

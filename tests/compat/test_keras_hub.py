@@ -261,10 +261,12 @@ def test_one_box_per_repeated_image(sam, truck):
 
 def test_preset_takes_the_padded_image_as_it_is(sam, truck):
     # Presets have a preprocessor, which leaves an image of the frame's own size alone.
-    from keras_sam.models.sam_image_segmenter import preprocessor_for
+    from keras_sam.preprocessing import SAMImageSegmenterPreprocessor
 
     inputs = {"images": truck[np.newaxis, ...], "boxes": np.array([[[[24, 34], [40, 50]]]])}
-    whole = keras_hub.models.SAMImageSegmenter(sam.backbone, preprocessor_for(sam.backbone))
+    whole = keras_hub.models.SAMImageSegmenter(
+        sam.backbone, SAMImageSegmenterPreprocessor.for_backbone(sam.backbone)
+    )
     close(whole.predict(inputs, verbose=0)["masks"], sam.predict(inputs, verbose=0)["masks"])
 
 

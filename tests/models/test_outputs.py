@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam.models.outputs import is_lone_click, join_batches
+from keras_sam.models.outputs import join_batches
 from tests.closeness import assert_same_outputs
 
 K = 4
@@ -82,30 +82,6 @@ def test_the_axis_of_objects_is_dropped_only_if_nobody_asked_for_it(singles, lea
 
 
 # --- what is ambiguous ---
-
-
-@pytest.mark.parametrize(
-    "labels, mask, lone",
-    [
-        ([1, -1], False, True),  # a click
-        ([0, -1], False, True),  # a click on the background says as little
-        ([1], False, True),
-        ([1, -10, -10], False, True),  # padding is nothing
-        ([1, 1, -1], False, False),  # two clicks
-        ([1, 0, -1], False, False),
-        ([2, 3], False, False),  # a box counts as two points
-        ([1, 2, 3], False, False),  # a click and a box
-        ([1, -1], True, False),  # a click and a mask
-        ([], True, False),  # a mask alone
-        ([-1], False, False),  # nothing that points anywhere
-        ([-10, -10], False, False),  # a prompt set that does not exist
-    ],
-)
-def test_what_a_lone_click_is(labels, mask, lone):
-    labels = np.array(labels, "int32").reshape(1, 1, -1)
-    assert is_lone_click(labels, np.array([[mask]])).tolist() == [[lone]]
-    if not mask:
-        assert is_lone_click(labels, np.zeros((1, 0), bool)).tolist() == [[lone]]
 
 
 # --- picking ---

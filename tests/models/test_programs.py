@@ -9,14 +9,9 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam.models import programs, torch_programs
-from keras_sam.models.programs import (
-    Decoder,
-    Program,
-    Programs,
-    pad_to_bucket,
-    split_into_buckets,
-)
+from keras_sam.models import torch_programs
+from keras_sam.models.programs import Decoder, Program, Programs
+from keras_sam.prompts import read_canonical
 from tests.closeness import assert_different, assert_same, assert_same_outputs
 from tests.tiny import photograph, tiny_segmenter
 
@@ -88,9 +83,9 @@ def test_a_failing_computation_leaves_the_model_as_it_was(segmenter):
     with pytest.raises(Exception, match=r"."):  # each backend has an error of its own
         segmenter._programs.encode(np.zeros((1, 112, 144, 2), "float32"))
     embeddings = segmenter.encode([PHOTO])
-    prepared = segmenter.prepare(CLICK)
+    prompts = read_canonical(segmenter.prepare(CLICK))
     with pytest.raises(Exception, match=r"."):
-        segmenter._programs.decode(embeddings[..., :5], prepared | {"masks": prepared["masks"]}, 8)
+        segmenter._programs.decode(embeddings[..., :5], prompts, 8)
     for weight, before in zip(segmenter.weights, weights):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), before)
     assert_same_outputs(segmenter.predict(CLICK, verbose=0), expected)
@@ -378,51 +373,6 @@ def assert_identical(actual, expected):
         np.testing.assert_array_equal(actual[name], value)
 
 
-@pytest.fixture
-def padding(monkeypatch):
-    """As where torch takes no prompt in turn, and as the others do."""
-    monkeypatch.setattr(programs, "takes_turns", lambda: False)
-
-
-def test_buckets_pad_with_nothing(padding):
-    prompts = {
-        "points": np.ones((2, 3, 5, 2), "float32"),
-        "labels": np.ones((2, 3, 5), "int32"),
-        "masks": np.ones((2, 3, 4, 6, 1), "float32"),
-        "mask_given": np.ones((2, 3), bool),
-    }
-    padded = pad_to_bucket(prompts, 8)
-    assert padded["points"].shape == (2, 4, 8, 2)
-    assert padded["masks"].shape == (2, 4, 4, 6, 1)
-    for name, filler in (("points", 0), ("labels", -10), ("masks", 0), ("mask_given", False)):
-        np.testing.assert_array_equal(padded[name][:, 3], np.full_like(padded[name][:, 3], filler))
-    assert (padded["labels"][:, :, 5:] == -10).all()
-    np.testing.assert_array_equal(padded["points"][:, :3, :5], prompts["points"])
-    none = {**prompts, "masks": np.ones((2, 0, 4, 6, 1)), "mask_given": np.ones((2, 0), bool)}
-    assert pad_to_bucket(none, 8)["masks"].shape == (2, 0, 4, 6, 1)
-    assert pad_to_bucket(prompts, 3)["labels"].shape == (2, 3, 8)  # never beyond the chunk
-
-
-@pytest.mark.parametrize(
-    ("total", "chunk", "sizes"),
-    [
-        (0, 8, []),
-        (1, 8, [1]),
-        (3, 8, [3]),  # one padded
-        (5, 8, [4, 1]),
-        (6, 8, [4, 2]),
-        (7, 8, [7]),  # one padded
-        (13, 8, [8, 4, 1]),
-        (5, 7, [4, 1]),
-        (14, 7, [7, 7]),
-    ],
-)
-def test_prompts_are_split_into_full_buckets(padding, total, chunk, sizes):
-    pieces = list(split_into_buckets(total, chunk))
-    assert [stop - start for start, stop in pieces] == sizes
-    assert [i for start, stop in pieces for i in range(start, stop)] == list(range(total))
-
-
 def test_a_segmenter_that_nobody_holds_is_freed():
     segmenter = tiny_segmenter(image_shape=(32, 48, 3), num_layers=1)
     keras_sam.SAMPredictor(segmenter).set_image(PHOTO)
@@ -449,8 +399,7 @@ def test_one_hypernetwork_runs_for_mask_0(segmenter, monkeypatch):
             head, "call", lambda x, k=k, call=head.call, **kw: ran.append(k) or call(x, **kw)
         )
     model = Programs(segmenter.backbone)
-    embeddings, prepared = segmenter.encode([PHOTO]), segmenter.prepare(CLICK)
-    canonical = {name: prepared[name] for name in ("points", "labels", "masks", "mask_given")}
+    embeddings, canonical = segmenter.encode([PHOTO]), read_canonical(segmenter.prepare(CLICK))
     assert model.decode(embeddings, canonical, 8, False)["masks"].shape[2] == 1
     assert set(ran) == {0}
     ran.clear()
@@ -465,11 +414,3 @@ def test_a_choice_of_masks_is_checked_before_they_are_made(segmenter):
         ValueError, match=r"`multimask_output` must be True, False or \"auto\"\. .*'best'"
     ):
         segmenter.decode(embeddings, prompts, multimask_output="best")
-
-
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others pad")
-def test_prompts_that_torch_takes_in_turn_are_not_padded():
-    assert list(split_into_buckets(13, 8)) == [(0, 8), (8, 13)]
-    prompts = {"labels": np.zeros((2, 5, 3)), "points": np.zeros((2, 5, 3, 2))}
-    prompts |= {"masks": np.zeros((2, 0, 4, 6, 1)), "mask_given": np.zeros((2, 5))}
-    assert pad_to_bucket(prompts, 8)["labels"].shape == (2, 5, 4)

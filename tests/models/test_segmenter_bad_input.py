@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 import keras_sam
-from keras_sam.models.model_frame import preprocessor_for
 from tests.tiny import photograph, tiny_backbone
 
 SIZE = (53, 80)
@@ -165,8 +164,8 @@ def test_masks_of_no_known_size(segmenter, mask, message):
         (5, "`images` must be a batch.*Received: int"),
         (PHOTO, r"`images` must be a batch.*ndarray of shape \(53, 80, 3\).*in a list"),  # bare
         (PHOTO[..., 0], r"`images` must be a batch.*\(53, 80\)"),
-        ("photo.png", "`images` must be a batch.*Received: str"),
-        (Image.fromarray(PHOTO), "`images` must be a batch.*Received: Image"),
+        ("photo.png", "`images` must be a batch.*Received: one image, str"),
+        (Image.fromarray(PHOTO), "`images` must be a batch.*Received: one image, Image"),
         ([PHOTO], "must have one entry per image, 1.*2 entries"),  # fewer images than prompts
         (np.zeros((3, 53, 80, 3), "uint8"), "must have one entry per image, 3.*2 entries"),
     ],
@@ -197,8 +196,8 @@ def test_files_that_do_not_exist(segmenter, tmp_path):
         ({"points": [[[1, 1]]], "labels": [[1]]}, "must have the key 'images'.*'labels', 'points'"),
         ({}, "must have the key 'images'"),
         ({**GOOD, "box": [[BOX], [BOX]]}, "must have no keys but.*Received also: .'box'"),  # a typo
-        ({**GOOD, "extra": 3}, "one item per image.*extra=3"),
-        ({**GOOD, "extra": [1, 2, 3]}, "one item per image, of which there are 2.*extra with 3"),
+        ({**GOOD, "extra": 3}, "must have no keys but.*Received also: .'extra'"),
+        ({**GOOD, "extra": [1, 2]}, "must have no keys but.*Received also: .'extra'"),
         (None, "`x` must be a dict.*Received: NoneType"),
         (7, "`x` must be a dict.*Received: int"),
         ("photo.png", "`x` must be a dict.*Received: str"),
@@ -331,8 +330,9 @@ def test_frames_of_another_shape(segmenter, frames):
     with pytest.raises(ValueError, match=r"`frames` must have shape \(B, 112, 144, 3\).*Received"):
         segmenter.encode_frames(frames)
     with pytest.raises(ValueError, match=r"`images` must have shape \(B, 112, 144, 3\).*Received"):
-        canonical = {"points": 0, "labels": np.zeros((1, 1, 1)), "masks": 0}
-        segmenter.prepare({**canonical, "mask_given": np.zeros((1, 0)), "images": frames})
+        canonical = {"points": np.zeros((1, 1, 1, 2)), "labels": np.zeros((1, 1, 1))}
+        canonical |= {"masks": np.zeros((1, 0, 28, 36, 1)), "mask_given": np.zeros((1, 0))}
+        segmenter.prepare({**canonical, "images": frames})
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_prompts_must_be_a_dict(segmenter):
 
 def test_a_preprocessor_of_another_frame():
     backbone = tiny_backbone(image_shape=(32, 48, 3), num_layers=1)
-    fitting = preprocessor_for(backbone)
+    fitting = keras_sam.SAMImageSegmenterPreprocessor.for_backbone(backbone)
     keras_sam.SAMImageSegmenter(backbone, fitting)
     for converter, mask_size in (
         (keras_sam.SAMImageConverter(size=1024), (8, 12)),  # the default frame

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_sam.geometry import ResizePlan
-from keras_sam.models.training_batches import prepare_training_batch, target_to_frame
+from keras_sam.preprocessing.targets import target_to_frame
 from tests.tiny import tiny_segmenter
 from tests.training.steps import ragged_data, small_segmenter
 
@@ -50,7 +50,7 @@ def test_compile_refuses_a_loss_by_name():
 
 
 def test_prompt_sets_that_fill_up_a_batch_have_no_target(segmenter):
-    inputs, targets = prepare_training_batch(segmenter, *ragged_data())
+    inputs, targets = segmenter.prepare_training(*ragged_data())
     assert targets["masks"].shape == (2, 2, *segmenter.mask_size)
     assert (targets["masks"][1, 1] == 255).all()
     assert (inputs["labels"][1, 1] == -10).all()
@@ -70,7 +70,7 @@ def test_prompt_sets_that_fill_up_a_batch_have_no_target(segmenter):
 def test_bad_targets(segmenter, change, message):
     x, y = ragged_data()
     with pytest.raises(ValueError, match=message):
-        prepare_training_batch(segmenter, x, {"masks": change(y["masks"])})
+        segmenter.prepare_training(x, {"masks": change(y["masks"])})
 
 
 def test_target_to_frame_keeps_void_and_marks_padding():

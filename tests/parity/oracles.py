@@ -14,7 +14,7 @@ import pytest
 import keras_sam
 from keras_sam import converters, presets
 from keras_sam.layers.initialization import put
-from keras_sam.models.sam_image_segmenter import preprocessor_for
+from keras_sam.preprocessing import SAMImageSegmenterPreprocessor
 from tests.meta_oracle import import_segment_anything, meta_like
 from tests.tiny import photograph, without_random_values
 
@@ -141,7 +141,9 @@ def our_model(grid=(10, 10)):
             iou_head_hidden_dim=IOU_HIDDEN,
         ),
     )
-    return keras_sam.SAMImageSegmenter(backbone, preprocessor_for(backbone))
+    return keras_sam.SAMImageSegmenter(
+        backbone, SAMImageSegmenterPreprocessor.for_backbone(backbone)
+    )
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_sam.models.training_batches import TrainingBatches
+from keras_sam.preprocessing.batches import TrainingBatches
 from keras_sam.training import ObjectBatches
 from tests.tiny import photograph
 from tests.training.steps import encoded, ragged_data, small_segmenter, values
@@ -340,7 +340,7 @@ def test_targets_are_checked_with_embeddings_too(fresh):
     segmenter, x, y = fresh
     with pytest.raises(ValueError, match=r"image 0 must have shape \(2, 60, 90\)"):
         segmenter.train_on_batch(x, {"masks": [y["masks"][0][:, 1:], y["masks"][1]]})
-    with pytest.raises(ValueError, match="one item per image, of which there are 2"):
+    with pytest.raises(ValueError, match="one item for each of the 2 images"):
         segmenter.fit(x, {"masks": y["masks"][:1]}, verbose=0)
     with pytest.raises(ValueError, match=r"must have shape \(B, 3, 5, 16\)"):
         bad = {**x, "image_embeddings": x["image_embeddings"][:, 1:]}

@@ -1,7 +1,6 @@
-"""From a user's images and prompts to the model's input, and from its logits back to their pixels.
+"""From images as people have them to the model's input.
 
-Everything runs on the host, in numpy and pillow, the same on every backend, and nothing is
-remembered between calls: what the way back needs is in the output.
+Everything runs on the host, in numpy and pillow, the same on every backend.
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sam import prompts as prompt_tools
+from keras_sam import presets
 from keras_sam.geometry import RESAMPLING, ResizePlan, resampling_code, size_pair
 from keras_sam.images import check_choice, is_pillow_image, read_image, warn_of_range
-from keras_sam.nested import is_ragged_tensor, read_ragged, to_numpy
-from keras_sam.tensorflow_graph import call_on_host, is_graph_tensor
+from keras_sam.presets.adapt import _RGB_MEAN as PIXEL_MEAN
+from keras_sam.presets.adapt import _RGB_STD as PIXEL_STD
+from keras_sam.prompts.nested import describe_value, is_ragged_tensor, read_ragged, to_numpy
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -120,6 +120,65 @@ class SAMImageConverter(keras.layers.Layer):
             )
         self.built = True
 
+    @classmethod
+    def from_preset(cls, preset: Any, **kwargs: Any) -> SAMImageConverter:
+        """Loads the image converter of a preset, without its weights.
+
+        Args:
+            preset: built-in name, address or path, see `Backbone.from_preset`.
+            **kwargs: `image_shape`, `num_channels`, `pixel_mean` and `pixel_std` as in
+                `Backbone.from_preset`; anything else goes to the constructor.
+
+        Returns:
+            The converter that was saved with the preset, or the one that fits its model.
+
+        Raises:
+            ValueError: if there is no such preset, or it is damaged.
+
+        Example:
+
+        >>> keras_sam.SAMImageConverter.from_preset("sam_base_sa1b").size
+        (1024, 1024)
+        """
+        found, kwargs = read_without_weights(preset, kwargs)
+        if found.preprocessor is not None:
+            config = found.preprocessor["config"]["image_converter"]["config"]
+        else:
+            config = cls.for_config(found.encoder)._settings()
+        return cls.from_config({**config, **kwargs})
+
+    @classmethod
+    def for_encoder(
+        cls,
+        image_shape: Sequence[int],
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+    ) -> SAMImageConverter:
+        """The converter that fits an image encoder's frame, channels and mean colour.
+
+        Args:
+            image_shape: `(H, W, channels)`.
+            pixel_mean: one float per channel.
+            pixel_std: one float per channel.
+        """
+        mean, std = np.asarray(pixel_mean), np.asarray(pixel_std)
+        unit_range = takes_unit_range(pixel_mean, pixel_std)
+        return cls(
+            size=tuple(image_shape[:2]),
+            do_rescale=unit_range,
+            num_channels=image_shape[2],
+            image_mean=(mean if unit_range else mean / 255).tolist(),
+            image_std=(std if unit_range else std / 255).tolist(),
+            pad_value=mean.tolist(),
+            name="image_converter",
+        )
+
+    @classmethod
+    def for_config(cls, encoder: dict[str, Any]) -> SAMImageConverter:
+        """`for_encoder`, from the arguments of a `ViTDetBackbone`."""
+        names = ("image_shape", "pixel_mean", "pixel_std")
+        return cls.for_encoder(**{name: encoder[name] for name in names if name in encoder})
+
     def __call__(self, images: Any, **overrides: Any) -> np.ndarray:
         # Not `Layer.__call__`, which would cast the pixels and put them on a device.
         return self.call(images, **overrides)
@@ -210,187 +269,60 @@ class SAMImageConverter(keras.layers.Layer):
         return np.float32(mean if self.do_rescale else mean / self.rescale_factor)
 
 
-@keras.saving.register_keras_serializable(package="keras_sam")
-class SAMImageSegmenterPreprocessor(keras.layers.Layer):
-    """Turns a user's images and prompts into the model's canonical input.
+def read_without_weights(preset: Any, kwargs: dict[str, Any]) -> tuple[presets.Preset, dict]:
+    """A preset for the model frame in `kwargs`, and what else is in there."""
+    names = ("image_shape", "num_channels", "pixel_mean", "pixel_std")
+    frame = {name: value for name, value in kwargs.items() if name in names}
+    others = {name: value for name, value in kwargs.items() if name not in names}
+    return presets.load(preset, load_weights=False, **frame), others
 
-    Images go through the converter, prompts through `prompts.complete`, in
-    the frame of the image that they belong to. The caller's dict and arrays
-    stay as they are, and nothing is remembered between calls. Inside
-    `tf.data` the same code runs through `tf.numpy_function`; batch first,
-    then map: `dataset.ragged_batch(n).map(preprocessor)` takes images of
-    different sizes and ragged prompts. (Don't `unbatch` the result:
-    TensorFlow 2.21 crashes on the zero-length axis of an absent mask.)
+
+def takes_unit_range(pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> bool:
+    """Whether an image encoder takes images 0..1: its mean and deviation are below 1.
+
+    Ours take 0..255. One made through `compat.keras_cv` may not.
+    """
+    return max(*pixel_mean, *pixel_std) < 1
+
+
+class ExactFrame:
+    """The converter of a model without a preprocessor: it takes images of the model's own size.
 
     Args:
-        image_converter: `SAMImageConverter`. Defaults to one for 1024 x 1024.
-        mask_size: int or pair of ints `(Lh, Lw)`, the model's mask frame.
-            Defaults to a quarter of the image's, as patches of 16 pixels give.
-
-    Call arguments:
-        x: dict of `"images"`, `(B, H0, W0, C)` or a list, and any of
-            `"points"` with `"labels"`, `"boxes"`, `"masks"` in original
-            pixels; see `prompts.complete`.
-        y: targets, handed through. Defaults to `None`.
-        sample_weight: handed through. Defaults to `None`.
-        **overrides: any argument of the converter, for this call.
-
-    Returns:
-        Dict of numpy arrays: `images` float32 `(B, H, W, C)`; `points`
-        `(B, P, T, 2)` in model pixels, `labels` `(B, P, T)`, `masks`
-        `(B, P, Lh, Lw, 1)` or `(B, 0, Lh, Lw, 1)`, `mask_given` `(B, P)` or
-        `(B, 0)`, `num_prompts` `(B,)`, as `prompts.complete` returns them;
-        `single_object` bool `(B,)`, the same for all; `original_sizes` and
-        `scaled_sizes` int32 `(B, 2)`. A tuple `(x, y)` or
-        `(x, y, sample_weight)` if those were given.
-
-    Raises:
-        ValueError: if images or prompts are not usable; the message names
-            the argument, what it received and the remedy.
-
-    Example:
-
-    >>> preprocessor = keras_sam.SAMImageSegmenterPreprocessor()
-    >>> image = np.zeros((480, 640, 3), "uint8")
-    >>> x = preprocessor({"images": [image], "boxes": [[[0, 0, 320, 240]]]})
-    >>> x["points"][0, 0].tolist(), x["labels"][0, 0].tolist()
-    ([[0.0, 0.0], [512.0, 384.0]], [2, 3])
+        image_shape: tuple `(H, W, channels)` of the model frame.
+        unit_range: bool. Whether the model takes 0..1, so that such images need no warning.
     """
 
-    def __init__(
-        self,
-        image_converter: SAMImageConverter | None = None,
-        mask_size: int | tuple[int, int] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.image_converter = SAMImageConverter() if image_converter is None else image_converter
-        quarter = tuple(max(1, n // 4) for n in self.image_converter.pad_size)
-        self.mask_size = quarter if mask_size is None else size_pair(mask_size, "mask_size")
-        self.built = True
+    def __init__(self, image_shape: tuple[int, int, int], unit_range: bool = False) -> None:
+        self.pad_size, self.num_channels = tuple(image_shape[:2]), image_shape[2]
+        self.unit_range = unit_range
 
-    def __call__(self, x: Any, y: Any = None, sample_weight: Any = None, **overrides: Any) -> Any:
-        # Not `Layer.__call__`: see `SAMImageConverter.__call__`.
-        return self.call(x, y=y, sample_weight=sample_weight, **overrides)
+    def __call__(self, images: Any) -> np.ndarray:
+        return self.convert(images)[0]
 
-    def call(self, x: Any, y: Any = None, sample_weight: Any = None, **overrides: Any) -> Any:
-        check_keys(x)
-        if is_one_image(x["images"]):
-            raise ValueError(
-                "`images` must be a batch: an array (B, H0, W0, C) or a list of images. Received: "
-                f"one image, {_describe_image(x['images'])}. Put it in a list, and one entry per "
-                "image in every prompt; in `tf.data`, use `dataset.ragged_batch(n)` first."
-            )
-        in_graph = any(is_graph_tensor(value) for value in x.values())
-        outputs = (self._call_in_graph if in_graph else self._call_on_host)(x, overrides)
-        return keras.utils.pack_x_y_sample_weight(outputs, y, sample_weight)
+    def convert(self, images: Any) -> tuple[np.ndarray, list[ResizePlan]]:
+        """Reads a batch of images, see `SAMImageConverter.convert`.
 
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        config["image_converter"] = keras.saving.serialize_keras_object(self.image_converter)
-        config["mask_size"] = list(self.mask_size)
-        return config
+        Raises:
+            ValueError: if an image has another size, or cannot be read.
+        """
+        height, width = self.pad_size
+        images = [read_image(x, num_channels=self.num_channels) for x in batch_of(images)]
+        for image in images:
+            if image.shape[:2] != (height, width):
+                raise ValueError(
+                    f"`images` must be {height} pixels high and {width} wide: without a "
+                    "preprocessor the model works in its own frame. "
+                    f"Received: shape={image.shape}. Resize them, or make the segmenter with "
+                    "`preprocessor=`."
+                )
+        if not self.unit_range:
+            warn_of_range(images)
+        return np.stack(images).astype("float32"), [self.plan((height, width))] * len(images)
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> SAMImageSegmenterPreprocessor:
-        config = dict(config)
-        if isinstance(config.get("image_converter"), dict):
-            config["image_converter"] = keras.saving.deserialize_keras_object(
-                config["image_converter"]
-            )
-        return cls(**config)
-
-    def _call_on_host(self, x: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-        images, plans = self.image_converter.convert(x["images"], **overrides)
-        completed = prompt_tools.complete(x, plans, self.mask_size)
-        completed["single_object"] = np.full(len(plans), completed["single_object"])
-        return {
-            "images": images,
-            **completed,
-            "original_sizes": np.array([plan.original_size for plan in plans], "int32"),
-            "scaled_sizes": np.array([plan.scaled_size for plan in plans], "int32"),
-        }
-
-    def _call_in_graph(self, x: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-        converter = self.image_converter
-        height, width = converter.pad_size
-        if overrides or not converter.do_pad:
-            height = width = None
-        rank = x["images"].shape.rank
-        batch = x["images"].shape[0] if rank else None
-        outputs = {
-            "images": ("float32", (batch, height, width, converter.num_channels)),
-            "points": ("float32", (batch, None, None, 2)),
-            "labels": ("int32", (batch, None, None)),
-            "masks": ("float32", (batch, None, *self.mask_size, 1)),
-            "mask_given": ("bool", (batch, None)),
-            "num_prompts": ("int32", (batch,)),
-            "single_object": ("bool", (batch,)),
-            "original_sizes": ("int32", (batch, 2)),
-            "scaled_sizes": ("int32", (batch, 2)),
-        }
-        return call_on_host(lambda arrays: self._call_on_host(arrays, overrides), x, outputs)
-
-
-def restore_masks(
-    logits: Any,
-    original_sizes: Any,
-    model_size: int | tuple[int, int],
-    mask_threshold: float = 0.0,
-    binarize: bool = True,
-    pad_only: bool = False,
-) -> np.ndarray | list[np.ndarray]:
-    """Maps the model's mask logits to masks of the original images.
-
-    Padding is cut off and the logits are resized as floats (see
-    `ResizePlan.masks_to_original`); only then the threshold is applied.
-
-    Args:
-        logits: float array or tensor `(B, K, Lh, Lw)` or `(B, P, K, Lh, Lw)`.
-        original_sizes: int array `(B, 2)` or list of pairs `(H0, W0)`; the
-            preprocessor's output has it.
-        model_size: int or pair of ints, the model's input `(H, W)`.
-        mask_threshold: float. A logit above it is inside. Defaults to `0.0`.
-        binarize: bool. Off: the resized logits. Defaults to `True`.
-        pad_only: bool. The images were padded without scaling.
-
-    Returns:
-        bool or float32 array `(B, K, H0, W0)` or `(B, P, K, H0, W0)` if all
-        images have one size, otherwise a list of one array per image, without
-        `B`.
-
-    Raises:
-        ValueError: if the shapes do not fit together.
-
-    Example:
-
-    >>> logits = np.ones((2, 3, 256, 256), "float32")
-    >>> [m.shape for m in keras_sam.restore_masks(logits, [(30, 40), (50, 20)], 1024)]
-    [(3, 30, 40), (3, 50, 20)]
-    """
-    logits = to_numpy(logits)
-    sizes = np.asarray(to_numpy(original_sizes))
-    if logits.ndim not in (4, 5):
-        raise ValueError(
-            "`logits` must have shape (B, K, Lh, Lw) or (B, P, K, Lh, Lw), as the model returns "
-            f"them. Received: shape={logits.shape}."
-        )
-    if sizes.shape != (len(logits), 2):
-        raise ValueError(
-            "`original_sizes` must have one (height, width) per image, shape "
-            f"({len(logits)}, 2). Received: shape={sizes.shape}."
-        )
-    model_size = size_pair(model_size, "model_size")
-    plans = [ResizePlan(tuple(size), model_size, pad_only) for size in sizes.tolist()]
-    leading, dtype = logits.shape[1:-2], bool if binarize else "float32"
-    one_size = len({plan.original_size for plan in plans}) == 1
-    if one_size:
-        restored = np.empty((len(plans), *leading, *plans[0].original_size), dtype)
-    else:
-        restored = [np.empty((*leading, *plan.original_size), dtype) for plan in plans]
-    for plan, image_logits, target in zip(plans, logits, restored, strict=True):
-        target[...] = plan.masks_to_original(image_logits, mask_threshold if binarize else None)
-    return restored
+    def plan(self, original_size: tuple[int, int]) -> ResizePlan:
+        """How prompts and masks of an image of this size are scaled."""
+        return ResizePlan(tuple(original_size), self.pad_size)
 
 
 # --- settings ---
@@ -418,13 +350,12 @@ def _per_channel(value: Any, name: str, num_channels: int) -> float | tuple[floa
 # --- input ---
 
 
-def check_keys(x: Any) -> None:
-    """Raises unless `x` is a dict of images and kinds of prompts that there are."""
-    known = ("images", *prompt_tools.KEYS)
+def check_keys(x: Any, known: Sequence[str]) -> None:
+    """Raises unless `x` is a dict of images and kinds of prompts, all of them `known`."""
     if not isinstance(x, dict) or "images" not in x:
-        received = f"keys {sorted(x)}" if isinstance(x, dict) else type(x).__name__
+        received = f"the keys {sorted(map(str, x))}" if isinstance(x, dict) else describe_value(x)
         raise ValueError(
-            f"`x` must be a dict with the key 'images' and any of {prompt_tools.KEYS}. "
+            f"`x` must be a dict and must have the key 'images', next to any of {known[1:]}. "
             f"Received: {received}."
         )
     unknown = sorted(set(x) - set(known))
@@ -446,19 +377,43 @@ def is_one_image(images: Any) -> bool:
 
 def batch_of(images: Any) -> list[Any]:
     """A batch of images as a list of images, not yet read."""
-    if is_ragged_tensor(images):
-        images = read_ragged(images)
-    if not isinstance(images, (list, tuple)):
-        images = to_numpy(images)
-        if images.ndim not in (1, 4):  # (B,) of paths or arrays, (B, H0, W0, C)
-            raise ValueError(
-                "`images` must have shape (B, H0, W0, C) or be a list of images. "
-                f"Received: shape={images.shape}."
-            )
-    if len(images) == 0:
-        raise ValueError("`images` must hold at least one image. Received: an empty batch.")
+    images = sliceable(images)
+    check_batch(images)
+    if isinstance(images, (list, tuple)):
+        return list(images)
+    images = to_numpy(images)
+    if images.ndim not in (1, 4):  # (B,) of paths or arrays, (B, H0, W0, C)
+        raise ValueError(
+            "`images` must have shape (B, H0, W0, C) or be a list of images. "
+            f"Received: shape={images.shape}."
+        )
     return list(images)
 
 
-def _describe_image(image: Any) -> str:
-    return f"shape={tuple(image.shape)}" if hasattr(image, "shape") else type(image).__name__
+def sliceable(value: Any) -> Any:
+    """A value whose first axis has a length and slices, which TensorFlow's ragged tensors and
+    Keras's variables have not.
+    """
+    if is_ragged_tensor(value):
+        return read_ragged(value)
+    return to_numpy(value) if isinstance(value, keras.Variable) else value
+
+
+def check_batch(images: Any) -> None:
+    """Raises unless `images` is a batch of images, which are not read."""
+    if images is None:
+        raise ValueError("`images` must hold at least one image. Received: None.")
+    if is_one_image(images) or not hasattr(images, "__len__"):
+        raise not_a_batch(images)
+    if len(images) == 0:
+        raise ValueError("`images` must hold at least one image. Received: an empty batch.")
+
+
+def not_a_batch(images: Any) -> ValueError:
+    """The error for one image, or for something that is no image, in place of a batch."""
+    what = "one image, " if is_one_image(images) else ""
+    return ValueError(
+        "`images` must be a batch: an array (B, H0, W0, channels) or a list of images. Received: "
+        f"{what}{describe_value(images)}. Put it in a list, with one entry per image in every "
+        "prompt; in `tf.data`, use `dataset.ragged_batch(n)` first."
+    )

@@ -134,6 +134,13 @@ def describe(node: Node) -> str:
     return f"a list of [{', '.join(describe(child) for child in node[:4])}{more}]"
 
 
+def describe_value(value: Any) -> str:
+    """Type and shape of any value for a message."""
+    shape = getattr(value, "shape", None)
+    name = type(value).__name__
+    return name if shape is None else f"{name} of shape {tuple(shape)}"
+
+
 def _extent(node: Node, depth: int) -> tuple[int, ...]:
     """Largest length along each axis."""
     if is_empty(node):

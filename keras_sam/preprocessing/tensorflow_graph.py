@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sam.nested import is_ragged_tensor, split_rows
+from keras_sam.prompts.nested import is_ragged_tensor, split_rows
 
 
 def is_graph_tensor(value: Any) -> bool:

@@ -1,0 +1,387 @@
+"""One adapter from whatever holds images, prompts and targets to batches.
+
+`predict`, `fit` and `SAMTrainer` share it, on images and on embeddings that were cached.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_sam.preprocessing.converter import check_batch, check_keys, sliceable
+from keras_sam.prompts import KEYS, Prompts, read, read_canonical
+from keras_sam.prompts.canonical import check_at_least_one
+from keras_sam.prompts.nested import describe_value
+
+# What stands for the images of a batch that is encoded already.
+_EMBEDDED = ("image_embeddings", "original_sizes")
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Images and prompts as people pass them, the prompts read.
+
+    Args:
+        x: dict of `images`, or of `image_embeddings` and perhaps `original_sizes`, and prompts.
+        prompts: `Prompts` in pixels of the original images; None if `x` has none.
+        in_model_frame: bool. Whether images and prompts are in the model frame already: the
+            dict has `mask_given`, as the preprocessor returns it.
+        y: targets, or None.
+        sample_weight: weights, or None.
+    """
+
+    x: dict[str, Any]
+    prompts: Prompts | None
+    in_model_frame: bool = False
+    y: Any = None
+    sample_weight: Any = None
+
+    @classmethod
+    def read(
+        cls, x: Any, y: Any = None, sample_weight: Any = None, allow_none: bool = False
+    ) -> Batch:
+        """Reads a dict, all of whose images belong to the batch.
+
+        Args:
+            x: dict of images and prompts.
+            y: targets.
+            sample_weight: weights.
+            allow_none: bool. Whether it may be that no image has an object.
+
+        Raises:
+            ValueError: if an entry has no item for an image, or a prompt is malformed.
+        """
+        is_embedded = isinstance(x, dict) and "image_embeddings" in x
+        in_model_frame = isinstance(x, dict) and "mask_given" in x
+        if not is_embedded:
+            check_keys(x, ("images", *KEYS) if not in_model_frame else ("images", *x))
+        x = {name: sliceable(value) for name, value in x.items()}
+        prompts = None
+        if in_model_frame:
+            prompts = read_canonical(x)
+        else:
+            if not is_embedded:
+                check_batch(x["images"])
+            if any(x.get(key) is not None for key in KEYS):
+                prompts = read(x, _count(x), allow_none=allow_none)
+        return cls(x, prompts, in_model_frame, y, sample_weight)
+
+
+def iterate_batches(
+    x: Any, batch_size: int | None = 1, steps: int | None = None
+) -> tuple[Iterator[Batch], int | None, int]:
+    """Batches to predict for, of a dict, a data set or any other iterable of batches.
+
+    Args:
+        x: dict of arrays, tensors or lists whose first axis is `B`, and `images` among
+            them; or a `keras.utils.PyDataset`; or an iterable of batches.
+        batch_size: int. Images in a batch, when `x` is a dict; None is 1.
+        steps: optional int. Stop after so many batches.
+
+    Returns:
+        Tuple of an iterator of `Batch`, their number, or None if it is not known, and the prompt
+        sets of the image that has most, as far as they are known: 0 for a data set.
+
+    Raises:
+        ValueError: if `x` is none of these, is endless, holds no image, or `batch_size` or
+            `steps` is below 1.
+    """
+    if steps is not None:
+        check_at_least_one(steps, "steps")
+    num_sets = 0
+    if isinstance(x, dict):
+        batch_size = 1 if batch_size is None else batch_size
+        check_at_least_one(batch_size, "batch_size")
+        source = DictBatches(Batch.read(x), batch_size)
+        batches, total = map(source.__getitem__, range(source.num_batches)), source.num_batches
+        num_sets = source.num_sets
+    elif isinstance(x, keras.utils.PyDataset):
+        total = math.inf if x.num_batches is None else x.num_batches
+        indices = itertools.count() if total == math.inf else range(total)
+        batches = (_inputs_of(x[i]) for i in indices)
+    elif _is_iterable(x):
+        batches, total = map(_inputs_of, x), _length(x)
+    else:
+        raise ValueError(
+            "`x` must be a dict with `images` and prompts, or a data set of such dicts. "
+            f"Received: {describe_value(x)}."
+        )
+    if steps is not None:
+        total = steps if total is None else min(steps, total)
+        batches = itertools.islice(batches, steps)
+    elif total == math.inf:
+        raise ValueError("`x` never ends: pass `steps`, the number of batches to predict for.")
+    first = next(batches, None)
+    if first is None:
+        raise ValueError(
+            f"`x` must hold at least one batch. Received: {describe_value(x)} without any. A "
+            "generator that has been read to its end has to be made again."
+        )
+    return itertools.chain([first], batches), total, num_sets
+
+
+class TrainingBatches(keras.utils.PyDataset):
+    """A data set in the model frame over one in the frames of its images.
+
+    Args:
+        prepare: function from a `Batch` to what Keras trains on.
+        x: dict of images and prompts as `SAMImageSegmenter.predict` takes it; or a
+            `keras.utils.PyDataset` or other iterable of tuples `(x, y)` or
+            `(x, y, sample_weight)`.
+        y: dict with `masks`, when `x` is a dict.
+        sample_weight: optional array `(B,)` or `(B, P)`, when `x` is a dict.
+        batch_size: int. Images in a batch, when `x` is a dict.
+        shuffle: bool. Whether a dict's images are drawn in a new order every epoch.
+
+    Raises:
+        ValueError: if `x` and `y` have different lengths, or there is nothing to train on.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[Batch], tuple],
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        batch_size: int = 1,
+        shuffle: bool = False,
+    ):
+        is_data_set = isinstance(x, keras.utils.PyDataset)
+        names = ("workers", "use_multiprocessing", "max_queue_size") if is_data_set else ()
+        super().__init__(**{name: getattr(x, name) for name in names})
+        self._prepare = prepare
+        if isinstance(x, dict):
+            _check_targets(x, y)
+            self._source = DictBatches(Batch.read(x, y, sample_weight), batch_size, shuffle)
+        elif is_data_set:
+            self._source = x
+        elif _is_iterable(x):
+            self._source = _IterableBatches(x)
+        else:
+            raise ValueError(
+                "`x` must be a dict with `images` and prompts, or a data set of tuples (x, y). "
+                f"Received: {type(x).__name__}."
+            )
+        # Keras gives TensorFlow the shapes of the first two batches (or of the only one) for all
+        # of them, but these are ragged. It reads nothing else before, so the first reads get
+        # shapes with free axes instead. May go when a `PyDataset` can say its own signature.
+        self._signatures_due = 2 if keras.backend.backend() == "tensorflow" else 0
+        if self.num_batches is not None:
+            self._signatures_due = min(self._signatures_due, self.num_batches)
+
+    @property
+    def num_batches(self) -> int | None:
+        return self._source.num_batches
+
+    @property
+    def epoch(self) -> int:
+        """What the order and the random draws of batches depend on, beside a seed."""
+        return getattr(self._source, "epoch", 0)
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        if hasattr(self._source, "epoch"):
+            self._source.epoch = value
+
+    def describe(self, index: int) -> str:
+        """The names of the images in a batch of this epoch, if the data set knows them."""
+        describe = getattr(self._source, "describe", None)
+        return "" if describe is None else describe(index)
+
+    def __getitem__(self, index: int) -> tuple:
+        batch = self._source[index]
+        if not isinstance(batch, Batch):
+            if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 3:
+                raise ValueError(
+                    "A data set to train on must give tuples (x, y) or (x, y, sample_weight). "
+                    f"Received: {type(batch).__name__}."
+                )
+            batch = Batch.read(*batch)
+        prepared = self._prepare(batch)
+        if not self._signatures_due:
+            return prepared
+        self._signatures_due -= 1
+        return _with_free_axes(prepared)
+
+    def on_epoch_begin(self) -> None:
+        self._source.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self._source.on_epoch_end()
+
+
+class DictBatches(keras.utils.PyDataset):
+    """Batches of one dict that holds all images, prompts and targets.
+
+    Args:
+        whole: `Batch` of the whole dict.
+        batch_size: int.
+        shuffle: bool. Whether every epoch has an order of its own.
+    """
+
+    def __init__(self, whole: Batch, batch_size: int, shuffle: bool = False):
+        super().__init__()
+        # Prompts of another length have a message of their own.
+        entries = {k: v for k, v in whole.x.items() if whole.in_model_frame or k not in KEYS}
+        entries |= {f"y[{name!r}]": value for name, value in (whole.y or {}).items()}
+        _check_lengths({**entries, "sample_weight": whole.sample_weight}, _count(whole.x))
+        self._whole = whole
+        self.num_images = _count(whole.x)
+        self._batch_size = batch_size
+        # Seeded by numpy's global generator, which `keras.utils.set_random_seed` fixes.
+        self._seed = np.random.randint(2**31) if shuffle else None  # noqa: NPY002
+        self.epoch = 0
+
+    @property
+    def num_batches(self) -> int:
+        return math.ceil(self.num_images / self._batch_size)
+
+    @property
+    def num_sets(self) -> int:
+        """Prompt sets of the image that has most."""
+        return 0 if self._whole.prompts is None else self._whole.prompts.num_sets
+
+    def __getitem__(self, index: int) -> Batch:
+        whole, chosen = self._whole, self._chosen(index)
+
+        def rows(values):
+            if isinstance(chosen, slice):
+                return values[chosen]
+            return [values[i] for i in chosen]
+
+        # An empty list says that no image has such a prompt.
+        columns = {k: v for k, v in whole.x.items() if v is not None and len(v) == self.num_images}
+        x = {name: rows(values) for name, values in columns.items()}
+        x |= {name: np.asarray(x[name]) for name in _EMBEDDED if name in x}
+        weight = whole.sample_weight
+        return Batch(
+            x,
+            None if whole.prompts is None else whole.prompts[chosen],
+            whole.in_model_frame,
+            None if whole.y is None else {name: rows(v) for name, v in whole.y.items()},
+            None if weight is None else np.asarray(rows(weight)),
+        )
+
+    def _chosen(self, index):
+        start, stop = index * self._batch_size, (index + 1) * self._batch_size
+        if self._seed is None:
+            return slice(start, min(stop, self.num_images))
+        order = np.arange(self.num_images)
+        np.random.default_rng((self._seed, self.epoch)).shuffle(order)
+        return order[start:stop]
+
+    def describe(self, index: int) -> str:
+        return ", ".join(
+            f"image {i} of `x`" for i in np.arange(self.num_images)[self._chosen(index)]
+        )
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+
+
+class _IterableBatches(keras.utils.PyDataset):
+    """Batches of a `tf.data.Dataset`, a torch `DataLoader` or a generator, in their order."""
+
+    def __init__(self, source):
+        super().__init__()
+        self._batches = source
+        self._iterator = iter(source)
+        try:
+            self._length = len(source)
+        except TypeError:
+            self._length = None
+
+    @property
+    def num_batches(self):
+        return self._length
+
+    def __getitem__(self, index):
+        batch = next(self._iterator, None)
+        if batch is None:
+            # A data set starts over; a generator that is exhausted stays so.
+            self._iterator = iter(self._batches)
+            batch = next(self._iterator, None)
+        if batch is None:
+            raise ValueError(
+                "The data set ran out of batches. Give `steps_per_epoch`, or a data set that can "
+                "be iterated again."
+            )
+        return batch
+
+
+def _is_iterable(x):
+    return hasattr(x, "__iter__") and not hasattr(x, "shape") and not isinstance(x, (str, bytes))
+
+
+def _inputs_of(batch):
+    """One batch of a data set to predict for, which may carry targets and weights too."""
+    if isinstance(batch, (tuple, list)) and batch:
+        batch = batch[0]
+    if not isinstance(batch, dict):
+        raise ValueError(
+            "A data set must give dicts with `images` and prompts, or tuples that start with one. "
+            f"Received: {describe_value(batch)}."
+        )
+    return Batch.read(batch, allow_none=True)
+
+
+def _count(x):
+    return len(x["image_embeddings"] if "image_embeddings" in x else x["images"])
+
+
+def _check_lengths(entries, count):
+    """Raises for an entry that has not one item for every image; None stands for no entry."""
+    received = []
+    for name, value in entries.items():
+        if value is None:
+            continue
+        # Arrays without an axis have the method, but no length.
+        if not hasattr(value, "__len__") or getattr(value, "shape", None) == ():
+            received.append(f"{name}={value!r:.60}")
+        elif len(value) != count:
+            received.append(f"{name} with {len(value)}")
+    if received:
+        raise ValueError(
+            f"Every entry must have one item for each of the {count} images. "
+            f"Received: {', '.join(received)}."
+        )
+
+
+def _check_targets(x, y):
+    if x.get("image_embeddings", x.get("images")) is None or (
+        not isinstance(y, dict) or y.get("masks") is None
+    ):
+        raise ValueError(
+            "Training needs `images` in `x`, and `y` with the target masks: "
+            '{"masks": (B, H0, W0) or (B, P, H0, W0)}. '
+            f"Received: x with {sorted(x)}, y of type {type(y).__name__}."
+        )
+
+
+def _length(x):
+    try:
+        return len(x)
+    except TypeError:  # a generator, or a tf.data.Dataset of unknown or endless length
+        cardinality = getattr(x, "cardinality", None)
+        return math.inf if cardinality is not None and int(cardinality()) == -1 else None
+
+
+# How many axes of a prepared batch's arrays differ from batch to batch.
+_FREE_AXES = {"images": 1, "image_embeddings": 1, "points": 3, "labels": 3}
+
+
+def _with_free_axes(batch):
+    """A batch's shapes, with None for the axes that have another length in other batches."""
+    inputs, *others = batch
+
+    def free(x, axes):
+        return keras.KerasTensor((*[None] * axes, *x.shape[axes:]), dtype=str(x.dtype))
+
+    inputs = {name: free(x, _FREE_AXES.get(name, 2)) for name, x in inputs.items()}
+    return inputs, *keras.tree.map_structure(lambda x: free(x, 2), others)

@@ -1,0 +1,326 @@
+"""From images and prompts to the model's input, and from its logits back to the images' pixels.
+
+Everything runs on the host, the same on every backend, and nothing is remembered between calls:
+what the way back needs is in the output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_sam.geometry import ResizePlan, size_pair
+from keras_sam.preprocessing.converter import (
+    ExactFrame,
+    SAMImageConverter,
+    batch_of,
+    check_keys,
+    is_one_image,
+    not_a_batch,
+    read_without_weights,
+    takes_unit_range,
+)
+from keras_sam.preprocessing.tensorflow_graph import call_on_host, is_graph_tensor
+from keras_sam.prompts import KEYS, Prompts, read
+from keras_sam.prompts.nested import to_numpy
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A batch in the model frame.
+
+    Args:
+        images: float32 array `(B, H, W, C)`.
+        prompts: `Prompts` in the model frame.
+        plans: list of `B` `ResizePlan`, the way back to the original images.
+    """
+
+    images: np.ndarray
+    prompts: Prompts
+    plans: Sequence[ResizePlan]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The batch as a dict of arrays, see `SAMImageSegmenterPreprocessor`."""
+        return {
+            "images": self.images,
+            **self.prompts.arrays(),
+            "num_prompts": self.prompts.num_prompts,
+            "single_object": np.full(len(self.images), self.prompts.single_object),
+            "original_sizes": np.array([plan.original_size for plan in self.plans], "int32"),
+            "scaled_sizes": np.array([plan.scaled_size for plan in self.plans], "int32"),
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class SAMImageSegmenterPreprocessor(keras.layers.Layer):
+    """Turns a user's images and prompts into the model's canonical input.
+
+    Images go through the converter, prompts through `prompts.read`, and then to
+    the frame of the image that they belong to. The caller's dict and arrays
+    stay as they are, and nothing is remembered between calls. Inside
+    `tf.data` the same code runs through `tf.numpy_function`; batch first,
+    then map: `dataset.ragged_batch(n).map(preprocessor)` takes images of
+    different sizes and ragged prompts. (Don't `unbatch` the result:
+    TensorFlow 2.21 crashes on the zero-length axis of an absent mask.)
+
+    Args:
+        image_converter: `SAMImageConverter`. Defaults to one for 1024 x 1024.
+        mask_size: int or pair of ints `(Lh, Lw)`, the model's mask frame.
+            Defaults to a quarter of the image's, as patches of 16 pixels give.
+
+    Call arguments:
+        x: dict of `"images"`, `(B, H0, W0, C)` or a list, and any of
+            `"points"` with `"labels"`, `"boxes"`, `"masks"` in original
+            pixels; see `prompts.read`.
+        y: targets, handed through. Defaults to `None`.
+        sample_weight: handed through. Defaults to `None`.
+        **overrides: any argument of the converter, for this call.
+
+    Returns:
+        Dict of numpy arrays: `images` float32 `(B, H, W, C)`; `points`
+        `(B, P, T, 2)` in model pixels, `labels` `(B, P, T)`, `masks`
+        `(B, P, Lh, Lw, 1)` or `(B, 0, Lh, Lw, 1)`, `mask_given` `(B, P)` or
+        `(B, 0)`, `num_prompts` `(B,)`, see `prompts.Prompts`;
+        `single_object` bool `(B,)`, the same for all; `original_sizes` and
+        `scaled_sizes` int32 `(B, 2)`. A tuple `(x, y)` or
+        `(x, y, sample_weight)` if those were given.
+
+    Raises:
+        ValueError: if images or prompts are not usable; the message names
+            the argument, what it received and the remedy.
+
+    Example:
+
+    >>> preprocessor = keras_sam.SAMImageSegmenterPreprocessor()
+    >>> image = np.zeros((480, 640, 3), "uint8")
+    >>> x = preprocessor({"images": [image], "boxes": [[[0, 0, 320, 240]]]})
+    >>> x["points"][0, 0].tolist(), x["labels"][0, 0].tolist()
+    ([[0.0, 0.0], [512.0, 384.0]], [2, 3])
+    """
+
+    def __init__(
+        self,
+        image_converter: SAMImageConverter | None = None,
+        mask_size: int | tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_converter = SAMImageConverter() if image_converter is None else image_converter
+        quarter = tuple(max(1, n // 4) for n in self.image_converter.pad_size)
+        self.mask_size = quarter if mask_size is None else size_pair(mask_size, "mask_size")
+        self.built = True
+
+    def __call__(self, x: Any, y: Any = None, sample_weight: Any = None, **overrides: Any) -> Any:
+        # Not `Layer.__call__`: see `SAMImageConverter.__call__`.
+        return self.call(x, y=y, sample_weight=sample_weight, **overrides)
+
+    def call(self, x: Any, y: Any = None, sample_weight: Any = None, **overrides: Any) -> Any:
+        check_keys(x, ("images", *KEYS))
+        if any(is_graph_tensor(value) for value in x.values()):
+            if is_one_image(x["images"]):
+                raise not_a_batch(x["images"])
+            outputs = self._call_in_graph(x, overrides)
+        else:
+            outputs = self._call_on_host(x, overrides)
+        return keras.utils.pack_x_y_sample_weight(outputs, y, sample_weight)
+
+    def prepare(self, images: Any, prompts: Prompts, **overrides: Any) -> Prepared:
+        """Takes images, and prompts that are read already, to the model frame.
+
+        Args:
+            images: a batch of images, as for the call.
+            prompts: `Prompts` in pixels of these images.
+            **overrides: any argument of the converter, for this call.
+
+        Returns:
+            A `Prepared` batch.
+        """
+        frames, plans = self.image_converter.convert(images, **overrides)
+        return Prepared(frames, prompts.to_model(plans, self.mask_size), plans)
+
+    @classmethod
+    def for_backbone(cls, backbone: Any) -> SAMImageSegmenterPreprocessor:
+        """The preprocessor that fits a backbone's frame, channels and mean colour.
+
+        Args:
+            backbone: a `SAMBackbone`.
+        """
+        encoder = backbone.image_encoder
+        converter = SAMImageConverter.for_encoder(
+            backbone.image_shape, encoder.pixel_mean, encoder.pixel_std
+        )
+        return cls(converter, mask_size=backbone.mask_size, name="preprocessor")
+
+    @classmethod
+    def from_preset(cls, preset: Any, **kwargs: Any) -> SAMImageSegmenterPreprocessor:
+        """Loads the preprocessor of a preset, without its weights.
+
+        Args:
+            preset: built-in name, address or path, see `Backbone.from_preset`.
+            **kwargs: `image_shape`, `num_channels`, `pixel_mean` and `pixel_std` as in
+                `Backbone.from_preset`; anything else goes to the constructor.
+
+        Returns:
+            The preprocessor that was saved with the preset, or the one that fits its model.
+
+        Raises:
+            ValueError: if there is no such preset, or it is damaged.
+
+        Example:
+
+        >>> preprocessor = keras_sam.SAMImageSegmenterPreprocessor.from_preset("sam_base_sa1b")
+        >>> preprocessor.mask_size
+        (256, 256)
+        """
+        found, kwargs = read_without_weights(preset, kwargs)
+        if found.preprocessor is not None:
+            return cls.from_config({**found.preprocessor["config"], **kwargs})
+        converter = SAMImageConverter.for_config(found.encoder)
+        height, width = found.encoder["image_shape"][:2]
+        patch = found.encoder.get("patch_size", 16)
+        mask_size = (4 * height // patch, 4 * width // patch)
+        defaults = {"image_converter": converter, "mask_size": mask_size, "name": "preprocessor"}
+        return cls(**{**defaults, **kwargs})
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config["image_converter"] = keras.saving.serialize_keras_object(self.image_converter)
+        config["mask_size"] = list(self.mask_size)
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SAMImageSegmenterPreprocessor:
+        config = dict(config)
+        if isinstance(config.get("image_converter"), dict):
+            config["image_converter"] = keras.saving.deserialize_keras_object(
+                config["image_converter"]
+            )
+        return cls(**config)
+
+    def _call_on_host(self, x: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+        images = batch_of(x["images"])
+        return self.prepare(images, read(x, len(images)), **overrides).arrays()
+
+    def _call_in_graph(self, x: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+        converter = self.image_converter
+        height, width = converter.pad_size
+        if overrides or not converter.do_pad:
+            height = width = None
+        rank = x["images"].shape.rank
+        batch = x["images"].shape[0] if rank else None
+        outputs = {
+            "images": ("float32", (batch, height, width, converter.num_channels)),
+            "points": ("float32", (batch, None, None, 2)),
+            "labels": ("int32", (batch, None, None)),
+            "masks": ("float32", (batch, None, *self.mask_size, 1)),
+            "mask_given": ("bool", (batch, None)),
+            "num_prompts": ("int32", (batch,)),
+            "single_object": ("bool", (batch,)),
+            "original_sizes": ("int32", (batch, 2)),
+            "scaled_sizes": ("int32", (batch, 2)),
+        }
+        return call_on_host(lambda arrays: self._call_on_host(arrays, overrides), x, outputs)
+
+
+def exact_frame(backbone: Any) -> SAMImageSegmenterPreprocessor:
+    """The preprocessor of a model that has none: it refuses images of another size.
+
+    Args:
+        backbone: a `SAMBackbone`.
+    """
+    encoder = backbone.image_encoder
+    statistics = (getattr(encoder, name, [255]) for name in ("pixel_mean", "pixel_std"))
+    converter = ExactFrame(backbone.image_shape, takes_unit_range(*statistics))
+    return SAMImageSegmenterPreprocessor(converter, mask_size=backbone.mask_size)
+
+
+def resizing_preprocessor(segmenter: Any) -> Any:
+    """A segmenter's preprocessor, or the one that fits its backbone if it has none."""
+    if segmenter.preprocessor is not None:
+        return segmenter.preprocessor
+    return SAMImageSegmenterPreprocessor.for_backbone(segmenter.backbone)
+
+
+def check_preprocessor(preprocessor: Any, backbone: Any) -> None:
+    """Raises if a preprocessor makes other images or masks than the backbone takes.
+
+    Args:
+        preprocessor: a `SAMImageSegmenterPreprocessor`; anything else is trusted.
+        backbone: a `SAMBackbone`.
+    """
+    if not isinstance(preprocessor, SAMImageSegmenterPreprocessor):
+        return
+    converter = preprocessor.image_converter
+    made = (*converter.pad_size, converter.num_channels)
+    if made != backbone.image_shape or preprocessor.mask_size != backbone.mask_size:
+        raise ValueError(
+            f"`preprocessor` must make images {backbone.image_shape} and masks "
+            f"{backbone.mask_size} for this backbone. Received: images {made} and masks "
+            f"{preprocessor.mask_size}. Give its converter `size` and `num_channels`, and itself "
+            "`mask_size`."
+        )
+
+
+def restore_masks(
+    logits: Any,
+    original_sizes: Any,
+    model_size: int | tuple[int, int],
+    mask_threshold: float = 0.0,
+    binarize: bool = True,
+    pad_only: bool = False,
+) -> np.ndarray | list[np.ndarray]:
+    """Maps the model's mask logits to masks of the original images.
+
+    Padding is cut off and the logits are resized as floats (see
+    `ResizePlan.masks_to_original`); only then the threshold is applied.
+
+    Args:
+        logits: float array or tensor `(B, K, Lh, Lw)` or `(B, P, K, Lh, Lw)`.
+        original_sizes: int array `(B, 2)` or list of pairs `(H0, W0)`; the
+            preprocessor's output has it.
+        model_size: int or pair of ints, the model's input `(H, W)`.
+        mask_threshold: float. A logit above it is inside. Defaults to `0.0`.
+        binarize: bool. Off: the resized logits. Defaults to `True`.
+        pad_only: bool. The images were padded without scaling.
+
+    Returns:
+        bool or float32 array `(B, K, H0, W0)` or `(B, P, K, H0, W0)` if all
+        images have one size, otherwise a list of one array per image, without
+        `B`.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+
+    Example:
+
+    >>> logits = np.ones((2, 3, 256, 256), "float32")
+    >>> [m.shape for m in keras_sam.restore_masks(logits, [(30, 40), (50, 20)], 1024)]
+    [(3, 30, 40), (3, 50, 20)]
+    """
+    logits = to_numpy(logits)
+    sizes = np.asarray(to_numpy(original_sizes))
+    if logits.ndim not in (4, 5):
+        raise ValueError(
+            "`logits` must have shape (B, K, Lh, Lw) or (B, P, K, Lh, Lw), as the model returns "
+            f"them. Received: shape={logits.shape}."
+        )
+    if sizes.shape != (len(logits), 2):
+        raise ValueError(
+            "`original_sizes` must have one (height, width) per image, shape "
+            f"({len(logits)}, 2). Received: shape={sizes.shape}."
+        )
+    model_size = size_pair(model_size, "model_size")
+    plans = [ResizePlan(tuple(size), model_size, pad_only) for size in sizes.tolist()]
+    leading, dtype = logits.shape[1:-2], bool if binarize else "float32"
+    one_size = len({plan.original_size for plan in plans}) == 1
+    if one_size:
+        restored = np.empty((len(plans), *leading, *plans[0].original_size), dtype)
+    else:
+        restored = [np.empty((*leading, *plan.original_size), dtype) for plan in plans]
+    for plan, image_logits, target in zip(plans, logits, restored, strict=True):
+        target[...] = plan.masks_to_original(image_logits, mask_threshold if binarize else None)
+    return restored

@@ -1,0 +1,73 @@
+"""Binary masks as mask prompts. Numpy only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from keras_sam.geometry import OUTSIDE_LOGIT, resize_image, size_pair
+from keras_sam.prompts.nested import to_numpy
+
+
+def mask_to_logits(
+    mask: Any,
+    model_size: int | tuple[int, int] = 1024,
+    mask_size: int | tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Turns a binary mask of the original image into mask-prompt logits.
+
+    The binary mask is scaled to the mask frame with antialiasing, binarised
+    again at one half, padded, and written as logits of the probabilities 0.999
+    and 0.001: +6.9 inside, -6.9 outside and in the padding.
+
+    Args:
+        mask: bool or two-valued array `(H0, W0)`, `(H0, W0, 1)`,
+            `(P, H0, W0)` or `(P, H0, W0, 1)` in original pixels; whatever is
+            not 0 is inside.
+        model_size: int or pair of ints, the model's input `(H, W)`.
+            Defaults to `1024`.
+        mask_size: int or pair of ints `(Lh, Lw)`. Defaults to a quarter of
+            `model_size`, which holds for patches of 16 pixels.
+
+    Returns:
+        float32 array `(Lh, Lw, 1)`, or `(P, Lh, Lw, 1)` if `mask` has a `P`
+        axis. As a prompt of the first image: `masks=logits[None, None]` or
+        `masks=logits[None]`.
+
+    Raises:
+        ValueError: if the mask is empty, not two-valued or of another shape.
+
+    Example:
+
+    >>> mask = np.zeros((480, 640), bool)
+    >>> mask[100:300, 200:400] = True
+    >>> keras_sam.mask_to_logits(mask).shape
+    (256, 256, 1)
+    """
+    array = to_numpy(mask)
+    if array.ndim in (3, 4) and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise ValueError(
+            "`mask` must have shape (H0, W0), (H0, W0, 1), (P, H0, W0) or (P, H0, W0, 1) and must "
+            f"not be empty. Received: shape={np.shape(mask)}."
+        )
+    values = np.unique(array)
+    if len(values) > 2 or (len(values) == 2 and 0 not in values) or not np.isfinite(values).all():
+        raise ValueError(
+            "`mask` must be binary: 0 outside and one other value inside. Received: "
+            f"{len(values)} values from {values[0]} to {values[-1]}. Pass `labels == k` for a "
+            "label map, `probability > 0.5` for probabilities; logits go into `masks` as they are."
+        )
+    if mask_size is None:
+        mask_size = tuple(n // 4 for n in size_pair(model_size, "model_size"))
+    frame = size_pair(mask_size, "mask_size")
+    scale = min(frame[0] / array.shape[-2], frame[1] / array.shape[-1])
+    size = tuple(max(1, int(n * scale + 0.5)) for n in array.shape[-2:])
+    planes = array.reshape((-1, *array.shape[-2:])) != 0
+    logits = np.full((len(planes), *frame, 1), OUTSIDE_LOGIT, "float32")
+    for plane, target in zip(planes, logits, strict=True):
+        inside = resize_image(plane, size) >= 0.5
+        target[: size[0], : size[1], 0][inside] = -OUTSIDE_LOGIT
+    return logits if array.ndim == 3 else logits[0]

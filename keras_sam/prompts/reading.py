@@ -1,0 +1,453 @@
+"""The one grammar: prompts in every accepted form, read, checked and batched.
+
+Numpy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_sam.prompts.canonical import (
+    BACKGROUND,
+    BOTTOM_RIGHT,
+    CANONICAL_KEYS,
+    FOREGROUND,
+    KEYS,
+    LABELS,
+    NOT_A_POINT,
+    PADDING,
+    TOP_LEFT,
+    Prompts,
+    not_finite,
+)
+from keras_sam.prompts.nested import (
+    Node,
+    describe,
+    is_empty,
+    leaves,
+    nesting_depth,
+    outline,
+    pad_nested,
+    read_nested,
+    to_numpy,
+)
+
+_FORMS = {
+    "points": "(B, N, 2) for one object per image or (B, P, N, 2) for P objects, x y in pixels of "
+    "the original image",
+    "labels": "(B, N) or (B, P, N), that of `points` without its last axis",
+    "boxes": "(B, P, 4) or (B, P, 2, 2), or (B, P, M, 4) for M boxes of one object, "
+    "x1 y1 x2 y2 in pixels of the original image",
+    "masks": "(B, P, height, width, 1) or (B, P, height, width), mask logits",
+}
+_FORMS_OF_ONE_IMAGE = {
+    "points": "(N, 2) for one object or (P, N, 2) for P objects, x y in pixels of the original "
+    "image",
+    "labels": "(N,) for one object or (P, N) for P objects, one label per point",
+    "boxes": "(4,) for one object, (P, 4) for P objects or (P, M, 4) for M boxes of each, "
+    "x1 y1 x2 y2 in pixels of the original image",
+    "masks": "(L, L) for one object or (P, L, L) for P objects, mask logits",
+}
+
+
+def read(
+    prompts: Mapping[str, Any],
+    images: int | None = None,
+    mask_sizes: tuple[tuple[int, int], ...] = (),
+    allow_none: bool = False,
+) -> Prompts:
+    """Reads prompts of any accepted form.
+
+    A prompt set describes one object by points, boxes and at most one mask.
+    Its sparse part becomes one list of tokens: the points as they came, the
+    not-a-point token, two corners per box. The not-a-point token (label -1 at
+    (0, 0)) is appended where a set has points, no box and no -1 of its own.
+    Shorter lists are padded with label -10, which the model masks exactly.
+
+    Values may be arrays, tensors of any backend, or nested lists that are
+    ragged at any level; None or an empty list stands for an image or an object
+    without that kind of prompt, and a zero-length axis for a kind that no
+    image has. Points may lie outside the image.
+
+    Args:
+        prompts: dict with any of these keys, at least one prompt in all; other
+            keys are ignored, and nothing in it is changed.
+            `"points"`: `(B, N, 2)` for one object per image or `(B, P, N, 2)`,
+            x y in original pixels.
+            `"labels"`: as `points` without the last axis: -10 padding, -1
+            not-a-point, 0 background, 1 foreground, 2 and 3 a box's top-left
+            and bottom-right corner.
+            `"boxes"`: `(B, P, 4)` or `(B, P, 2, 2)`, x1 y1 x2 y2 in original
+            pixels, or `(B, P, M, 4)` for M boxes of one object.
+            `"masks"`: `(B, P, h, w, 1)` or `(B, P, h, w)`, float logits of
+            the model's mask frame or of the image's own size; a size that is
+            both is taken as the model's. An all-zero mask is a mask.
+        images: optional int, `B`. By default the prompts are those of one
+            image, without the axis `B`; a box is then `(4,)` or `(P, 4)`, a
+            mask `(L, L)` or `(P, L, L)`.
+        mask_sizes: pairs of ints that a mask of one image may have: they tell
+            `(L, L, 1)` from `(P, L, 1)`.
+        allow_none: bool. Whether no image needs to have an object, as long as
+            a kind of prompt is given: the result then has no prompt set.
+
+    Returns:
+        `Prompts` in pixels of the original images.
+
+    Raises:
+        ValueError: if there is no prompt, or one is malformed, not finite or
+            contradicts another; the message names the argument, what was
+            received and the remedy.
+
+    Example:
+
+    >>> prompts = keras_sam.prompts.read({"boxes": [[[1, 2, 3, 4]]]}, images=1)
+    >>> prompts.points.tolist(), prompts.labels.tolist()
+    ([[[[1.0, 2.0], [3.0, 4.0]]]], [[[2, 3]]])
+    """
+    if not hasattr(prompts, "keys"):
+        raise ValueError(
+            f"`prompts` must be a dict with any of the keys {KEYS}. "
+            f"Received: {type(prompts).__name__}."
+        )
+    values = {key: _Value.read(prompts.get(key), key, images, mask_sizes) for key in KEYS}
+    kinds = {
+        "points": _parse_points(values["points"], values["labels"]),
+        "boxes": _parse_boxes(values["boxes"]),
+        "masks": _parse_masks(values["masks"]),
+    }
+    kinds = {name: kind for name, kind in kinds.items() if kind is not None}
+    batch = 1 if images is None else images
+    num_sets = _num_sets(kinds, batch)
+    single_object = bool(kinds) and all(kind.single for kind in kinds.values())
+    if num_sets == 0 and not (allow_none and any(prompts.get(key) is not None for key in KEYS)):
+        raise no_prompt("the whole call")
+
+    points, labels = _tokens(kinds.get("points"), kinds.get("boxes"), batch, num_sets)
+    masks, mask_given = _masks(kinds.get("masks"), batch, num_sets)
+    has_prompt = (labels != PADDING).any(axis=-1)
+    if mask_given.shape[1]:
+        has_prompt |= mask_given
+    num_prompts = _count_real(has_prompt, single_object) if num_sets else np.zeros(batch, "int32")
+    return Prompts(points, labels, masks, mask_given, num_prompts, single_object)
+
+
+def read_canonical(prompts: Mapping[str, Any]) -> Prompts:
+    """Reads prompts that are canonical already, in the model frame.
+
+    Args:
+        prompts: dict with `points`, `labels`, `masks` and `mask_given`, see `Prompts`.
+            `num_prompts` defaults to the prompt sets up to the last with a prompt,
+            `single_object` to False.
+
+    Raises:
+        ValueError: if one of the four is missing.
+    """
+    missing = [name for name in CANONICAL_KEYS if prompts.get(name) is None]
+    if missing:
+        raise ValueError(
+            "A dict with `mask_given` holds canonical prompts and must have all of "
+            f"{CANONICAL_KEYS}. Received none of: {missing}. Leave `mask_given` out to pass "
+            "prompts as they are."
+        )
+    points, labels, masks, mask_given = (to_numpy(prompts[name]) for name in CANONICAL_KEYS)
+    num_prompts = prompts.get("num_prompts")
+    if num_prompts is None:
+        used = (labels != PADDING).any(axis=-1)
+        if mask_given.shape[1]:
+            used |= mask_given.astype(bool)
+        num_prompts = np.where(used, np.arange(1, labels.shape[1] + 1), 0).max(axis=1, initial=0)
+    single_object = bool(np.all(to_numpy(prompts.get("single_object", False))))
+    return Prompts(points, labels, masks, mask_given, to_numpy(num_prompts), single_object)
+
+
+def no_prompt(where: str) -> ValueError:
+    """The error for a call without any prompt; `where` says what has none."""
+    return ValueError(
+        "At least one prompt is needed: `points` with `labels`, `boxes` or `masks`. Received: "
+        f"none for {where}. "
+        "To segment everything in an image, use `keras_sam.SAMAutomaticMaskGenerator`."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Value:
+    """One entry of the dict, with one item per image, and what its messages need.
+
+    Args:
+        name: the key.
+        node: the value, see `keras_sam.prompts.nested`.
+        shown: the value as it was passed, described.
+        forms: the shapes that it may have.
+    """
+
+    name: str
+    node: Node
+    shown: str
+    forms: Mapping[str, str]
+
+    @classmethod
+    def read(
+        cls, value: Any, name: str, images: int | None, mask_sizes: tuple[tuple[int, int], ...]
+    ) -> _Value | None:
+        """The value, or None if no image has this prompt."""
+        node = read_nested(value, name)
+        if images is None:
+            return cls._of_one_image(node, name, mask_sizes)
+        if node is None or (isinstance(node, np.ndarray) and node.size == 0 and len(node) == 0):
+            return None
+        read = cls(name, node, describe(node), _FORMS)
+        if isinstance(node, np.ndarray) and node.ndim == 0:
+            raise read.wrong_shape()
+        if len(node) != images:
+            raise ValueError(
+                f"`{name}` must have one entry per image, {images}. Received: {read.shown}, "
+                f"{len(node)} entries."
+            )
+        is_absent = not node.size if isinstance(node, np.ndarray) else is_empty(node)
+        return None if is_absent else read
+
+    @classmethod
+    def _of_one_image(
+        cls, node: Node, name: str, mask_sizes: tuple[tuple[int, int], ...]
+    ) -> _Value | None:
+        """The value of one image, in the form of a batch of one."""
+        is_array = isinstance(node, np.ndarray)
+        if is_empty(node) or (is_array and node.ndim and not node.size):
+            return None
+        shown = describe(node)
+        if is_array and name == "boxes" and node.shape == (4,):
+            node = node.reshape((1, 1, 2, 2))
+        elif is_array and name == "boxes" and node.shape[1:] == (2, 2):
+            node = node.reshape((1, -1, 4))  # corners, whose axis P is to stay
+        elif is_array and name == "masks" and 2 <= node.ndim <= 4:
+            if node.shape[-1] == 1 and (node.ndim == 4 or node.shape[:2] in mask_sizes):
+                node = node[..., 0]
+            node = node.reshape((1, -1, *node.shape[-2:], 1))
+        else:
+            node = [node]
+        return cls(name, node, shown, _FORMS_OF_ONE_IMAGE)
+
+    def wrong_shape(self) -> ValueError:
+        return ValueError(
+            f"`{self.name}` must have shape {self.forms[self.name]}. Received: {self.shown}."
+        )
+
+    def check_finite(self, values: np.ndarray) -> None:
+        wrong = values[~np.isfinite(values)]
+        if wrong.size:
+            raise not_finite(self.name, wrong.flat[0])
+
+
+# --- one kind at a time ---
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """One kind of prompt, which is there for at least one image.
+
+    Args:
+        value: what was passed.
+        node: the value with the axis `P`.
+        depth: number of the node's axes.
+        single: whether it came in the form for a single object.
+        labels: the points' labels, with the axis `P`.
+    """
+
+    value: _Value
+    node: Node
+    depth: int
+    single: bool
+    labels: Node = None
+
+    def count(self, image: int) -> int | None:
+        """Prompt sets of an image, None if it has no prompt of this kind."""
+        node = self.node[image]
+        return None if is_empty(node) else len(node)
+
+    def is_one_each(self) -> bool:
+        return all(self.count(image) in (None, 1) for image in range(len(self.node)))
+
+
+def _parse_points(points: _Value | None, labels: _Value | None) -> _Kind | None:
+    if points is None and labels is None:
+        return None
+    if points is None or labels is None:
+        given, missing = (labels, "points") if points is None else (points, "labels")
+        raise ValueError(
+            f"`points` and `labels` must be given together. Received: `{given.name}` "
+            f"({given.shown}) without `{missing}`. Pass `labels` with 1 for a point on the object "
+            "and 0 for one on the background."
+        )
+    depth = nesting_depth(points.node, "points")
+    if depth not in (3, 4) or {leaf.shape[-1] for leaf in leaves(points.node)} != {2}:
+        raise points.wrong_shape()
+    if nesting_depth(labels.node, "labels") != depth - 1 or (
+        outline(points.node, depth - 1) != outline(labels.node, depth - 1)
+    ):
+        raise ValueError(
+            f"`labels` must have shape {labels.forms['labels']}: one label per point. Received: "
+            f"{labels.shown} with points of {points.shown}."
+        )
+    for leaf in leaves(labels.node):
+        unknown = leaf[~np.isin(leaf, LABELS)]
+        if unknown.size:
+            raise ValueError(
+                f"`labels` must be one of {LABELS}: -10 padding, -1 not-a-point, 0 background, "
+                f"1 foreground, 2 and 3 a box's top-left and bottom-right corner. Received: "
+                f"{unknown.flat[0]}."
+            )
+    if depth == 4:
+        return _Kind(points, points.node, 4, single=False, labels=labels.node)
+    # One object per image: (B, N, 2) -> (B, 1, N, 2)
+    xy, of_points = (
+        [None if is_empty(image) else [image] for image in value.node] for value in (points, labels)
+    )
+    return _Kind(points, xy, 4, single=True, labels=of_points)
+
+
+def _parse_boxes(boxes: _Value | None) -> _Kind | None:
+    if boxes is None:
+        return None
+    depth = nesting_depth(boxes.node, "boxes")
+    last = {leaf.shape[-1:] for leaf in leaves(boxes.node)}
+    # (B, P, 4), (B, P, M, 4) · (B, P, 2, 2), (B, P, M, 2, 2): the last axis tells them apart.
+    if len(last) != 1 or (depth, *last.pop()) not in ((3, 4), (4, 4), (4, 2), (5, 2)):
+        raise boxes.wrong_shape()
+    corners = next(leaves(boxes.node)).shape[-1] == 2
+    for leaf in leaves(boxes.node):
+        boxes.check_finite(leaf)
+    kind = _Kind(boxes, boxes.node, depth, single=False)
+    return dataclasses.replace(kind, single=corners and depth == 4 and kind.is_one_each())
+
+
+def _parse_masks(masks: _Value | None) -> _Kind | None:
+    if masks is None:
+        return None
+    depth = nesting_depth(masks.node, "masks")
+    arrays = list(leaves(masks.node))
+    if depth not in (4, 5) or (depth == 5 and {leaf.shape[-1] for leaf in arrays} != {1}):
+        raise masks.wrong_shape()
+    for leaf in arrays:
+        if leaf.dtype.kind != "f":
+            raise ValueError(
+                "`masks` must be float logits, as the model returns them. Received: "
+                f"dtype={leaf.dtype}. Turn a binary mask into logits with "
+                "`keras_sam.mask_to_logits(mask)` first."
+            )
+        masks.check_finite(leaf)
+    planes = []
+    for image in masks.node:
+        given = [] if is_empty(image) else image
+        if not all(mask is None or isinstance(mask, np.ndarray) for mask in given):
+            raise masks.wrong_shape()  # rows of different lengths
+        given = [mask if mask is None or depth == 4 else mask[..., 0] for mask in given]
+        planes.append(given or None)
+    kind = _Kind(masks, planes, depth, single=False)
+    return dataclasses.replace(kind, single=depth == 5 and kind.is_one_each())
+
+
+# --- putting the kinds together ---
+
+
+def _num_sets(kinds: Mapping[str, _Kind], batch: int) -> int:
+    """The most prompt sets of an image; all kinds that an image has must agree on their number."""
+    most = 0
+    for i in range(batch):
+        counts = {name: kind.count(i) for name, kind in kinds.items()}
+        counts = {name: count for name, count in counts.items() if count is not None}
+        if len(set(counts.values())) > 1:
+            raise ValueError(
+                "`points`, `boxes` and `masks` must describe the same number of objects. "
+                f"Received: {counts} for image {i}. Use None for an object without that prompt."
+            )
+        most = max(most, *counts.values(), 0)
+    return most
+
+
+def _tokens(
+    points: _Kind | None, boxes: _Kind | None, batch: int, num_sets: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points, not-a-point, box corners: `(B, P, T, 2)` in original pixels, `(B, P, T)` labels."""
+    leading = (batch, num_sets)
+    xy, labels = np.zeros((*leading, 0, 2)), np.full((*leading, 0), PADDING)
+    if points is not None:
+        xy = pad_nested(points.node, 4, num_sets, np.nan)  # (B, P, N, 2)
+        labels = pad_nested(points.labels, 3, num_sets, PADDING).astype(int)  # (B, P, N)
+        points.value.check_finite(xy[labels != PADDING])
+        xy[labels == PADDING] = 0
+    corners, corner_labels = np.zeros((*leading, 0, 2)), np.full((*leading, 0), PADDING)
+    if boxes is not None:
+        corners, corner_labels = _corners(boxes, num_sets)
+
+    is_point = np.isin(labels, (BACKGROUND, FOREGROUND)).any(axis=-1, keepdims=True)
+    has_box = np.isin(labels, (TOP_LEFT, BOTTOM_RIGHT)).any(axis=-1, keepdims=True)
+    has_box |= (corner_labels != PADDING).any(axis=-1, keepdims=True)
+    already = (labels == NOT_A_POINT).any(axis=-1, keepdims=True)
+    extra = np.where(is_point & ~has_box & ~already, NOT_A_POINT, PADDING)  # (B, P, 1)
+
+    xy = np.concatenate([xy, np.zeros((*leading, 1, 2)), corners], axis=2)
+    labels = np.concatenate([labels, extra, corner_labels], axis=2)
+    # Padding to the end, everything else in its order; then only as long as the longest set.
+    order = np.argsort(labels == PADDING, axis=-1, kind="stable")
+    order = order[..., : (labels != PADDING).sum(axis=-1).max(initial=0)]
+    labels = np.take_along_axis(labels, order, axis=-1).astype("int32")  # (B, P, T)
+    return np.take_along_axis(xy, order[..., None], axis=2), labels
+
+
+def _corners(boxes: _Kind, num_sets: int) -> tuple[np.ndarray, np.ndarray]:
+    """Box corners `(B, P, 2M, 2)` and their labels `(B, P, 2M)`."""
+    padded = pad_nested(boxes.node, boxes.depth, num_sets, np.nan)
+    if padded.shape[-1] == 2:
+        if padded.shape[-2] != 2:
+            raise boxes.value.wrong_shape()
+        padded = padded.reshape((*padded.shape[:-2], 4))
+    if padded.ndim == 3:
+        padded = padded[:, :, None]  # (B, P, M, 4)
+    missing = np.isnan(padded)
+    if (missing.any(axis=-1) != missing.all(axis=-1)).any():
+        raise boxes.value.wrong_shape()
+    missing = missing.any(axis=-1)  # (B, P, M)
+    upside_down = (padded[..., 2:] < padded[..., :2]).any(axis=-1)
+    if upside_down.any():
+        raise ValueError(
+            "`boxes` must have x1 <= x2 and y1 <= y2, (x1, y1) being the top-left corner. "
+            f"Received: {padded[upside_down][0].tolist()}. Swap the corners; a box given as x y "
+            "width height goes through `keras_sam.geometry.xywh_to_xyxy` first."
+        )
+    padded[missing] = 0
+    labels = np.where(missing[..., None], PADDING, [TOP_LEFT, BOTTOM_RIGHT])  # (B, P, M, 2)
+    batch, num_sets, num_boxes = missing.shape
+    return (
+        padded.reshape((batch, num_sets, 2 * num_boxes, 2)),
+        labels.reshape((batch, num_sets, 2 * num_boxes)),
+    )
+
+
+def _masks(masks: _Kind | None, batch: int, num_sets: int) -> tuple[np.ndarray, np.ndarray]:
+    """Masks as an object array `(B, P)`, and where there is one; `(B, 0)` without any."""
+    if masks is None:
+        return np.empty((batch, 0), object), np.zeros((batch, 0), bool)
+    planes, given = np.empty((batch, num_sets), object), np.zeros((batch, num_sets), bool)
+    for i, image in enumerate(masks.node):
+        for p, mask in enumerate(image or []):
+            planes[i, p], given[i, p] = mask, mask is not None
+    return planes, given
+
+
+def _count_real(has_prompt: np.ndarray, single_object: bool) -> np.ndarray:
+    """Prompt sets of each image, `(B,)`; those at its end without any prompt are padding."""
+    real = np.zeros(len(has_prompt), "int32")
+    for i, row in enumerate(has_prompt):
+        used = np.flatnonzero(row)
+        real[i] = used[-1] + 1 if used.size else 0
+        if len(used) != real[i]:
+            raise no_prompt(f"object {np.flatnonzero(~row)[0]} of image {i}")
+        if not used.size and single_object:
+            raise no_prompt(f"image {i}")
+    if not real.any():
+        raise no_prompt("the whole call")
+    return real
