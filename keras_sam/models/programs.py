@@ -209,7 +209,7 @@ class Programs:
         few = prompts["labels"].shape[1] < _PROMPTS_TO_PROJECT
         decoder = self._backbone.mask_decoder
         # Somebody's own decoder or transformer need not know of projections.
-        is_ours = type(decoder).call is SAMMaskDecoder.call and not decoder.own_transformer
+        is_ours = type(decoder).call is SAMMaskDecoder.call and not decoder.has_custom_transformer
         if few or prompts["masks"].shape[1] or not is_ours:
             return image
         make = functools.partial(ImageProjection, self._backbone)

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_sam import prompts as prompt_forms
 from keras_sam.geometry import ResizePlan
+from keras_sam.layers.prompt_tensors import canonical_inputs
 from keras_sam.models.batches import (
     CANONICAL_KEYS,
     check_at_least_one,
@@ -26,7 +27,7 @@ from keras_sam.models.model_frame import (
 )
 from keras_sam.models.outputs import check_choice, is_lone_click, join_batches, select_masks
 from keras_sam.models.programs import Programs
-from keras_sam.models.sam_backbone import SAMBackbone, canonical_inputs
+from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.trainable import TrainableSegmenter
 from keras_sam.nested import to_numpy
 from keras_sam.preprocessing import SAMImageSegmenterPreprocessor, batch_of
