@@ -13,26 +13,37 @@ Activation = str | Callable[[Tensor], Tensor]
 DType = str | keras.DTypePolicy | None
 
 
-class ConfigFromArguments:
-    """Gives a class the `get_config` that all layers need: its constructor's arguments.
+class KeptArguments:
+    """Constructor arguments as attributes of the same names, and the `get_config` made of them.
 
-    The class keeps each argument as an attribute of the same name. A subclass that renames or
-    adds arguments extends `get_config` itself, as with any other layer.
+    The constructor of a class that lists this among its bases calls `keep_arguments(locals())`.
+    A subclass of that class extends `get_config` for arguments of its own, as in any layer.
     """
 
     _arguments: tuple[str, ...]
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if ConfigFromArguments in cls.__bases__:
+        if KeptArguments in cls.__bases__:
             parameters = inspect.signature(cls.__init__).parameters.values()
-            named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-            cls._arguments = tuple(named[1:])  # without `self`
+            names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+            # `name` and `dtype` are Keras's to keep.
+            cls._arguments = tuple(n for n in names if n not in ("self", "name", "dtype"))
+
+    def keep_arguments(self, values: dict[str, Any]) -> None:
+        """Sets the attributes, activations as functions.
+
+        Args:
+            values: dict. The constructor's `locals()`, where it may have normalised arguments.
+        """
+        for name in self._arguments:
+            value = values[name]
+            is_activation = name.endswith("activation")
+            setattr(self, name, keras.activations.get(value) if is_activation else value)
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()  # has `name` and `dtype` in the form that Keras wants
-        own = {name: getattr(self, name) for name in self._arguments if name not in config}
-        return {**config, **{name: _serialized(value) for name, value in own.items()}}
+        own = {name: _serialized(getattr(self, name)) for name in self._arguments}
+        return {**super().get_config(), **own}
 
 
 def _serialized(value):

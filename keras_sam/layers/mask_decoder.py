@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_sam.layers.arguments import Activation, ConfigFromArguments, Shape, Tensor
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.kernels import matmul
 from keras_sam.layers.mask_upscaler import MaskUpscaler, depth_to_space
 from keras_sam.layers.mlp import MLP
@@ -13,7 +13,7 @@ from keras_sam.layers.two_way_transformer import TwoWayTransformer
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class SAMMaskDecoder(ConfigFromArguments, keras.layers.Layer):
+class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
     """Predicts masks and their quality from image and prompt embeddings.
 
     One learned token per mask and one for the quality join the prompt's tokens in the
@@ -121,23 +121,9 @@ class SAMMaskDecoder(ConfigFromArguments, keras.layers.Layer):
                 "prompt's. "
                 f"Received: embedding_dim={embedding_dim}, hidden_size={hidden_size}."
             )
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.intermediate_dim = intermediate_dim
-        self.num_heads = num_heads
-        self.embedding_dim = hidden_size
-        self.num_multimask_outputs = num_multimask_outputs
+        embedding_dim = hidden_size
+        self.keep_arguments(locals())
         self.num_mask_tokens = num_multimask_outputs + 1
-        self.iou_head_depth = iou_head_depth
-        self.iou_head_hidden_dim = iou_head_hidden_dim
-        self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.attention_downsample_rate = attention_downsample_rate
-        self.skip_first_layer_pos_embedding = skip_first_layer_pos_embedding
-        self.transformer_activation = keras.activations.get(transformer_activation)
-        self.transformer_layer_norm_epsilon = transformer_layer_norm_epsilon
-        self.dropout_rate = dropout_rate
-        self.initializer_range = initializer_range
         self.has_custom_transformer = transformer is not None
         self.transformer = transformer or TwoWayTransformer(
             num_layers=num_layers,

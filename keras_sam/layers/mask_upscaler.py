@@ -5,14 +5,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_sam.layers.arguments import Activation, ConfigFromArguments, Shape, Tensor
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.kernels import activate, linear
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class MaskUpscaler(ConfigFromArguments, keras.layers.Layer):
+class MaskUpscaler(KeptArguments, keras.layers.Layer):
     """Enlarges the decoder's image features four times per side, with an eighth of the channels.
 
     Args:
@@ -44,10 +44,7 @@ class MaskUpscaler(ConfigFromArguments, keras.layers.Layer):
             raise ValueError(
                 f"`hidden_size` must be a multiple of 8. Received: hidden_size={hidden_size}."
             )
-        self.hidden_size = hidden_size
-        self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         policy = self.dtype_policy
         self.conv1 = keras.layers.Conv2DTranspose(
             hidden_size // 4, 2, strides=2, dtype=policy, name="conv1"

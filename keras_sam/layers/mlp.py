@@ -4,13 +4,13 @@ from typing import Any
 
 import keras
 
-from keras_sam.layers.arguments import Activation, ConfigFromArguments, Shape, Tensor
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import Dense
 from keras_sam.layers.initialization import build_part
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class MLP(ConfigFromArguments, keras.layers.Layer):
+class MLP(KeptArguments, keras.layers.Layer):
     """A stack of dense layers: `C -> [hidden_dim] * (num_layers - 1) -> output_dim`.
 
     Args:
@@ -54,12 +54,7 @@ class MLP(ConfigFromArguments, keras.layers.Layer):
         super().__init__(**kwargs)
         if num_layers < 1:
             raise ValueError(f"`num_layers` must be at least 1. Received: num_layers={num_layers}.")
-        self.hidden_dim = hidden_dim
-        self.output_dim = output_dim
-        self.num_layers = num_layers
-        self.activation = keras.activations.get(activation)
-        self.dropout_rate = dropout_rate
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         units = [(hidden_dim, self.activation)] * (num_layers - 1) + [(output_dim, None)]
         self.dense_layers = [
             Dense(n, activation=after, dtype=self.dtype_policy, name=f"dense_{i}")

@@ -6,13 +6,13 @@ import keras
 from keras import ops
 
 from keras_sam.layers import attention_orders as orders
-from keras_sam.layers.arguments import ConfigFromArguments, Shape, Tensor
+from keras_sam.layers.arguments import KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import Dense
 from keras_sam.layers.initialization import build_part
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class MultiHeadAttentionWithDownsampling(ConfigFromArguments, keras.layers.Layer):
+class MultiHeadAttentionWithDownsampling(KeptArguments, keras.layers.Layer):
     """Multi-head attention whose heads may be narrower than its inputs.
 
     Queries, keys and values are projected from `C = num_heads * key_dim` channels to
@@ -73,10 +73,7 @@ class MultiHeadAttentionWithDownsampling(ConfigFromArguments, keras.layers.Layer
                 "`downsample_rate` must divide `key_dim`. "
                 f"Received: key_dim={key_dim}, downsample_rate={downsample_rate}."
             )
-        self.num_heads = num_heads
-        self.key_dim = key_dim
-        self.downsample_rate = downsample_rate
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         inner = self._inner_channels
         self.query_proj = Dense(inner, dtype=self.dtype_policy, name="query_proj")
         self.key_proj = Dense(inner, dtype=self.dtype_policy, name="key_proj")

@@ -6,11 +6,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_sam.layers.arguments import ConfigFromArguments, Shape, Tensor
+from keras_sam.layers.arguments import KeptArguments, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class RandomFrequencyPositionalEmbeddings(ConfigFromArguments, keras.layers.Layer):
+class RandomFrequencyPositionalEmbeddings(KeptArguments, keras.layers.Layer):
     """Encodes image coordinates with fixed random spatial frequencies.
 
     A coordinate pair in `[0, 1]` becomes `concat(sin(f), cos(f))` with
@@ -43,8 +43,7 @@ class RandomFrequencyPositionalEmbeddings(ConfigFromArguments, keras.layers.Laye
 
     def __init__(self, num_positional_features: int, scale: float = 1.0, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)
-        self.num_positional_features = num_positional_features
-        self.scale = scale
+        self.keep_arguments(locals())
 
     def build(self, input_shape: Shape | None = None) -> None:
         self.gaussian_matrix = self.add_weight(

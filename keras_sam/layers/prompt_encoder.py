@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_sam.layers.arguments import Activation, ConfigFromArguments, Shape, Tensor
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
@@ -14,7 +14,7 @@ from keras_sam.prompts import PADDING
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class MaskDownscaler(ConfigFromArguments, keras.layers.Layer):
+class MaskDownscaler(KeptArguments, keras.layers.Layer):
     """Reduces mask logits four times per side, to a feature map of the image embedding's size.
 
     Args:
@@ -47,11 +47,7 @@ class MaskDownscaler(ConfigFromArguments, keras.layers.Layer):
                 "`mask_in_channels` must be a multiple of 4. "
                 f"Received: mask_in_channels={mask_in_channels}."
             )
-        self.hidden_size = hidden_size
-        self.mask_in_channels = mask_in_channels
-        self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         policy = self.dtype_policy
         self.conv1 = keras.layers.Conv2D(
             mask_in_channels // 4, 2, strides=2, dtype=policy, name="conv1"
@@ -81,7 +77,7 @@ class MaskDownscaler(ConfigFromArguments, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class SAMPromptEncoder(ConfigFromArguments, keras.layers.Layer):
+class SAMPromptEncoder(KeptArguments, keras.layers.Layer):
     """Embeds points, boxes and masks.
 
     A box is two more points, its corners, so all sparse prompts are one list of
@@ -156,14 +152,9 @@ class SAMPromptEncoder(ConfigFromArguments, keras.layers.Layer):
                 "`hidden_size` must be even: half of it are sines, half cosines. "
                 f"Received: hidden_size={hidden_size}."
             )
-        self.hidden_size = hidden_size
-        self.image_embedding_size = tuple(image_embedding_size)
-        self.input_image_size = tuple(input_image_size)
-        self.mask_in_channels = mask_in_channels
-        self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.scale = scale
-        self.initializer_range = initializer_range
+        image_embedding_size = tuple(image_embedding_size)
+        input_image_size = tuple(input_image_size)
+        self.keep_arguments(locals())
         self.positional_embedding = RandomFrequencyPositionalEmbeddings(
             hidden_size // 2, scale, dtype=self.dtype_policy, name="positional_embedding"
         )

@@ -5,14 +5,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_sam.layers.arguments import Activation, ConfigFromArguments, Shape, Tensor
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.mlp import MLP
 from keras_sam.layers.multi_head_attention import MultiHeadAttentionWithDownsampling
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class TwoWayMultiHeadAttention(ConfigFromArguments, keras.layers.Layer):
+class TwoWayMultiHeadAttention(KeptArguments, keras.layers.Layer):
     """One two-way block: attention among tokens, from tokens to image, and from image to tokens.
 
     Four steps, each with a residual connection and a layer norm: self-attention of the
@@ -78,15 +78,7 @@ class TwoWayMultiHeadAttention(ConfigFromArguments, keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.num_heads = num_heads
-        self.key_dim = key_dim
-        self.intermediate_dim = intermediate_dim
-        self.skip_first_layer_pos_embedding = skip_first_layer_pos_embedding
-        self.attention_downsample_rate = attention_downsample_rate
-        self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.dropout_rate = dropout_rate
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         self.self_attention = self._attention(1, "self_attention")
         self.layer_norm1 = self._norm("layer_norm1")
         self.cross_attention_token_to_image = self._attention(
@@ -218,7 +210,7 @@ class TwoWayMultiHeadAttention(ConfigFromArguments, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class TwoWayTransformer(ConfigFromArguments, keras.layers.Layer):
+class TwoWayTransformer(KeptArguments, keras.layers.Layer):
     """The decoder's transformer: two-way blocks, then attention from the tokens to the image.
 
     Positional encodings are added to the image whenever it takes part in attention, and
@@ -294,16 +286,7 @@ class TwoWayTransformer(ConfigFromArguments, keras.layers.Layer):
                 "`num_heads` must divide `hidden_size`. "
                 f"Received: hidden_size={hidden_size}, num_heads={num_heads}."
             )
-        self.num_layers = num_layers
-        self.hidden_size = hidden_size
-        self.num_heads = num_heads
-        self.intermediate_dim = intermediate_dim
-        self.activation = keras.activations.get(activation)
-        self.attention_downsample_rate = attention_downsample_rate
-        self.skip_first_layer_pos_embedding = skip_first_layer_pos_embedding
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.dropout_rate = dropout_rate
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         key_dim = hidden_size // num_heads
         self.blocks = [
             TwoWayMultiHeadAttention(

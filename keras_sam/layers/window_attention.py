@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_sam.layers import kernels
-from keras_sam.layers.arguments import Activation, ConfigFromArguments, Shape, Tensor
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import Dense, LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.mlp import MLP
@@ -14,7 +14,7 @@ from keras_sam.layers.rematerialization import rematerialized
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class DropPath(ConfigFromArguments, keras.layers.Layer):
+class DropPath(KeptArguments, keras.layers.Layer):
     """Drops a residual branch for whole samples in training (stochastic depth).
 
     The branches that stay are divided by the chance to stay, so that the
@@ -41,8 +41,7 @@ class DropPath(ConfigFromArguments, keras.layers.Layer):
         super().__init__(**kwargs)
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"`rate` must lie in [0, 1). Received: rate={rate}.")
-        self.rate = rate
-        self.seed = seed
+        self.keep_arguments(locals())
         if rate:
             self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True  # without it `quantize` refuses a model that was never trained
@@ -60,7 +59,7 @@ class DropPath(ConfigFromArguments, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class WindowAttention(ConfigFromArguments, keras.layers.Layer):
+class WindowAttention(KeptArguments, keras.layers.Layer):
     """Multi-head self-attention over a grid, in windows, with decomposed relative positions.
 
     The logits of query `q` and key `k` are `q k / sqrt(c) + q (R_h[dy] + R_w[dx])`:
@@ -112,12 +111,7 @@ class WindowAttention(ConfigFromArguments, keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.num_heads = num_heads
-        self.window_size = window_size
-        self.use_bias = use_bias
-        self.use_rel_pos = use_rel_pos
-        self.attention_dropout_rate = attention_dropout_rate
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         self.dropout = keras.layers.Dropout(
             attention_dropout_rate, dtype=self.dtype_policy, name="dropout"
         )
@@ -222,7 +216,7 @@ class WindowAttention(ConfigFromArguments, keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class WindowedTransformerEncoder(ConfigFromArguments, keras.layers.Layer):
+class WindowedTransformerEncoder(KeptArguments, keras.layers.Layer):
     """One block of the image encoder: windowed attention and an MLP, each after a norm.
 
     Args:
@@ -272,17 +266,7 @@ class WindowedTransformerEncoder(ConfigFromArguments, keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.intermediate_dim = intermediate_dim
-        self.num_heads = num_heads
-        self.window_size = window_size
-        self.use_bias = use_bias
-        self.use_rel_pos = use_rel_pos
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.activation = keras.activations.get(activation)
-        self.dropout_rate = dropout_rate
-        self.attention_dropout_rate = attention_dropout_rate
-        self.drop_path_rate = drop_path_rate
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         policy = self.dtype_policy
         self.norm1 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm1")
         self.attention = WindowAttention(

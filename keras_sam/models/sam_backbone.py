@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_sam import presets
-from keras_sam.layers.arguments import ConfigFromArguments, DType, Tensor
+from keras_sam.layers.arguments import DType, KeptArguments, Tensor
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
 from keras_sam.layers.prompt_tensors import canonical_inputs
@@ -15,7 +15,7 @@ from keras_sam.models.vit_det_backbone import ViTDetBackbone
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class SAMBackbone(ConfigFromArguments, Backbone):
+class SAMBackbone(KeptArguments, Backbone):
     """Image encoder and prompt encoder in one graph; its outputs are the mask decoder's inputs.
 
     Args:
@@ -100,9 +100,7 @@ class SAMBackbone(ConfigFromArguments, Backbone):
         if not mask_decoder.built:
             mask_decoder.build(image_encoder.output.shape)
         super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
-        self.image_encoder = image_encoder
-        self.prompt_encoder = prompt_encoder
-        self.mask_decoder = mask_decoder
+        self.keep_arguments(locals())
 
     @property
     def input_spec(self) -> None:

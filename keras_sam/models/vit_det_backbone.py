@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sam.layers.arguments import Activation, ConfigFromArguments, DType, Tensor
+from keras_sam.layers.arguments import Activation, DType, KeptArguments, Tensor
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.positional_embedding import PositionEmbedding
@@ -20,7 +20,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class ViTDetBackbone(ConfigFromArguments, Backbone):
+class ViTDetBackbone(KeptArguments, Backbone):
     """SAM's image encoder: ViT blocks with attention in windows, a few of them global.
 
     Images come in as pixel values 0..255 and are normalised inside the graph, in
@@ -111,9 +111,9 @@ class ViTDetBackbone(ConfigFromArguments, Backbone):
         dtype: DType = None,
         **kwargs: Any,
     ):
-        h, w, channels = _checked_image_shape(image_shape, patch_size)
+        h, w, channels = image_shape = _checked_image_shape(image_shape, patch_size)
+        global_attention_layer_indices = list(global_attention_layer_indices)
         dtype = keras.dtype_policies.get(dtype)
-        activation = keras.activations.get(activation)
         pixel_mean = _per_channel("pixel_mean", pixel_mean, PIXEL_MEAN, channels)
         pixel_std = _per_channel("pixel_std", pixel_std, PIXEL_STD, channels)
 
@@ -145,27 +145,7 @@ class ViTDetBackbone(ConfigFromArguments, Backbone):
             states.append(block(states[-1]))
         x = _neck(states[-1], num_output_channels, initializer_range, dtype)
         super().__init__(inputs=images, outputs=x, dtype=dtype, **kwargs)
-
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.intermediate_dim = intermediate_dim
-        self.num_heads = num_heads
-        self.global_attention_layer_indices = list(global_attention_layer_indices)
-        self.image_shape = (h, w, channels)
-        self.patch_size = patch_size
-        self.num_output_channels = num_output_channels
-        self.use_bias = use_bias
-        self.use_abs_pos = use_abs_pos
-        self.use_rel_pos = use_rel_pos
-        self.window_size = window_size
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.activation = activation
-        self.dropout_rate = dropout_rate
-        self.attention_dropout_rate = attention_dropout_rate
-        self.drop_path_rate = drop_path_rate
-        self.initializer_range = initializer_range
-        self.pixel_mean = pixel_mean
-        self.pixel_std = pixel_std
+        self.keep_arguments(locals())
 
     @property
     def embedding_size(self) -> tuple[int, int]:
@@ -198,7 +178,7 @@ class ViTDetBackbone(ConfigFromArguments, Backbone):
         names = "image_shape num_heads global_attention_layer_indices window_size use_rel_pos "
         names += "layer_norm_epsilon activation pixel_mean pixel_std"
         config = self.get_config()
-        return hash_model(self, {name: config[name] for name in names.split()})
+        return _hash_model(self, {name: config[name] for name in names.split()})
 
 
 class _InspectedEncoder(keras.Model):
@@ -254,16 +234,8 @@ def _neck(x, channels, initializer_range, dtype):
     return x
 
 
-def hash_model(model: keras.Model, settings: Any) -> str:
-    """A hash of a model's weights, in the order of its layers, and of settings.
-
-    Args:
-        model: a `keras.Model`.
-        settings: what else the outputs depend on; its `repr` is hashed.
-
-    Returns:
-        Hexadecimal string of 32 characters, equal on all backends.
-    """
+def _hash_model(model, settings):
+    """A hash of a model's weights, in the order of its layers, and of the settings' `repr`."""
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for variable in model.weights:
         if "float" in variable.dtype:
@@ -278,7 +250,7 @@ def encoder_fingerprint(encoder: keras.Model) -> str:
     """`ViTDetBackbone.fingerprint`, or the same for another functional model."""
     if hasattr(encoder, "fingerprint"):
         return encoder.fingerprint()
-    return hash_model(encoder, encoder.input.shape)
+    return _hash_model(encoder, encoder.input.shape)
 
 
 def _checked_image_shape(image_shape, patch_size):
