@@ -1,16 +1,19 @@
 """Embeddings to masks: tokens and image through the transformer, then one product per mask."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.kernels import matmul
-from keras_sam.layers.mask_upscaler import MaskUpscaler, whole_pixels
+from keras_sam.layers.mask_upscaler import MaskUpscaler, depth_to_space
 from keras_sam.layers.mlp import MLP
 from keras_sam.layers.two_way_transformer import TwoWayTransformer
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class SAMMaskDecoder(keras.layers.Layer):
+class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
     """Predicts masks and their quality from image and prompt embeddings.
 
     One learned token per mask and one for the quality join the prompt's tokens in the
@@ -57,12 +60,12 @@ class SAMMaskDecoder(keras.layers.Layer):
         projected_image: optional dict, what `project_image` returned, instead of
             `image_embeddings`, `prompt_dense_embeddings` and
             `prompt_dense_positional_embeddings`.
-        multimask_output: optional bool. Make only the candidates, masks 1 to
-            `num_multimask_outputs`, if True, and only mask 0 if False.
+        multimask_output: optional bool. True makes the candidates alone, masks 1 to
+            `num_multimask_outputs`, False mask 0 alone; by default all are made.
 
     Returns:
         Dict of `masks`, logits `(B, [P,] K, 4 Eh, 4 Ew)`, and `iou_pred` `(B, [P,] K)`, with
-        `K = 1 + num_multimask_outputs`, or the fewer that were asked for; with
+        `K = 1 + num_multimask_outputs`, or fewer by `multimask_output`; with
         `return_attentions=True` also `attentions`, see `TwoWayTransformer`.
 
     Raises:
@@ -99,17 +102,17 @@ class SAMMaskDecoder(keras.layers.Layer):
         num_multimask_outputs: int = 3,
         iou_head_depth: int = 3,
         iou_head_hidden_dim: int = 256,
-        activation="gelu",
+        activation: Activation = "gelu",
         layer_norm_epsilon: float = 1e-6,
         attention_downsample_rate: int = 2,
         skip_first_layer_pos_embedding: bool = True,
-        transformer_activation="relu",
+        transformer_activation: Activation = "relu",
         transformer_layer_norm_epsilon: float = 1e-5,
         dropout_rate: float = 0.0,
         initializer_range: float | None = None,
         transformer: keras.layers.Layer | None = None,
         name: str = "mask_decoder",
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
         if embedding_dim not in (None, hidden_size):
@@ -118,24 +121,10 @@ class SAMMaskDecoder(keras.layers.Layer):
                 "prompt's. "
                 f"Received: embedding_dim={embedding_dim}, hidden_size={hidden_size}."
             )
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.intermediate_dim = intermediate_dim
-        self.num_heads = num_heads
-        self.embedding_dim = hidden_size
-        self.num_multimask_outputs = num_multimask_outputs
+        embedding_dim = hidden_size
+        self.keep_arguments(locals())
         self.num_mask_tokens = num_multimask_outputs + 1
-        self.iou_head_depth = iou_head_depth
-        self.iou_head_hidden_dim = iou_head_hidden_dim
-        self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.attention_downsample_rate = attention_downsample_rate
-        self.skip_first_layer_pos_embedding = skip_first_layer_pos_embedding
-        self.transformer_activation = keras.activations.get(transformer_activation)
-        self.transformer_layer_norm_epsilon = transformer_layer_norm_epsilon
-        self.dropout_rate = dropout_rate
-        self.initializer_range = initializer_range
-        self.own_transformer = transformer is not None
+        self.has_custom_transformer = transformer is not None
         self.transformer = transformer or TwoWayTransformer(
             num_layers=num_layers,
             hidden_size=hidden_size,
@@ -178,12 +167,12 @@ class SAMMaskDecoder(keras.layers.Layer):
 
     def build(
         self,
-        image_embeddings_shape=None,
-        prompt_dense_positional_embeddings_shape=None,
-        prompt_sparse_embeddings_shape=None,
-        prompt_dense_embeddings_shape=None,
-        prompt_sparse_mask_shape=None,
-    ):
+        image_embeddings_shape: Shape | None = None,
+        prompt_dense_positional_embeddings_shape: Shape | None = None,
+        prompt_sparse_embeddings_shape: Shape | None = None,
+        prompt_dense_embeddings_shape: Shape | None = None,
+        prompt_sparse_mask_shape: Shape | None = None,
+    ) -> None:
         self.iou_token = self._token_weights("iou_token", 1)
         self.mask_tokens = self._token_weights("mask_tokens", self.num_mask_tokens)
         tokens_shape = (None, None, self.hidden_size)
@@ -194,84 +183,125 @@ class SAMMaskDecoder(keras.layers.Layer):
             head.build(tokens_shape)
 
     def _build_transformer(self, image_shape):
-        """Makes its variables now: what is made at the first real call, no file is loaded into."""
+        """Makes its variables now: files are loaded before the first call would make them."""
         if isinstance(self.transformer, TwoWayTransformer):
             self.transformer.build((None, None, self.hidden_size))
         elif image_shape is not None:
-            grid = (*image_shape[1:3], self.hidden_size)
-            self.transformer(
-                keras.KerasTensor((None, None, *grid), dtype=self.compute_dtype),
-                keras.KerasTensor((1, *grid), dtype=self.compute_dtype),
-                keras.KerasTensor((None, None, None, self.hidden_size), dtype=self.compute_dtype),
-                point_mask=keras.KerasTensor((None, None, None), dtype="bool"),
-            )
+            image, positions, tokens = self._transformer_specs((None, None), image_shape[1:3])
+            mask = keras.KerasTensor(tokens.shape[:-1], dtype="bool")
+            self.transformer(image, positions, tokens, point_mask=mask)
+
+    def _transformer_specs(self, lead, grid, count=None):
+        """Symbols of the image, its positions and `count` tokens, with leading axes `lead`."""
+        shapes = ((*lead, *grid), (1, *grid), (*lead, count))
+        return [keras.KerasTensor((*s, self.hidden_size), self.compute_dtype) for s in shapes]
 
     def _token_weights(self, name, count):
         stddev = 1.0 if self.initializer_range is None else self.initializer_range
-        # An initializer of its own: one that is used twice draws the same values twice.
+        # One initializer per variable: used twice, it draws the same values twice.
         initializer = keras.initializers.RandomNormal(stddev=stddev)
         return self.add_weight(name=name, shape=(count, self.hidden_size), initializer=initializer)
 
     def call(
         self,
-        image_embeddings=None,
-        prompt_dense_positional_embeddings=None,
-        prompt_sparse_embeddings=None,
-        prompt_dense_embeddings=None,
-        prompt_sparse_mask=None,
-        attention_similarity=None,
-        target_embedding=None,
-        return_attentions=False,
-        projected_image=None,
-        multimask_output=None,
-        training=None,
-    ):
+        image_embeddings: Tensor | None = None,
+        prompt_dense_positional_embeddings: Tensor | None = None,
+        prompt_sparse_embeddings: Tensor | None = None,
+        prompt_dense_embeddings: Tensor | None = None,
+        prompt_sparse_mask: Tensor | None = None,
+        attention_similarity: Tensor | None = None,
+        target_embedding: Tensor | None = None,
+        return_attentions: bool = False,
+        projected_image: dict[str, Tensor] | None = None,
+        multimask_output: bool | None = None,
+        training: bool | None = None,
+    ) -> dict[str, Any]:
         single_object = len(prompt_sparse_embeddings.shape) == 3
-        if single_object:
-            prompt_sparse_embeddings = ops.expand_dims(prompt_sparse_embeddings, 1)
-            prompt_dense_embeddings, prompt_sparse_mask = (
-                None if x is None else ops.expand_dims(x, 1)
-                for x in (prompt_dense_embeddings, prompt_sparse_mask)
-            )
-            attention_similarity, target_embedding = (
-                None if x is None else ops.expand_dims(x, 1)
-                for x in (attention_similarity, target_embedding)
-            )
-        tokens, token_mask = self._tokens(prompt_sparse_embeddings, prompt_sparse_mask)
-        hooks = {
-            "attention_similarity": attention_similarity,
-            "target_embedding": target_embedding,
-            "return_attentions": return_attentions or None,
-        }
+        per_prompt = (
+            prompt_sparse_embeddings,
+            prompt_dense_embeddings,
+            prompt_sparse_mask,
+            attention_similarity,
+            target_embedding,
+        )
+        sparse, dense, sparse_mask, similarity, target = (
+            map(_add_prompt_axis, per_prompt) if single_object else per_prompt
+        )
+        positions, projected = prompt_dense_positional_embeddings, None
         if projected_image is None:
-            image = ops.expand_dims(image_embeddings, 1) + prompt_dense_embeddings
-            positions = prompt_dense_positional_embeddings
+            image = ops.expand_dims(image_embeddings, 1) + dense  # (B, P, Eh, Ew, C)
         else:
-            hooks["projected"] = dict(projected_image)
-            image, positions = (hooks["projected"].pop(name) for name in ("image", "positions"))
-        out = self.transformer(
-            image,  # (B, P, Eh, Ew, C)
+            projected = dict(projected_image)
+            image, positions = projected.pop("image"), projected.pop("positions")
+
+        tokens, token_mask = self._join_tokens(sparse, sparse_mask)
+        tokens, image, *attentions = self.transformer(
+            image,
             positions,
             tokens,
             point_mask=token_mask,
-            **{name: value for name, value in hooks.items() if value is not None},
+            **_present(
+                attention_similarity=similarity,
+                target_embedding=target,
+                return_attentions=return_attentions or None,
+                projected=projected,
+            ),
             training=training,
         )
-        tokens, image, *attentions = out
-        kept = range(self.num_mask_tokens)
-        if multimask_output is not None:
-            kept = kept[1:] if multimask_output else kept[:1]
-        outputs = self._masks(tokens, image, positions.shape[1:3], kept, training)
+        grid, kept = positions.shape[1:3], self._mask_numbers(multimask_output)
+        pixels = self._upscale(image, grid, training)  # (B, P, 16 Eh Ew, C / 8)
+        weights = ops.stack(
+            [self.output_hypernetworks_mlps[k](tokens[:, :, 1 + k]) for k in kept], axis=-1
+        )  # (B, P, C / 8, K)
+        scores = self.iou_prediction_head(tokens[:, :, 0])
+        outputs = {
+            "masks": _to_masks(matmul(pixels, weights), grid),
+            "iou_pred": scores[:, :, kept.start : kept.stop],
+        }
         if single_object:
             outputs = {name: x[:, 0] for name, x in outputs.items()}
         if return_attentions:
             outputs["attentions"] = attentions[0]
         return outputs
 
+    def compute_output_spec(
+        self,
+        image_embeddings: Tensor | None = None,
+        prompt_dense_positional_embeddings: Tensor | None = None,
+        prompt_sparse_embeddings: Tensor | None = None,
+        prompt_dense_embeddings: Tensor | None = None,
+        prompt_sparse_mask: Tensor | None = None,
+        attention_similarity: Tensor | None = None,
+        target_embedding: Tensor | None = None,
+        return_attentions: bool = False,
+        projected_image: dict[str, Tensor] | None = None,
+        multimask_output: bool | None = None,
+        training: bool | None = None,
+    ) -> dict[str, Any]:
+        *lead, count, _ = prompt_sparse_embeddings.shape
+        image = image_embeddings if projected_image is None else projected_image["image"]
+        eh, ew = grid = image.shape[-3:-1]
+        shape = (*lead, len(self._mask_numbers(multimask_output)))
+        outputs = {
+            "masks": keras.KerasTensor((*shape, 4 * eh, 4 * ew), dtype=self.compute_dtype),
+            "iou_pred": keras.KerasTensor(shape, dtype=self.compute_dtype),
+        }
+        if return_attentions:
+            lead = (*lead, 1)[:2]  # the maps keep the axis P
+            count = count and count + 1 + self.num_mask_tokens
+            specs = self._transformer_specs(lead, grid, count)
+            *_, outputs["attentions"] = self.transformer.compute_output_spec(
+                *specs, return_attentions=True
+            )
+        return outputs
+
     def project_image(
-        self, image_embeddings, prompt_dense_embeddings, prompt_dense_positional_embeddings
-    ):
-        """What all prompts without a mask have in common, to be computed once an image.
+        self,
+        image_embeddings: Tensor,
+        prompt_dense_embeddings: Tensor,
+        prompt_dense_positional_embeddings: Tensor,
+    ) -> dict[str, Tensor]:
+        """What all prompts without a mask have in common, to be computed once per image.
 
         Only with the decoder's own transformer.
 
@@ -288,7 +318,7 @@ class SAMMaskDecoder(keras.layers.Layer):
         projected = self.transformer.project_image(image, prompt_dense_positional_embeddings)
         return {"image": image, "positions": prompt_dense_positional_embeddings, **projected}
 
-    def _tokens(self, sparse, sparse_mask):
+    def _join_tokens(self, sparse, sparse_mask):
         """The quality token, the mask tokens, then the prompt's; and which of them are real."""
         own = ops.concatenate([self.iou_token, self.mask_tokens], axis=0)
         lead = ops.shape(sparse)[:2]
@@ -299,76 +329,45 @@ class SAMMaskDecoder(keras.layers.Layer):
         real = ops.ones((*lead, own.shape[2]), dtype="bool")
         return tokens, ops.concatenate([real, sparse_mask], axis=2)
 
-    def _masks(self, tokens, image, grid, kept, training):
-        """Logits and scores of the masks numbered `kept`, a range."""
-        weights = ops.stack(
-            [self.output_hypernetworks_mlps[k](tokens[:, :, 1 + k]) for k in kept], axis=-1
-        )  # (B, P, C / 8, K)
-        masks = self._logits(image, weights, grid, training)
-        scores = self.iou_prediction_head(tokens[:, :, 0])
-        return {"masks": masks, "iou_pred": scores[:, :, kept.start : kept.stop]}
+    def _mask_numbers(self, multimask_output):
+        numbers = range(self.num_mask_tokens)
+        if multimask_output is None:
+            return numbers
+        return numbers[1:] if multimask_output else numbers[:1]
 
-    def _logits(self, image, weights, grid, training):
-        """Tokens `(B, P, Eh * Ew, C)` and weights `(B, P, C / 8, K)` to `(B, P, K, 4 Eh, 4 Ew)`."""
+    def _upscale(self, image, grid, training):
+        """Image tokens `(B, P, Eh * Ew, C)` to pixels `(B, P, 16 Eh Ew, C / 8)`, unordered."""
         eh, ew = grid
-        lead, count = ops.shape(image)[:2], weights.shape[-1]
+        lead = ops.shape(image)[:2]
         image = ops.reshape(image, (-1, eh, ew, self.hidden_size))
-        pixels = self.output_upscaling.cells(image, training)
-        pixels = ops.reshape(pixels, (*lead, 16 * eh * ew, self.hidden_size // 8))
-        masks = matmul(pixels, weights)  # (B, P, 16 Eh Ew, K)
-        lead = ops.shape(masks)[:2]
-        masks = ops.reshape(masks, (-1, 16 * eh * ew, count))
-        masks = ops.transpose(whole_pixels(masks, grid), (0, 3, 1, 2))
-        return ops.reshape(masks, (*lead, count, 4 * eh, 4 * ew))
+        pixels = self.output_upscaling.upscale_unordered(image, training)
+        return ops.reshape(pixels, (*lead, 16 * eh * ew, self.hidden_size // 8))
 
-    def compute_output_spec(
-        self,
-        image_embeddings=None,
-        prompt_dense_positional_embeddings=None,
-        prompt_sparse_embeddings=None,
-        prompt_dense_embeddings=None,
-        prompt_sparse_mask=None,
-        multimask_output=None,
-        training=None,
-    ):
-        lead = tuple(prompt_sparse_embeddings.shape[:-2])
-        eh, ew = image_embeddings.shape[1:3]
-        kept = {None: self.num_mask_tokens, True: self.num_multimask_outputs, False: 1}
-        shape = (*lead, kept[multimask_output])
-        return {
-            "masks": keras.KerasTensor((*shape, 4 * eh, 4 * ew), dtype=self.compute_dtype),
-            "iou_pred": keras.KerasTensor(shape, dtype=self.compute_dtype),
-        }
-
-    def get_config(self):
-        own = keras.layers.serialize(self.transformer) if self.own_transformer else None
-        return {
-            **super().get_config(),
-            "hidden_size": self.hidden_size,
-            "num_layers": self.num_layers,
-            "intermediate_dim": self.intermediate_dim,
-            "num_heads": self.num_heads,
-            "embedding_dim": self.embedding_dim,
-            "num_multimask_outputs": self.num_multimask_outputs,
-            "iou_head_depth": self.iou_head_depth,
-            "iou_head_hidden_dim": self.iou_head_hidden_dim,
-            "activation": keras.activations.serialize(self.activation),
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "attention_downsample_rate": self.attention_downsample_rate,
-            "skip_first_layer_pos_embedding": self.skip_first_layer_pos_embedding,
-            "transformer_activation": keras.activations.serialize(self.transformer_activation),
-            "transformer_layer_norm_epsilon": self.transformer_layer_norm_epsilon,
-            "dropout_rate": self.dropout_rate,
-            "initializer_range": self.initializer_range,
-            "transformer": own,
-        }
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return config if self.has_custom_transformer else {**config, "transformer": None}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "SAMMaskDecoder":
         config = dict(config)
         if config.get("transformer") is not None:
-            # Without what Keras knows of its shapes, so that it is not built here but by the
-            # decoder, whose name starts its variables' paths.
+            # Without `build_config`: the decoder builds it, whose name starts its variables' paths.
             transformer = {k: v for k, v in config["transformer"].items() if k != "build_config"}
             config["transformer"] = keras.layers.deserialize(transformer)
         return cls(**config)
+
+
+def _add_prompt_axis(x):
+    return None if x is None else ops.expand_dims(x, 1)
+
+
+def _present(**options):
+    """The options that are used: a custom transformer need not know the others."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _to_masks(products, grid):
+    """Products of unordered pixels and weights `(B, P, 16 Eh Ew, K)` to `(B, P, K, 4 Eh, 4 Ew)`."""
+    (eh, ew), lead, count = grid, ops.shape(products)[:2], products.shape[-1]
+    masks = depth_to_space(ops.reshape(products, (-1, 16 * eh * ew, count)), grid)
+    return ops.reshape(ops.transpose(masks, (0, 3, 1, 2)), (*lead, count, 4 * eh, 4 * ew))

@@ -1,15 +1,18 @@
 """The decoder's image features at the size of its masks."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.kernels import activate, linear
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class MaskUpscaler(keras.layers.Layer):
+class MaskUpscaler(KeptArguments, keras.layers.Layer):
     """Enlarges the decoder's image features four times per side, with an eighth of the channels.
 
     Args:
@@ -31,20 +34,17 @@ class MaskUpscaler(keras.layers.Layer):
     def __init__(
         self,
         hidden_size: int,
-        activation="gelu",
+        activation: Activation = "gelu",
         layer_norm_epsilon: float = 1e-6,
         initializer_range: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if hidden_size % 8:
             raise ValueError(
                 f"`hidden_size` must be a multiple of 8. Received: hidden_size={hidden_size}."
             )
-        self.hidden_size = hidden_size
-        self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         policy = self.dtype_policy
         self.conv1 = keras.layers.Conv2DTranspose(
             hidden_size // 4, 2, strides=2, dtype=policy, name="conv1"
@@ -54,21 +54,21 @@ class MaskUpscaler(keras.layers.Layer):
             hidden_size // 8, 2, strides=2, dtype=policy, name="conv2"
         )
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Shape | None = None) -> None:
         quarter = (None, None, None, self.hidden_size // 4)
         build_part(self.conv1, (None, None, None, self.hidden_size), self.initializer_range)
         self.norm1.build(quarter)
         build_part(self.conv2, quarter, self.initializer_range)
 
-    def call(self, x, training=None):
-        return whole_pixels(self.cells(x, training), x.shape[1:3])
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        return depth_to_space(self.upscale_unordered(x, training), x.shape[1:3])
 
-    def cells(self, x, training=None):
-        """`call`, with the pixels still in the order in which they are made.
+    def upscale_unordered(self, x: Tensor, training: bool | None = None) -> Tensor:
+        """`call`, with the pixels of each cell side by side, for `depth_to_space`.
 
-        The kernels do not overlap, so each of the two convolutions is one matrix product, after
-        which a cell holds its own pixels. Whoever needs only a product of each pixel, as masks
-        do, moves fewer numbers by putting them in order later.
+        The kernels do not overlap, so each of the two transposed convolutions is one matrix
+        product, after which a cell holds its own pixels. A caller that reduces the channels, as
+        masks do, orders the pixels afterwards and so moves fewer numbers.
 
         Args:
             x: float tensor `(B, Eh, Ew, C)`.
@@ -85,32 +85,23 @@ class MaskUpscaler(keras.layers.Layer):
         return self._quarters(self.conv2, x, self.activation, training)
 
     def _quarters(self, conv, x, activation, training):
-        """A convolution that makes 2 x 2 pixels of each `(B, pixels, C)`: `(B, 4 pixels, C')`."""
+        """A transposed convolution: `(B, pixels, C)` to 2 x 2 pixels each, `(B, 4 pixels, C')`."""
         kernel = ops.cast(conv.kernel, x.dtype)  # (2, 2, C', C)
         kernel = ops.transpose(ops.reshape(kernel, (-1, kernel.shape[3])))
         bias = ops.tile(conv.bias, 4)
         x = linear(x, kernel, bias, activation, training)  # (B, pixels, 4 C')
         return ops.reshape(x, (-1, 4 * x.shape[1], conv.filters))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, h, w, _ = input_shape
         return (batch, h and 4 * h, w and 4 * w, self.hidden_size // 8)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "hidden_size": self.hidden_size,
-            "activation": keras.activations.serialize(self.activation),
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "initializer_range": self.initializer_range,
-        }
 
-
-def whole_pixels(x, grid):
-    """Puts the pixels of `MaskUpscaler.cells` in order.
+def depth_to_space(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Puts the pixels of `MaskUpscaler.upscale_unordered` in order.
 
     Args:
-        x: tensor `(B, Eh * Ew * 16, c)`, of any channels.
+        x: tensor `(B, Eh * Ew * 16, c)`, with any number of channels.
         grid: tuple `(Eh, Ew)`.
 
     Returns:

@@ -1,13 +1,16 @@
 """The multi-layer perceptron that every part of SAM uses."""
 
+from typing import Any
+
 import keras
 
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import Dense
 from keras_sam.layers.initialization import build_part
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class MLP(keras.layers.Layer):
+class MLP(KeptArguments, keras.layers.Layer):
     """A stack of dense layers: `C -> [hidden_dim] * (num_layers - 1) -> output_dim`.
 
     Args:
@@ -43,20 +46,15 @@ class MLP(keras.layers.Layer):
         hidden_dim: int,
         output_dim: int,
         num_layers: int,
-        activation="relu",
+        activation: Activation = "relu",
         dropout_rate: float = 0.0,
         initializer_range: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if num_layers < 1:
             raise ValueError(f"`num_layers` must be at least 1. Received: num_layers={num_layers}.")
-        self.hidden_dim = hidden_dim
-        self.output_dim = output_dim
-        self.num_layers = num_layers
-        self.activation = keras.activations.get(activation)
-        self.dropout_rate = dropout_rate
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         units = [(hidden_dim, self.activation)] * (num_layers - 1) + [(output_dim, None)]
         self.dense_layers = [
             Dense(n, activation=after, dtype=self.dtype_policy, name=f"dense_{i}")
@@ -64,12 +62,12 @@ class MLP(keras.layers.Layer):
         ]
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         for dense in self.dense_layers:
             build_part(dense, input_shape, self.initializer_range)
             input_shape = (*input_shape[:-1], dense.units)
 
-    def call(self, x, training=None):
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         for dense in self.dense_layers[:-1]:
             x = dense(x)
             if self.dropout_rate:
@@ -77,16 +75,5 @@ class MLP(keras.layers.Layer):
         x = self.dense_layers[-1](x)
         return self.dropout(x, training=training) if self.dropout_rate else x
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], self.output_dim)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "hidden_dim": self.hidden_dim,
-            "output_dim": self.output_dim,
-            "num_layers": self.num_layers,
-            "activation": keras.activations.serialize(self.activation),
-            "dropout_rate": self.dropout_rate,
-            "initializer_range": self.initializer_range,
-        }

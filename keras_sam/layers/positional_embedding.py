@@ -1,13 +1,16 @@
 """Where a point, a pixel or a patch lies: SAM's two positional encodings."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_sam.layers.arguments import KeptArguments, Shape, Tensor
+
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class RandomFrequencyPositionalEmbeddings(keras.layers.Layer):
+class RandomFrequencyPositionalEmbeddings(KeptArguments, keras.layers.Layer):
     """Encodes image coordinates with fixed random spatial frequencies.
 
     A coordinate pair in `[0, 1]` becomes `concat(sin(f), cos(f))` with
@@ -38,12 +41,11 @@ class RandomFrequencyPositionalEmbeddings(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, num_positional_features: int, scale: float = 1.0, **kwargs):
+    def __init__(self, num_positional_features: int, scale: float = 1.0, **kwargs: Any):
         super().__init__(autocast=False, **kwargs)
-        self.num_positional_features = num_positional_features
-        self.scale = scale
+        self.keep_arguments(locals())
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Shape | None = None) -> None:
         self.gaussian_matrix = self.add_weight(
             name="gaussian_matrix",
             shape=(2, self.num_positional_features),
@@ -53,10 +55,10 @@ class RandomFrequencyPositionalEmbeddings(keras.layers.Layer):
             initializer=keras.initializers.RandomNormal(stddev=self.scale),
         )
 
-    def call(self, size):
+    def call(self, size: tuple[int, int]) -> Tensor:
         return self.encode_image(size)
 
-    def encode_image(self, size):
+    def encode_image(self, size: tuple[int, int]) -> Tensor:
         """Encodes the cell centres of a grid.
 
         Args:
@@ -73,7 +75,7 @@ class RandomFrequencyPositionalEmbeddings(keras.layers.Layer):
         x, y = ops.meshgrid(x, y)  # (height, width) each
         return self._encode(ops.stack([x, y], axis=-1))
 
-    def encode_coordinates(self, coords_input, image_size):
+    def encode_coordinates(self, coords_input: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Encodes points that are given in pixels.
 
         Args:
@@ -94,17 +96,8 @@ class RandomFrequencyPositionalEmbeddings(keras.layers.Layer):
         phase = ops.matmul(2.0 * unit_coords - 1.0, self.gaussian_matrix) * (2.0 * math.pi)
         return ops.concatenate([ops.sin(phase), ops.cos(phase)], axis=-1)  # (..., C)
 
-    def compute_output_shape(self, size):
+    def compute_output_shape(self, size: tuple[int, int]) -> Shape:
         return (*size, 2 * self.num_positional_features)
-
-    def get_config(self):
-        config = super().get_config()
-        config.pop("autocast", None)
-        return {
-            **config,
-            "num_positional_features": self.num_positional_features,
-            "scale": self.scale,
-        }
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -120,13 +113,13 @@ class PositionEmbedding(keras.layers.Layer):
         Float tensor `(B, Eh, Ew, C)`, in the layer's compute dtype.
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.embeddings = self.add_weight(
             name="embeddings", shape=(1, *input_shape[1:]), initializer="zeros"
         )
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         return x + self.embeddings
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape

@@ -1,133 +1,21 @@
 """Prompts to embeddings: points and box corners become tokens, a mask becomes a feature map."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
-from keras_sam.prompts import NOT_A_POINT, PADDING
-
-
-def canonical_prompts(points=None, labels=None, boxes=None, masks=None, mask_given=None):
-    """Turns every tensor form of a prompt into points, labels and masks with a prompt axis.
-
-    Args:
-        points: optional tensor `(B, N, 2)` or `(B, P, N, 2)`, pixels of the model frame.
-        labels: optional tensor, as `points` without the last axis.
-        boxes: optional tensor `(B, P, 4)`, `(B, P, 2, 2)` or `(B, P, M, 4)`, x1, y1, x2, y2.
-        masks: optional tensor `(B, P, Lh, Lw, 1)` of logits.
-        mask_given: optional bool tensor `(B, P)`, True where a prompt set has a mask.
-
-    A static length of zero on axis 1 means that nobody has that prompt.
-
-    Returns:
-        Tuple of a dict and a bool. The dict holds `points` `(B, P, T, 2)`, `labels`
-        `(B, P, T)`, `masks` and `mask_given`, the last two None when nobody has a mask.
-        The bool tells whether every prompt came in the form for a single object:
-        `points (B, N, 2)`, `boxes (B, 1, 2, 2)`, `masks (B, 1, Lh, Lw, 1)`.
-
-    Raises:
-        ValueError: if there is no prompt, points come without labels or labels without
-            points, or a shape is none of those above.
-    """
-    # `(B, P, 0, 2)` are P prompt sets, none of which has a point: the axis P counts.
-    points = None if points is None or 0 in points.shape[1:2] else points
-    labels = None if labels is None or 0 in labels.shape[1:2] else labels
-    boxes = None if boxes is None or 0 in boxes.shape[1:-1] else boxes
-    masks = None if masks is None or 0 in masks.shape[1:2] else masks
-    if (points is None) != (labels is None):
-        given, missing = ("points", "labels") if labels is None else ("labels", "points")
-        raise ValueError(
-            f"`{given}` came without `{missing}`: give one label per point, 1 for foreground "
-            "and 0 for background."
-        )
-    tokens, token_labels, single = [], [], []
-    if points is not None:
-        _check_rank("points", points, {3: "(B, N, 2)", 4: "(B, P, N, 2)"})
-        _check_rank("labels", labels, {len(points.shape) - 1: "`points` without its last axis"})
-        single.append(len(points.shape) == 3)
-        tokens.append(points if not single[-1] else ops.expand_dims(points, 1))
-        token_labels.append(labels if not single[-1] else ops.expand_dims(labels, 1))
-    if boxes is not None:
-        _check_rank("boxes", boxes, {3: "(B, P, 4)", 4: "(B, P, 2, 2) or (B, P, M, 4)"})
-        corners, single_box = _box_corners(boxes)
-        single.append(single_box)
-        tokens.append(corners)
-        pairs = ops.tile(ops.convert_to_tensor([2, 3], "int32"), (corners.shape[2] // 2,))
-        token_labels.append(ops.broadcast_to(pairs, ops.shape(corners)[:-1]))
-    if masks is not None:
-        _check_rank("masks", masks, {5: "(B, P, Lh, Lw, 1)"})
-        single.append(masks.shape[1] == 1)
-        if mask_given is None:
-            mask_given = ops.ones(ops.shape(masks)[:2], dtype="bool")
-    if masks is None and all(x.shape[2] == 0 for x in tokens):
-        raise ValueError(
-            "No prompt was given. Pass `points` with `labels`, `boxes`, `masks`, or several."
-        )
-    if not tokens:
-        batch, prompts = ops.shape(masks)[:2]
-        tokens = [ops.zeros((batch, prompts, 0, 2))]
-        token_labels = [ops.zeros((batch, prompts, 0), dtype="int32")]
-    counts = {x.shape[1] for x in (*tokens, masks) if x is not None} - {None}
-    if len(counts) > 1:
-        raise ValueError(
-            "`points`, `boxes` and `masks` must agree on the number of prompt sets, axis 1. "
-            f"Received: {sorted(counts)}."
-        )
-    prompts = {
-        "points": ops.concatenate([ops.cast(x, "float32") for x in tokens], axis=2),
-        "labels": ops.concatenate([ops.cast(x, "int32") for x in token_labels], axis=2),
-        "masks": masks,
-        "mask_given": mask_given if masks is not None else None,
-    }
-    return prompts, all(single)
-
-
-def append_not_a_point(points, labels):
-    """Appends one token: not-a-point where there are points but no box, otherwise padding.
-
-    Args:
-        points: float32 tensor `(B, P, T, 2)`.
-        labels: int32 tensor `(B, P, T)`.
-
-    Returns:
-        The two tensors with one more token. A prompt set that already has a
-        not-a-point token gets padding.
-    """
-    has_point = ops.any(ops.logical_or(labels == 0, labels == 1), axis=-1, keepdims=True)
-    settled = ops.any(ops.logical_or(labels >= 2, labels == NOT_A_POINT), axis=-1, keepdims=True)
-    wanted = ops.logical_and(has_point, ops.logical_not(settled))  # (B, P, 1)
-    label = ops.where(wanted, NOT_A_POINT, PADDING)
-    points = ops.pad(points, [[0, 0], [0, 0], [0, 1], [0, 0]])
-    return points, ops.concatenate([labels, ops.cast(label, labels.dtype)], axis=2)
-
-
-def _check_rank(name, tensor, shapes):
-    if len(tensor.shape) not in shapes:
-        raise ValueError(
-            f"`{name}` must have shape {' or '.join(shapes.values())}. "
-            f"Received: shape={tuple(tensor.shape)}."
-        )
-
-
-def _box_corners(boxes):
-    """`(B, P, 2 M, 2)` corners of any form of `boxes`, and whether it is the single-object form."""
-    shape = ops.shape(boxes)
-    if len(boxes.shape) == 4 and boxes.shape[2:] == (2, 2):
-        return boxes, boxes.shape[1] == 1
-    if boxes.shape[-1] != 4:
-        raise ValueError(
-            "`boxes` must have shape (B, P, 4), (B, P, 2, 2) or (B, P, M, 4): x1, y1, x2, y2 in "
-            f"pixels. Received: shape={tuple(boxes.shape)}."
-        )
-    corners = 2 if len(boxes.shape) == 3 else 2 * boxes.shape[2]
-    return ops.reshape(boxes, (shape[0], shape[1], corners, 2)), False
+from keras_sam.layers.prompt_tensors import canonical_prompts
+from keras_sam.prompts import PADDING
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class MaskDownscaler(keras.layers.Layer):
-    """Shrinks mask logits four times per side, to a feature map the size of the image embedding.
+class MaskDownscaler(KeptArguments, keras.layers.Layer):
+    """Reduces mask logits four times per side, to a feature map of the image embedding's size.
 
     Args:
         hidden_size: int. Output channels `C`.
@@ -148,10 +36,10 @@ class MaskDownscaler(keras.layers.Layer):
         self,
         hidden_size: int,
         mask_in_channels: int = 16,
-        activation="gelu",
+        activation: Activation = "gelu",
         layer_norm_epsilon: float = 1e-6,
         initializer_range: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if mask_in_channels % 4:
@@ -159,11 +47,7 @@ class MaskDownscaler(keras.layers.Layer):
                 "`mask_in_channels` must be a multiple of 4. "
                 f"Received: mask_in_channels={mask_in_channels}."
             )
-        self.hidden_size = hidden_size
-        self.mask_in_channels = mask_in_channels
-        self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         policy = self.dtype_policy
         self.conv1 = keras.layers.Conv2D(
             mask_in_channels // 4, 2, strides=2, dtype=policy, name="conv1"
@@ -173,7 +57,7 @@ class MaskDownscaler(keras.layers.Layer):
         self.norm2 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm2")
         self.conv3 = keras.layers.Conv2D(hidden_size, 1, dtype=policy, name="conv3")
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Shape | None = None) -> None:
         middle = (None, None, None, self.mask_in_channels)
         quarter = (None, None, None, self.mask_in_channels // 4)
         build_part(self.conv1, (None, None, None, 1), self.initializer_range)
@@ -182,28 +66,18 @@ class MaskDownscaler(keras.layers.Layer):
         self.norm2.build(middle)
         build_part(self.conv3, middle, self.initializer_range)
 
-    def call(self, masks):
+    def call(self, masks: Tensor) -> Tensor:
         x = self.activation(self.norm1(self.conv1(masks)))  # (B, 2 Eh, 2 Ew, C' / 4)
         x = self.activation(self.norm2(self.conv2(x)))  # (B, Eh, Ew, C')
         return self.conv3(x)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, h, w, _ = input_shape
         return (batch, h and h // 4, w and w // 4, self.hidden_size)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "hidden_size": self.hidden_size,
-            "mask_in_channels": self.mask_in_channels,
-            "activation": keras.activations.serialize(self.activation),
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "initializer_range": self.initializer_range,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class SAMPromptEncoder(keras.layers.Layer):
+class SAMPromptEncoder(KeptArguments, keras.layers.Layer):
     """Embeds points, boxes and masks.
 
     A box is two more points, its corners, so all sparse prompts are one list of
@@ -236,7 +110,7 @@ class SAMPromptEncoder(keras.layers.Layer):
     Returns:
         Dict of `prompt_sparse_embeddings` `(B, P, T, C)`, `prompt_sparse_mask`
         `(B, P, T)`, False for padding, `prompt_dense_embeddings` `(B, P, Eh, Ew, C)`, or
-        `(B, 1, Eh, Ew, C)` when nobody has a mask, and
+        `(B, 1, Eh, Ew, C)` when no image has a mask, and
         `prompt_dense_positional_embeddings` `(1, Eh, Ew, C)`. The axis `P` is missing when
         every prompt came without it (`points (B, N, 2)`, `boxes (B, 1, 2, 2)`,
         `masks (B, 1, 4 Eh, 4 Ew, 1)`).
@@ -262,15 +136,15 @@ class SAMPromptEncoder(keras.layers.Layer):
         self,
         *,
         hidden_size: int = 256,
-        image_embedding_size=(64, 64),
-        input_image_size=(1024, 1024),
+        image_embedding_size: tuple[int, int] = (64, 64),
+        input_image_size: tuple[int, int] = (1024, 1024),
         mask_in_channels: int = 16,
-        activation="gelu",
+        activation: Activation = "gelu",
         layer_norm_epsilon: float = 1e-6,
         scale: float = 1.0,
         initializer_range: float | None = None,
         name: str = "prompt_encoder",
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(name=name, autocast=False, **kwargs)
         if hidden_size % 2:
@@ -278,14 +152,9 @@ class SAMPromptEncoder(keras.layers.Layer):
                 "`hidden_size` must be even: half of it are sines, half cosines. "
                 f"Received: hidden_size={hidden_size}."
             )
-        self.hidden_size = hidden_size
-        self.image_embedding_size = tuple(image_embedding_size)
-        self.input_image_size = tuple(input_image_size)
-        self.mask_in_channels = mask_in_channels
-        self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.scale = scale
-        self.initializer_range = initializer_range
+        image_embedding_size = tuple(image_embedding_size)
+        input_image_size = tuple(input_image_size)
+        self.keep_arguments(locals())
         self.positional_embedding = RandomFrequencyPositionalEmbeddings(
             hidden_size // 2, scale, dtype=self.dtype_policy, name="positional_embedding"
         )
@@ -300,19 +169,19 @@ class SAMPromptEncoder(keras.layers.Layer):
         )
 
     @property
-    def mask_size(self):
+    def mask_size(self) -> tuple[int, int]:
         """Size `(Lh, Lw)` of a mask prompt."""
         return tuple(4 * n for n in self.image_embedding_size)
 
     def build(
         self,
-        points_shape=None,
-        labels_shape=None,
-        boxes_shape=None,
-        masks_shape=None,
-        mask_given_shape=None,
-        images_shape=None,
-    ):
+        points_shape: Shape | None = None,
+        labels_shape: Shape | None = None,
+        boxes_shape: Shape | None = None,
+        masks_shape: Shape | None = None,
+        mask_given_shape: Shape | None = None,
+        images_shape: Shape | None = None,
+    ) -> None:
         self.positional_embedding.build()
         self.mask_downscaler.build()
         stddev = 1.0 if self.initializer_range is None else self.initializer_range
@@ -334,7 +203,15 @@ class SAMPromptEncoder(keras.layers.Layer):
         self.label_embeddings = embeddings[:5]  # for the labels -1, 0, 1, 2, 3
         self.no_mask_embed = embeddings[5]
 
-    def call(self, points=None, labels=None, boxes=None, masks=None, mask_given=None, images=None):
+    def call(
+        self,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+        mask_given: Tensor | None = None,
+        images: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         prompts, single_object = canonical_prompts(points, labels, boxes, masks, mask_given)
         labels = prompts["labels"]
         sparse = self._embed_points(prompts["points"], labels)
@@ -354,7 +231,7 @@ class SAMPromptEncoder(keras.layers.Layer):
         position = self.positional_embedding.encode_coordinates(points + 0.5, self.input_image_size)
         located = ops.cast(ops.expand_dims(labels >= 0, -1), "float32")
         table = ops.concatenate([ops.cast(e, "float32") for e in self.label_embeddings], axis=0)
-        table = ops.pad(table, [[1, 0], [0, 0]])  # row 0 is padding: a zero that nobody attends to
+        table = ops.pad(table, [[1, 0], [0, 0]])  # row 0 is for padding, which is masked
         row = ops.where(labels == PADDING, 0, labels + 2)
         embedding = position * located + ops.take(table, row, axis=0)
         return ops.cast(embedding, self.compute_dtype)  # (B, P, T, C)
@@ -377,8 +254,14 @@ class SAMPromptEncoder(keras.layers.Layer):
         return ops.where(given, x, no_mask)  # (B, P, Eh, Ew, C)
 
     def compute_output_spec(
-        self, points=None, labels=None, boxes=None, masks=None, mask_given=None, images=None
-    ):
+        self,
+        points: Tensor | None = None,
+        labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+        mask_given: Tensor | None = None,
+        images: Tensor | None = None,
+    ) -> dict[str, keras.KerasTensor]:
         first = next(x for x in (points, boxes, masks, images) if x is not None)
         single = points is not None and len(points.shape) == 3
         axes = (first.shape[0],) if single else (first.shape[0], None)
@@ -392,17 +275,4 @@ class SAMPromptEncoder(keras.layers.Layer):
             "prompt_sparse_mask": spec(*axes, None, dtype="bool"),
             "prompt_dense_embeddings": spec(*axes, *grid),
             "prompt_dense_positional_embeddings": spec(1, *grid),
-        }
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "hidden_size": self.hidden_size,
-            "image_embedding_size": self.image_embedding_size,
-            "input_image_size": self.input_image_size,
-            "mask_in_channels": self.mask_in_channels,
-            "activation": keras.activations.serialize(self.activation),
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "scale": self.scale,
-            "initializer_range": self.initializer_range,
         }

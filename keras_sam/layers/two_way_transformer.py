@@ -1,16 +1,19 @@
 """The mask decoder's transformer: tokens and image attend to each other, both ways."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.mlp import MLP
 from keras_sam.layers.multi_head_attention import MultiHeadAttentionWithDownsampling
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class TwoWayMultiHeadAttention(keras.layers.Layer):
-    """One two-way block: tokens look at themselves and at the image, then the image at the tokens.
+class TwoWayMultiHeadAttention(KeptArguments, keras.layers.Layer):
+    """One two-way block: attention among tokens, from tokens to image, and from image to tokens.
 
     Four steps, each with a residual connection and a layer norm: self-attention of the
     tokens, attention from tokens to image, an MLP on the tokens, attention from image to
@@ -68,22 +71,14 @@ class TwoWayMultiHeadAttention(keras.layers.Layer):
         intermediate_dim: int,
         skip_first_layer_pos_embedding: bool,
         attention_downsample_rate: int = 2,
-        activation="relu",
+        activation: Activation = "relu",
         layer_norm_epsilon: float = 1e-5,
         dropout_rate: float = 0.0,
         initializer_range: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.num_heads = num_heads
-        self.key_dim = key_dim
-        self.intermediate_dim = intermediate_dim
-        self.skip_first_layer_pos_embedding = skip_first_layer_pos_embedding
-        self.attention_downsample_rate = attention_downsample_rate
-        self.activation = keras.activations.get(activation)
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.dropout_rate = dropout_rate
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         self.self_attention = self._attention(1, "self_attention")
         self.layer_norm1 = self._norm("layer_norm1")
         self.cross_attention_token_to_image = self._attention(
@@ -123,11 +118,11 @@ class TwoWayMultiHeadAttention(keras.layers.Layer):
 
     def build(
         self,
-        queries_shape=None,
-        keys_shape=None,
-        query_pos_embedding_shape=None,
-        key_pos_embedding_shape=None,
-    ):
+        queries_shape: Shape | None = None,
+        keys_shape: Shape | None = None,
+        query_pos_embedding_shape: Shape | None = None,
+        key_pos_embedding_shape: Shape | None = None,
+    ) -> None:
         shape = (None, None, self.num_heads * self.key_dim)
         self.self_attention.build(shape)
         self.cross_attention_token_to_image.build(shape)
@@ -138,17 +133,20 @@ class TwoWayMultiHeadAttention(keras.layers.Layer):
 
     def call(
         self,
-        queries,
-        keys,
-        query_pos_embedding,
-        key_pos_embedding,
-        query_mask=None,
-        attention_similarity=None,
-        return_attention=False,
-        projected=None,
-        training=None,
-    ):
+        queries: Tensor,
+        keys: Tensor,
+        query_pos_embedding: Tensor,
+        key_pos_embedding: Tensor,
+        query_mask: Tensor | None = None,
+        attention_similarity: Tensor | None = None,
+        return_attention: bool = False,
+        projected: dict[str, Tensor] | None = None,
+        training: bool | None = None,
+    ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, dict[str, Tensor]]:
+        # Of the image, one attention takes keys and values, the other queries.
         projected = projected or {}
+        projected_keys = {name: x for name, x in projected.items() if name != "query"}
+        projected_query = {name: x for name, x in projected.items() if name == "query"}
         positioned = queries
         if not self.skip_first_layer_pos_embedding:
             positioned = queries + query_pos_embedding
@@ -165,7 +163,7 @@ class TwoWayMultiHeadAttention(keras.layers.Layer):
             positioned_keys,
             attention_bias=attention_similarity,
             return_attention=True,
-            projected={name: x for name, x in projected.items() if name != "query"},
+            projected=projected_keys,
         )
         queries = self.layer_norm2(queries + self._drop(out, training))
 
@@ -178,20 +176,21 @@ class TwoWayMultiHeadAttention(keras.layers.Layer):
             queries + query_pos_embedding,
             key_mask=query_mask,
             return_attention=True,
-            projected={name: x for name, x in projected.items() if name == "query"},
+            projected=projected_query,
         )
         keys = self.layer_norm4(keys + self._drop(out, training))
         if not return_attention:
             return queries, keys
+        # In alphabetical order, as Keras has them in the specs of symbolic calls.
         maps = {
+            "image_to_token": image_map,
             "self_attention": self_map,
             "token_to_image": token_map,
-            "image_to_token": image_map,
         }
         return queries, keys, maps
 
-    def project_image(self, keys, key_pos_embedding):
-        """What the two attentions to and from an image make of it, whatever the tokens are.
+    def project_image(self, keys: Tensor, key_pos_embedding: Tensor) -> dict[str, Tensor]:
+        """Projects an image for the two cross-attentions: the part that no token changes.
 
         Args:
             keys: float tensor `(B, 1, Eh * Ew, C)`, the image that all prompts share.
@@ -209,24 +208,10 @@ class TwoWayMultiHeadAttention(keras.layers.Layer):
     def _drop(self, x, training):
         return self.dropout(x, training=training) if self.dropout_rate else x
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "key_dim": self.key_dim,
-            "intermediate_dim": self.intermediate_dim,
-            "skip_first_layer_pos_embedding": self.skip_first_layer_pos_embedding,
-            "attention_downsample_rate": self.attention_downsample_rate,
-            "activation": keras.activations.serialize(self.activation),
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "dropout_rate": self.dropout_rate,
-            "initializer_range": self.initializer_range,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class TwoWayTransformer(keras.layers.Layer):
-    """The decoder's transformer: two-way blocks, then a last look of the tokens at the image.
+class TwoWayTransformer(KeptArguments, keras.layers.Layer):
+    """The decoder's transformer: two-way blocks, then attention from the tokens to the image.
 
     Positional encodings are added to the image whenever it takes part in attention, and
     the original tokens are added back to the queries likewise.
@@ -287,13 +272,13 @@ class TwoWayTransformer(keras.layers.Layer):
         hidden_size: int = 256,
         num_heads: int = 8,
         intermediate_dim: int = 2048,
-        activation="relu",
+        activation: Activation = "relu",
         attention_downsample_rate: int = 2,
         skip_first_layer_pos_embedding: bool = True,
         layer_norm_epsilon: float = 1e-5,
         dropout_rate: float = 0.0,
         initializer_range: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if hidden_size % num_heads:
@@ -301,16 +286,7 @@ class TwoWayTransformer(keras.layers.Layer):
                 "`num_heads` must divide `hidden_size`. "
                 f"Received: hidden_size={hidden_size}, num_heads={num_heads}."
             )
-        self.num_layers = num_layers
-        self.hidden_size = hidden_size
-        self.num_heads = num_heads
-        self.intermediate_dim = intermediate_dim
-        self.activation = keras.activations.get(activation)
-        self.attention_downsample_rate = attention_downsample_rate
-        self.skip_first_layer_pos_embedding = skip_first_layer_pos_embedding
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.dropout_rate = dropout_rate
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         key_dim = hidden_size // num_heads
         self.blocks = [
             TwoWayMultiHeadAttention(
@@ -343,10 +319,10 @@ class TwoWayTransformer(keras.layers.Layer):
 
     def build(
         self,
-        image_embedding_shape=None,
-        image_positional_embeddings_shape=None,
-        point_embedding_shape=None,
-    ):
+        image_embedding_shape: Shape | None = None,
+        image_positional_embeddings_shape: Shape | None = None,
+        point_embedding_shape: Shape | None = None,
+    ) -> None:
         shape = (None, None, self.hidden_size)
         for block in self.blocks:
             block.build(shape)
@@ -355,16 +331,16 @@ class TwoWayTransformer(keras.layers.Layer):
 
     def call(
         self,
-        image_embedding,
-        image_positional_embeddings,
-        point_embedding,
-        point_mask=None,
-        attention_similarity=None,
-        target_embedding=None,
-        return_attentions=False,
-        projected=None,
-        training=None,
-    ):
+        image_embedding: Tensor,
+        image_positional_embeddings: Tensor,
+        point_embedding: Tensor,
+        point_mask: Tensor | None = None,
+        attention_similarity: Tensor | None = None,
+        target_embedding: Tensor | None = None,
+        return_attentions: bool = False,
+        projected: dict[str, Tensor] | None = None,
+        training: bool | None = None,
+    ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
         keys = _flatten_grid(image_embedding)  # (B, [P,] Eh * Ew, C)
         key_positions = _flatten_grid(image_positional_embeddings)
         if len(keys.shape) == 4:
@@ -401,7 +377,9 @@ class TwoWayTransformer(keras.layers.Layer):
             return queries, keys
         return queries, keys, [*attentions, {"token_to_image": final_map}]
 
-    def project_image(self, image_embedding, image_positional_embeddings):
+    def project_image(
+        self, image_embedding: Tensor, image_positional_embeddings: Tensor
+    ) -> dict[str, Tensor]:
         """`TwoWayMultiHeadAttention.project_image` of the first block.
 
         Args:
@@ -413,21 +391,6 @@ class TwoWayTransformer(keras.layers.Layer):
         """
         positions = ops.expand_dims(_flatten_grid(image_positional_embeddings), 1)
         return self.blocks[0].project_image(_flatten_grid(image_embedding), positions)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_layers": self.num_layers,
-            "hidden_size": self.hidden_size,
-            "num_heads": self.num_heads,
-            "intermediate_dim": self.intermediate_dim,
-            "activation": keras.activations.serialize(self.activation),
-            "attention_downsample_rate": self.attention_downsample_rate,
-            "skip_first_layer_pos_embedding": self.skip_first_layer_pos_embedding,
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "dropout_rate": self.dropout_rate,
-            "initializer_range": self.initializer_range,
-        }
 
 
 def _flatten_grid(x):

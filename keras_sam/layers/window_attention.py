@@ -1,9 +1,12 @@
 """The transformer block of the image encoder: attention in windows or over the whole image."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_sam.layers import kernels
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import Dense, LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.mlp import MLP
@@ -11,7 +14,7 @@ from keras_sam.layers.rematerialization import rematerialized
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class DropPath(keras.layers.Layer):
+class DropPath(KeptArguments, keras.layers.Layer):
     """Drops a residual branch for whole samples in training (stochastic depth).
 
     The branches that stay are divided by the chance to stay, so that the
@@ -19,6 +22,7 @@ class DropPath(keras.layers.Layer):
 
     Args:
         rate: float in `[0, 1)`. Chance to drop a sample's branch.
+        seed: optional int.
 
     Call arguments:
         x: float tensor `(B, ...)`.
@@ -33,17 +37,16 @@ class DropPath(keras.layers.Layer):
         Huang et al. 2016, https://arxiv.org/abs/1603.09382.
     """
 
-    def __init__(self, rate: float, seed: int | None = None, **kwargs):
+    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         if not 0.0 <= rate < 1.0:
             raise ValueError(f"`rate` must lie in [0, 1). Received: rate={rate}.")
-        self.rate = rate
-        self.seed = seed
+        self.keep_arguments(locals())
         if rate:
             self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True  # without it `quantize` refuses a model that was never trained
 
-    def call(self, x, training=None):
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         if not training or not self.rate:
             return x
         shape = (ops.shape(x)[0],) + (1,) * (len(x.shape) - 1)
@@ -51,15 +54,12 @@ class DropPath(keras.layers.Layer):
         uniform = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
         return x * ops.cast(uniform < keep, x.dtype) / keep
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
-
-    def get_config(self):
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class WindowAttention(keras.layers.Layer):
+class WindowAttention(KeptArguments, keras.layers.Layer):
     """Multi-head self-attention over a grid, in windows, with decomposed relative positions.
 
     The logits of query `q` and key `k` are `q k / sqrt(c) + q (R_h[dy] + R_w[dx])`:
@@ -108,20 +108,15 @@ class WindowAttention(keras.layers.Layer):
         use_rel_pos: bool = True,
         attention_dropout_rate: float = 0.0,
         initializer_range: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.num_heads = num_heads
-        self.window_size = window_size
-        self.use_bias = use_bias
-        self.use_rel_pos = use_rel_pos
-        self.attention_dropout_rate = attention_dropout_rate
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         self.dropout = keras.layers.Dropout(
             attention_dropout_rate, dtype=self.dtype_policy, name="dropout"
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _, h, w, channels = input_shape
         if channels % self.num_heads:
             raise ValueError(
@@ -144,11 +139,13 @@ class WindowAttention(keras.layers.Layer):
             )
 
     @property
-    def window_grid(self):
+    def window_grid(self) -> tuple[int, int]:
         """Cells `(h, w)` that attend to each other."""
         return (self.window_size, self.window_size) if self.window_size else self.grid
 
-    def call(self, x, return_attention=False, training=None):
+    def call(
+        self, x: Tensor, return_attention: bool = False, training: bool | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         h, w = self.grid
         window_h, window_w = self.window_grid
         padded_h, padded_w = -(-h // window_h) * window_h, -(-w // window_w) * window_w
@@ -156,15 +153,17 @@ class WindowAttention(keras.layers.Layer):
         # project the real tokens and pad with the bias.
         qkv = self._pad_with_bias(self.qkv(x), padded_h - h, padded_w - w)
         query, key, value = self._split_windows_and_heads(qkv)  # (N, D, window cells, c) each
-        terms = None
+        rel_pos_bias = None
         if self.use_rel_pos:
-            terms = kernels.relative_terms(query, self.rel_pos_h, self.rel_pos_w, self.window_grid)
+            rel_pos_bias = kernels.relative_terms(
+                query, self.rel_pos_h, self.rel_pos_w, self.window_grid
+            )
         attention = None
         if return_attention or (training and self.attention_dropout_rate):
-            attention = kernels.attention_map(query, key, terms, self.window_grid)
+            attention = kernels.attention_map(query, key, rel_pos_bias, self.window_grid)
             out = ops.matmul(self.dropout(attention, training=training), value)
         else:
-            out = kernels.attend(query, key, value, terms, self.window_grid, training)
+            out = kernels.attend(query, key, value, rel_pos_bias, self.window_grid, training)
         out = self._join_windows_and_heads(out, padded_h, padded_w)[:, :h, :w]
         out = self.projection(out)
         return (out, attention) if return_attention else out
@@ -186,7 +185,7 @@ class WindowAttention(keras.layers.Layer):
         return qkv
 
     def _split_windows_and_heads(self, qkv):
-        """`(B, h, w, 3 D c)` to query, key and value `(N, D, window cells, c)`, in one move."""
+        """`(B, h, w, 3 D c)` to three of `(N, D, window cells, c)`, by one transpose."""
         window_h, window_w = self.window_grid
         _, h, w, channels = qkv.shape
         rows, columns, heads = h // window_h, w // window_w, self.num_heads
@@ -197,14 +196,16 @@ class WindowAttention(keras.layers.Layer):
         return qkv[0], qkv[1], qkv[2]
 
     def _join_windows_and_heads(self, out, h, w):
-        """`(N, D, window cells, c)` to `(B, h, w, D c)`, in one move."""
+        """`(N, D, window cells, c)` to `(B, h, w, D c)`, in one transpose."""
         window_h, window_w = self.window_grid
         _, heads, _, c = out.shape
         out = ops.reshape(out, (-1, h // window_h, w // window_w, heads, window_h, window_w, c))
         out = ops.transpose(out, (0, 1, 4, 2, 5, 3, 6))
         return ops.reshape(out, (-1, h, w, heads * c))
 
-    def compute_output_spec(self, x, return_attention=False, training=None):
+    def compute_output_spec(
+        self, x: Tensor, return_attention: bool = False, training: bool | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         out = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
         if not return_attention:
             return out
@@ -213,20 +214,9 @@ class WindowAttention(keras.layers.Layer):
         shape = (None, self.num_heads, tokens, tokens)
         return out, keras.KerasTensor(shape, dtype=self.compute_dtype)
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "num_heads": self.num_heads,
-            "window_size": self.window_size,
-            "use_bias": self.use_bias,
-            "use_rel_pos": self.use_rel_pos,
-            "attention_dropout_rate": self.attention_dropout_rate,
-            "initializer_range": self.initializer_range,
-        }
-
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class WindowedTransformerEncoder(keras.layers.Layer):
+class WindowedTransformerEncoder(KeptArguments, keras.layers.Layer):
     """One block of the image encoder: windowed attention and an MLP, each after a norm.
 
     Args:
@@ -268,25 +258,15 @@ class WindowedTransformerEncoder(keras.layers.Layer):
         use_bias: bool = True,
         use_rel_pos: bool = True,
         layer_norm_epsilon: float = 1e-6,
-        activation="gelu",
+        activation: Activation = "gelu",
         dropout_rate: float = 0.0,
         attention_dropout_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         initializer_range: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.intermediate_dim = intermediate_dim
-        self.num_heads = num_heads
-        self.window_size = window_size
-        self.use_bias = use_bias
-        self.use_rel_pos = use_rel_pos
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.activation = keras.activations.get(activation)
-        self.dropout_rate = dropout_rate
-        self.attention_dropout_rate = attention_dropout_rate
-        self.drop_path_rate = drop_path_rate
-        self.initializer_range = initializer_range
+        self.keep_arguments(locals())
         policy = self.dtype_policy
         self.norm1 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm1")
         self.attention = WindowAttention(
@@ -302,11 +282,11 @@ class WindowedTransformerEncoder(keras.layers.Layer):
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=policy, name="dropout")
         self.drop_path = DropPath(drop_path_rate, dtype=policy, name="drop_path")
         self.norm2 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm2")
-        # Whether gradients compute the block again, instead of keeping what is inside. Not part
-        # of the config, because it changes no result: `SAMImageSegmenter.checkpoint_gradients`.
+        # Whether the block is computed again for gradients, instead of keeping its activations.
+        # Changes no result, so not part of the config: `SAMImageSegmenter.checkpoint_gradients`.
         self.rematerialize = False
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self.mlp = MLP(
             self.intermediate_dim,
             input_shape[-1],
@@ -320,7 +300,9 @@ class WindowedTransformerEncoder(keras.layers.Layer):
         for part in (self.norm1, self.attention, self.norm2, self.mlp):
             part.build(input_shape)
 
-    def call(self, x, return_attention=False, training=None):
+    def call(
+        self, x: Tensor, return_attention: bool = False, training: bool | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if self.rematerialize and training and not return_attention:
             return rematerialized(self, self._run)(x)
         return self._run(x, return_attention, training)
@@ -337,21 +319,7 @@ class WindowedTransformerEncoder(keras.layers.Layer):
         x = x + self.drop_path(out, training=training)
         return (x, attention) if return_attention else x
 
-    def compute_output_spec(self, x, return_attention=False, training=None):
+    def compute_output_spec(
+        self, x: Tensor, return_attention: bool = False, training: bool | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         return self.attention.compute_output_spec(x, return_attention=return_attention)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "intermediate_dim": self.intermediate_dim,
-            "num_heads": self.num_heads,
-            "window_size": self.window_size,
-            "use_bias": self.use_bias,
-            "use_rel_pos": self.use_rel_pos,
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "activation": keras.activations.serialize(self.activation),
-            "dropout_rate": self.dropout_rate,
-            "attention_dropout_rate": self.attention_dropout_rate,
-            "drop_path_rate": self.drop_path_rate,
-            "initializer_range": self.initializer_range,
-        }

@@ -210,7 +210,7 @@ class Programs:
         few = prompts.num_sets < _PROMPTS_TO_PROJECT
         decoder = self._backbone.mask_decoder
         # Somebody's own decoder or transformer need not know of projections.
-        is_ours = type(decoder).call is SAMMaskDecoder.call and not decoder.own_transformer
+        is_ours = type(decoder).call is SAMMaskDecoder.call and not decoder.has_custom_transformer
         if few or prompts.mask_given.shape[1] or not is_ours:
             return image
         make = functools.partial(ImageProjection, self._backbone)

@@ -1,65 +1,21 @@
 """SAM's three parts wired into one functional model, up to the mask decoder's input."""
 
+from typing import Any
+
 import keras
 
 from keras_sam import presets
+from keras_sam.layers.arguments import DType, KeptArguments, Tensor
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
-from keras_sam.layers.prompt_encoder import (
-    SAMPromptEncoder,
-    append_not_a_point,
-    canonical_prompts,
-)
+from keras_sam.layers.prompt_encoder import SAMPromptEncoder
+from keras_sam.layers.prompt_tensors import canonical_inputs
 from keras_sam.models import preset_models
 from keras_sam.models.backbone import Backbone
 from keras_sam.models.vit_det_backbone import ViTDetBackbone
 
-PROMPT_KEYS = ("points", "labels", "boxes", "masks", "mask_given")
-
-
-def canonical_inputs(inputs: dict, mask_size) -> tuple[dict, bool]:
-    """Every tensor form of images and prompts, as the five canonical inputs.
-
-    Args:
-        inputs: dict of `images` `(B, H, W, channels)` and any of `points`, `labels`,
-            `boxes`, `masks` in the forms of `canonical_prompts`. A dict that holds
-            `mask_given` is canonical already.
-        mask_size: tuple `(Lh, Lw)` of mask prompts.
-
-    Returns:
-        Tuple of the canonical dict and whether every prompt came in the single-object
-        form, so that the prompt axis is to be dropped from outputs.
-
-    Raises:
-        ValueError: for a mask of another size, and see `canonical_prompts`.
-    """
-    if "mask_given" in inputs:
-        return {name: inputs[name] for name in ("images", *PROMPT_KEYS) if name in inputs}, False
-    prompts, single = canonical_prompts(**{k: inputs[k] for k in PROMPT_KEYS if k in inputs})
-    masks, mask_given = prompts["masks"], prompts["mask_given"]
-    batch = keras.ops.shape(prompts["labels"])[0]
-    if masks is None:
-        masks = keras.ops.zeros((batch, 0, *mask_size, 1))
-        mask_given = keras.ops.zeros((batch, 0), dtype="bool")
-    elif tuple(masks.shape[2:]) != (*mask_size, 1):
-        raise ValueError(
-            f"`masks` must be logits of shape (B, P, {mask_size[0]}, {mask_size[1]}, 1), the size "
-            f"of this model's mask prompts. Received: shape={tuple(masks.shape)}."
-        )
-    points, labels = prompts["points"], prompts["labels"]
-    boxes = inputs.get("boxes")
-    if labels.shape[2] != 0 and (boxes is None or 0 in boxes.shape[1:-1]):
-        points, labels = append_not_a_point(points, labels)
-    return {
-        "images": inputs["images"],
-        "points": points,
-        "labels": labels,
-        "masks": masks,
-        "mask_given": mask_given,
-    }, single
-
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class SAMBackbone(Backbone):
+class SAMBackbone(KeptArguments, Backbone):
     """Image encoder and prompt encoder in one graph; its outputs are the mask decoder's inputs.
 
     Args:
@@ -75,7 +31,7 @@ class SAMBackbone(Backbone):
         inputs: dict of `images` `(B, H, W, channels)`, pixel values 0..255, and the
             canonical prompts in the model frame: `points` `(B, P, T, 2)`, `labels`
             `(B, P, T)`, `masks` `(B, P, Lh, Lw, 1)` and `mask_given` `(B, P)`, where the
-            last two have `P = 0` when nobody has a mask. Any subset of prompts in the forms
+            last two have `P = 0` when no image has a mask. Any subset of prompts in the forms
             of `SAMPromptEncoder` is accepted too; a not-a-point token is then appended to
             prompts with points and no box.
 
@@ -125,8 +81,8 @@ class SAMBackbone(Backbone):
         image_encoder: ViTDetBackbone,
         prompt_encoder: SAMPromptEncoder,
         mask_decoder: SAMMaskDecoder,
-        dtype=None,
-        **kwargs,
+        dtype: DType = None,
+        **kwargs: Any,
     ):
         _check_fit(image_encoder, prompt_encoder, mask_decoder)
         mask_size = prompt_encoder.mask_size
@@ -144,12 +100,10 @@ class SAMBackbone(Backbone):
         if not mask_decoder.built:
             mask_decoder.build(image_encoder.output.shape)
         super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
-        self.image_encoder = image_encoder
-        self.prompt_encoder = prompt_encoder
-        self.mask_decoder = mask_decoder
+        self.keep_arguments(locals())
 
     @property
-    def input_spec(self):
+    def input_spec(self) -> None:
         # The graph's own specs would refuse the other forms before `call` can convert them.
         return None
 
@@ -168,7 +122,9 @@ class SAMBackbone(Backbone):
         """Shape `(H, W, channels)` of the model frame."""
         return tuple(self.image_encoder.input.shape[1:])
 
-    def call(self, inputs, training=None, mask=None):
+    def call(
+        self, inputs: dict[str, Tensor], training: bool | None = None, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
         inputs, single_object = canonical_inputs(inputs, self.mask_size)
         outputs = super().call(inputs, training=training)
         if single_object:
@@ -176,7 +132,7 @@ class SAMBackbone(Backbone):
                 outputs[f"prompt_{name}"] = outputs[f"prompt_{name}"][:, 0]
         return outputs
 
-    def at_image_shape(self, image_shape) -> "SAMBackbone":
+    def at_image_shape(self, image_shape: tuple[int, ...]) -> "SAMBackbone":
         """A new backbone with the same weights for another input size.
 
         The position tables are interpolated as `from_preset(image_shape=...)` does it, so this
@@ -194,7 +150,7 @@ class SAMBackbone(Backbone):
         return self.from_loaded_preset(presets.fit(preset_models.in_memory(self), image_shape))
 
     @classmethod
-    def from_loaded_preset(cls, preset, dtype=None):
+    def from_loaded_preset(cls, preset: presets.Preset, dtype: DType = None) -> "SAMBackbone":
         if "prompt_encoder" not in preset.parts:
             raise ValueError(
                 "The preset holds an image encoder alone. Load it with ViTDetBackbone.from_preset."
@@ -208,16 +164,8 @@ class SAMBackbone(Backbone):
         preset_models.load_into(model, preset)
         return model
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "image_encoder": keras.layers.serialize(self.image_encoder),
-            "prompt_encoder": keras.layers.serialize(self.prompt_encoder),
-            "mask_decoder": keras.layers.serialize(self.mask_decoder),
-        }
-
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> "SAMBackbone":
         config = dict(config)
         for part in ("image_encoder", "prompt_encoder", "mask_decoder"):
             config[part] = keras.layers.deserialize(config[part])

@@ -9,11 +9,12 @@ import keras
 import numpy as np
 
 from keras_sam.geometry import ResizePlan
+from keras_sam.layers.prompt_tensors import canonical_inputs
 from keras_sam.models.fine_tuning import FineTuning
 from keras_sam.models.image_segmenter import ImageSegmenter
 from keras_sam.models.outputs import check_choice, join_batches, select_masks
 from keras_sam.models.programs import Programs
-from keras_sam.models.sam_backbone import SAMBackbone, canonical_inputs
+from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.trainable import TrainableSegmenter
 from keras_sam.preprocessing.batches import Batch, iterate_batches
 from keras_sam.preprocessing.converter import batch_of

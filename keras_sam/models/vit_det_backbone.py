@@ -1,10 +1,13 @@
 """The image encoder: a plain vision transformer with windows, and a neck."""
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_sam.layers.arguments import Activation, DType, KeptArguments, Tensor
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.positional_embedding import PositionEmbedding
@@ -17,7 +20,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class ViTDetBackbone(Backbone):
+class ViTDetBackbone(KeptArguments, Backbone):
     """SAM's image encoder: ViT blocks with attention in windows, a few of them global.
 
     Images come in as pixel values 0..255 and are normalised inside the graph, in
@@ -89,8 +92,8 @@ class ViTDetBackbone(Backbone):
         num_layers: int,
         intermediate_dim: int,
         num_heads: int,
-        global_attention_layer_indices,
-        image_shape=(1024, 1024, 3),
+        global_attention_layer_indices: Sequence[int],
+        image_shape: tuple[int, int, int] = (1024, 1024, 3),
         patch_size: int = 16,
         num_output_channels: int = 256,
         use_bias: bool = True,
@@ -98,19 +101,19 @@ class ViTDetBackbone(Backbone):
         use_rel_pos: bool = True,
         window_size: int = 14,
         layer_norm_epsilon: float = 1e-6,
-        activation="gelu",
+        activation: Activation = "gelu",
         dropout_rate: float = 0.0,
         attention_dropout_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         initializer_range: float | None = None,
-        pixel_mean=PIXEL_MEAN,
-        pixel_std=PIXEL_STD,
-        dtype=None,
-        **kwargs,
+        pixel_mean: Sequence[float] = PIXEL_MEAN,
+        pixel_std: Sequence[float] = PIXEL_STD,
+        dtype: DType = None,
+        **kwargs: Any,
     ):
-        h, w, channels = _checked_image_shape(image_shape, patch_size)
+        h, w, channels = image_shape = _checked_image_shape(image_shape, patch_size)
+        global_attention_layer_indices = list(global_attention_layer_indices)
         dtype = keras.dtype_policies.get(dtype)
-        activation = keras.activations.get(activation)
         pixel_mean = _per_channel("pixel_mean", pixel_mean, PIXEL_MEAN, channels)
         pixel_std = _per_channel("pixel_std", pixel_std, PIXEL_STD, channels)
 
@@ -142,27 +145,7 @@ class ViTDetBackbone(Backbone):
             states.append(block(states[-1]))
         x = _neck(states[-1], num_output_channels, initializer_range, dtype)
         super().__init__(inputs=images, outputs=x, dtype=dtype, **kwargs)
-
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.intermediate_dim = intermediate_dim
-        self.num_heads = num_heads
-        self.global_attention_layer_indices = list(global_attention_layer_indices)
-        self.image_shape = (h, w, channels)
-        self.patch_size = patch_size
-        self.num_output_channels = num_output_channels
-        self.use_bias = use_bias
-        self.use_abs_pos = use_abs_pos
-        self.use_rel_pos = use_rel_pos
-        self.window_size = window_size
-        self.layer_norm_epsilon = layer_norm_epsilon
-        self.activation = activation
-        self.dropout_rate = dropout_rate
-        self.attention_dropout_rate = attention_dropout_rate
-        self.drop_path_rate = drop_path_rate
-        self.initializer_range = initializer_range
-        self.pixel_mean = pixel_mean
-        self.pixel_std = pixel_std
+        self.keep_arguments(locals())
 
     @property
     def embedding_size(self) -> tuple[int, int]:
@@ -170,7 +153,7 @@ class ViTDetBackbone(Backbone):
         return tuple(n // self.patch_size for n in self.image_shape[:2])
 
     def with_outputs(self, hidden_states: bool = False, attentions: bool = False) -> keras.Model:
-        """A model with the same weights that also returns what happens inside.
+        """A model with the same weights that also returns intermediate results.
 
         Args:
             hidden_states: bool. The embedded patches and every block's output.
@@ -191,40 +174,15 @@ class ViTDetBackbone(Backbone):
         Returns:
             Hexadecimal string of 32 characters, equal on all backends.
         """
-        # What the weights' shapes do not tell. Dropout and names change no embedding.
+        # What does not show in the weights' shapes. Dropout and names change no embedding.
         names = "image_shape num_heads global_attention_layer_indices window_size use_rel_pos "
         names += "layer_norm_epsilon activation pixel_mean pixel_std"
         config = self.get_config()
-        return hash_model(self, {name: config[name] for name in names.split()})
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "hidden_size": self.hidden_size,
-            "num_layers": self.num_layers,
-            "intermediate_dim": self.intermediate_dim,
-            "num_heads": self.num_heads,
-            "global_attention_layer_indices": self.global_attention_layer_indices,
-            "image_shape": self.image_shape,
-            "patch_size": self.patch_size,
-            "num_output_channels": self.num_output_channels,
-            "use_bias": self.use_bias,
-            "use_abs_pos": self.use_abs_pos,
-            "use_rel_pos": self.use_rel_pos,
-            "window_size": self.window_size,
-            "layer_norm_epsilon": self.layer_norm_epsilon,
-            "activation": keras.activations.serialize(self.activation),
-            "dropout_rate": self.dropout_rate,
-            "attention_dropout_rate": self.attention_dropout_rate,
-            "drop_path_rate": self.drop_path_rate,
-            "initializer_range": self.initializer_range,
-            "pixel_mean": self.pixel_mean,
-            "pixel_std": self.pixel_std,
-        }
+        return _hash_model(self, {name: config[name] for name in names.split()})
 
 
 class _InspectedEncoder(keras.Model):
-    """`ViTDetBackbone.with_outputs`: the encoder's own layers, called with their inner results."""
+    """`ViTDetBackbone.with_outputs`: the encoder's layers, called one by one."""
 
     def __init__(self, encoder, hidden_states, attentions):
         # Without autocast: pixels are normalised in float32.
@@ -241,7 +199,7 @@ class _InspectedEncoder(keras.Model):
         self.attentions = attentions
         self.built = True  # its layers are
 
-    def call(self, images):
+    def call(self, images: Tensor) -> dict[str, Any]:
         states, maps = [self.stem(images)], []
         for block in self.blocks:
             x = block(states[-1], return_attention=self.attentions)
@@ -276,16 +234,8 @@ def _neck(x, channels, initializer_range, dtype):
     return x
 
 
-def hash_model(model, settings) -> str:
-    """A hash of a model's weights, in the order of its layers, and of what else matters.
-
-    Args:
-        model: a `keras.Model`.
-        settings: anything whose `repr` tells what else the outputs depend on.
-
-    Returns:
-        Hexadecimal string of 32 characters, equal on all backends.
-    """
+def _hash_model(model, settings):
+    """A hash of a model's weights, in the order of its layers, and of the settings' `repr`."""
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for variable in model.weights:
         if "float" in variable.dtype:
@@ -296,11 +246,11 @@ def hash_model(model, settings) -> str:
     return digest.hexdigest()
 
 
-def encoder_fingerprint(encoder) -> str:
-    """`ViTDetBackbone.fingerprint`, and the same for any functional model that is an encoder."""
+def encoder_fingerprint(encoder: keras.Model) -> str:
+    """`ViTDetBackbone.fingerprint`, or the same for another functional model."""
     if hasattr(encoder, "fingerprint"):
         return encoder.fingerprint()
-    return hash_model(encoder, encoder.input.shape)
+    return _hash_model(encoder, encoder.input.shape)
 
 
 def _checked_image_shape(image_shape, patch_size):
@@ -314,13 +264,13 @@ def _checked_image_shape(image_shape, patch_size):
 
 
 def _per_channel(name, values, default, channels):
-    """One float per channel; the RGB default serves other channel counts by its average."""
+    """One float per channel; other channel counts than RGB get the average of the default."""
     values = [float(v) for v in values]
     if len(values) != channels and values == list(default):
         return [sum(values) / len(values)] * channels
     if len(values) != channels:
         raise ValueError(
-            f"`{name}` must have one value per image channel, of which there are {channels}. "
+            f"`{name}` must have one value per image channel, here {channels}. "
             f"Received: {name}={values}."
         )
     return values

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_sam
+from keras_sam.layers.attention_orders import FEW_KEYS, FEW_QUERIES, PROJECT_ALL
 from tests.closeness import assert_different, assert_same
 from tests.gradients import gradients_of
 from tests.tiny import randomize
@@ -14,18 +15,18 @@ to_numpy = keras.ops.convert_to_numpy
 HEADS, INNER, CHANNELS = 2, 8, 16
 IMAGE, TOKENS = 35, 3  # tokens of all heads are fewer than inner channels
 
-# Prompts of the query and of the keys; tokens of the query and of the keys; the form that suits.
-FORMS = {
-    "tokens look at the image": ((3, 3), (TOKENS, IMAGE), "_few_queries"),
-    "tokens look at an image of all prompts": ((3, 1), (TOKENS, IMAGE), "_project_all"),
-    "the image looks at tokens": ((3, 3), (IMAGE, TOKENS), "_few_keys"),
-    "an image of all prompts looks at tokens": ((1, 3), (IMAGE, TOKENS), "_few_keys"),
-    "one prompt": ((1, 1), (TOKENS, IMAGE), "_few_queries"),
-    "tokens look at tokens": ((3, 3), (TOKENS, TOKENS), "_project_all"),
-    "as many tokens as channels of a head": ((3, 3), (INNER // HEADS, IMAGE), "_project_all"),
-    "the image looks at as many": ((3, 3), (IMAGE, INNER // HEADS), "_project_all"),
-    "without an axis for prompts": ((None, None), (TOKENS, IMAGE), "_few_queries"),
-    "without it, the other way round": ((None, None), (IMAGE, TOKENS), "_few_keys"),
+# Prompts of the query and of the keys; tokens of the query and of the keys; the cheapest order.
+ORDERS = {
+    "tokens look at the image": ((3, 3), (TOKENS, IMAGE), FEW_QUERIES),
+    "tokens look at an image of all prompts": ((3, 1), (TOKENS, IMAGE), PROJECT_ALL),
+    "the image looks at tokens": ((3, 3), (IMAGE, TOKENS), FEW_KEYS),
+    "an image of all prompts looks at tokens": ((1, 3), (IMAGE, TOKENS), FEW_KEYS),
+    "one prompt": ((1, 1), (TOKENS, IMAGE), FEW_QUERIES),
+    "tokens look at tokens": ((3, 3), (TOKENS, TOKENS), PROJECT_ALL),
+    "as many tokens as channels of a head": ((3, 3), (INNER // HEADS, IMAGE), PROJECT_ALL),
+    "the image looks at as many": ((3, 3), (IMAGE, INNER // HEADS), PROJECT_ALL),
+    "without an axis for prompts": ((None, None), (TOKENS, IMAGE), FEW_QUERIES),
+    "without it, the other way round": ((None, None), (IMAGE, TOKENS), FEW_KEYS),
 }
 
 
@@ -77,11 +78,11 @@ def by_the_book(layer, query, value, key, mask=None, bias=None):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("case", FORMS)
-def test_every_form_is_the_papers_formula(layer, case, masked):
-    prompts, tokens, form = FORMS[case]
+@pytest.mark.parametrize("case", ORDERS)
+def test_every_order_is_the_papers_formula(layer, case, masked):
+    prompts, tokens, order = ORDERS[case]
     query, value, key, mask, _ = inputs(prompts, tokens)
-    assert layer._cheapest_form(query, key, None).__name__ == form
+    assert layer._order(query, key, None, {}) == order
     mask = mask if masked else None
     out, attention = layer(query, value, key, key_mask=mask, return_attention=True)
     expected, expected_map = by_the_book(layer, query, value, key, mask)
@@ -89,9 +90,9 @@ def test_every_form_is_the_papers_formula(layer, case, masked):
     assert_same(to_numpy(attention), expected_map)
 
 
-@pytest.mark.parametrize("case", FORMS)
-def test_a_bias_counts_in_every_form(layer, case):
-    prompts, tokens, _ = FORMS[case]
+@pytest.mark.parametrize("case", ORDERS)
+def test_a_bias_counts_in_every_order(layer, case):
+    prompts, tokens, _ = ORDERS[case]
     query, value, key, _, bias = inputs(prompts, tokens)
     out = layer(query, value, key, attention_bias=bias)
     assert_same(to_numpy(out), by_the_book(layer, query, value, key, bias=bias)[0])
@@ -125,12 +126,12 @@ def test_what_is_projected_beforehand_gives_the_same(layer, case, is_quantized):
     assert_same(out, expected)
 
 
-@pytest.mark.parametrize("case", FORMS)
-def test_gradients_are_those_of_the_projected_form(layer, case, monkeypatch):
-    prompts, tokens, form = FORMS[case]
+@pytest.mark.parametrize("case", ORDERS)
+def test_gradients_are_those_of_the_textbook_form(layer, case, monkeypatch):
+    prompts, tokens, _ = ORDERS[case]
     query, value, key, mask, _ = inputs(prompts, tokens)
     found = gradients(layer, query, value, key, mask)
-    monkeypatch.setattr(layer, "_cheapest_form", lambda *_: layer._project_all)
+    monkeypatch.setattr(layer, "_order", lambda *_: PROJECT_ALL)
     expected = gradients(layer, query, value, key, mask)
     scale = max(np.abs(g).max() for g in expected.values())
     for name, gradient in expected.items():
@@ -155,7 +156,7 @@ def gradients(layer, query, value, key, mask):
 
 
 def test_integer_kernels_and_lora_are_obeyed(layer):
-    prompts, tokens, _ = FORMS["tokens look at the image"]
+    prompts, tokens, _ = ORDERS["tokens look at the image"]
     query, value, key, _, _ = inputs(prompts, tokens)
     before = to_numpy(layer(query, value, key))
     layer.key_proj.enable_lora(2)
@@ -163,7 +164,7 @@ def test_integer_kernels_and_lora_are_obeyed(layer):
     tuned = to_numpy(layer(query, value, key))
     assert_same(tuned, by_the_book_with_lora(layer, query, value, key))
     layer.query_proj.quantize("int8")
-    assert layer._cheapest_form(query, key, None).__name__ == "_project_all"
+    assert layer._order(query, key, None, {}) == PROJECT_ALL
     after = to_numpy(layer(query, value, key))
     assert_different(after, before)
     assert_same(after, tuned, 0.1)

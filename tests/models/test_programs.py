@@ -159,8 +159,8 @@ def test_traces_are_as_many_as_buckets(small, monkeypatch):
     """1 to 12 clicks, 1 to 64 boxes, images of five sizes: layers run once for each shape."""
     traces = []
     decoder, block = small.mask_decoder, small.image_encoder.get_layer("block_0")
-    masks, run = decoder._masks, block._run
-    monkeypatch.setattr(decoder, "_masks", lambda *args: traces.append("masks") or masks(*args))
+    upscale, run = decoder._upscale, block._run
+    monkeypatch.setattr(decoder, "_upscale", lambda *args: traces.append("masks") or upscale(*args))
     monkeypatch.setattr(block, "_run", lambda *args: traces.append("block") or run(*args))
     for size in ((32, 48), (53, 80), (80, 53), (7, 200), (300, 20)):
         embeddings = small.encode([photograph(size)])
@@ -246,8 +246,10 @@ class TestRecordedPrograms:
         """A list that grows whenever the decoder's layers run."""
         calls = []
         upscaler = small.mask_decoder.output_upscaling
-        cells = upscaler.cells
-        monkeypatch.setattr(upscaler, "cells", lambda *args: calls.append(1) or cells(*args))
+        upscale = upscaler.upscale_unordered
+        monkeypatch.setattr(
+            upscaler, "upscale_unordered", lambda *args: calls.append(1) or upscale(*args)
+        )
         return calls
 
     def test_layers_run_once_per_shape(self, small, layer_calls):
