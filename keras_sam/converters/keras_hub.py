@@ -1,9 +1,11 @@
-"""The weight files of KerasHub's `SAMBackbone`, from release 0.17 to 0.32.
+"""The weight files of KerasHub's `SAMBackbone` and of KerasCV's `SegmentAnythingModel`.
 
-Their paths are attribute names and class names in snake case, numbered per container.
+Their paths are attribute names and class names in snake case, numbered per container. Read are
+KerasHub's from release 0.17 to 0.32, and KerasCV's of 0.9.
 
 Source:
-    https://github.com/keras-team/keras-hub at v0.32.0, keras_hub/src/models/sam.
+    https://github.com/keras-team/keras-hub at v0.32.0, keras_hub/src/models/sam;
+    https://github.com/keras-team/keras-cv at v0.9.0, keras_cv/src/models/segmentation.
 """
 
 from keras_sam.converters.tables import attention_rows, keras_rows
@@ -106,5 +108,25 @@ _DECODER = (
     ),
 )
 
-TABLE = _ENCODER + _PROMPTS + _DECODER
-ROWS = keras_rows(TABLE)
+_TABLE = _ENCODER + _PROMPTS + _DECODER
+ROWS = keras_rows(_TABLE)
+
+# KerasCV's names are KerasHub's after these renames.
+_KERAS_CV_RENAMES = (
+    ("mask_decoder/", "layers/sam_mask_decoder/"),
+    ("mlp_block/mlp_block/", "mlp_block/dense_net/"),
+    ("mlp{_k}/mlp_block/", "mlp{_k}/dense_net/"),
+    ("iou_prediction_head/mlp_block/", "iou_prediction_head/dense_net/"),
+    ("add_decomposed_relative_pe", "add_decomposed_reative_pe"),
+)
+
+
+def _keras_cv_name(name):
+    for old, new in _KERAS_CV_RENAMES:
+        name = name.replace(old, new, 1)
+    return name
+
+
+KERAS_CV_ROWS = keras_rows(
+    tuple((_keras_cv_name(foreign), ours, kind) for foreign, ours, kind in _TABLE)
+)

@@ -4,8 +4,6 @@ Source:
     https://github.com/facebookresearch/segment-anything at dca509f.
 """
 
-import numpy as np
-
 from keras_sam.converters.tables import torch_rows
 
 # The name that every such file has; what stands before it is a wrapper's prefix.
@@ -110,18 +108,3 @@ _DECODER = (
 
 ROWS = torch_rows(_ENCODER + _PROMPTS + _DECODER)
 ENCODER_ROWS = torch_rows(_ENCODER)
-
-
-def pixel_statistics(tensors: dict) -> dict:
-    """Removes Meta's `pixel_mean` and `pixel_std` buffers from a file's tensors.
-
-    Meta's own files lack them; code that registers them persistently writes them.
-
-    Returns:
-        Dict with those of the two that are there, as lists of floats.
-    """
-    found = {}
-    for name in ("pixel_mean", "pixel_std"):
-        if name in tensors:
-            found[name] = [float(v) for v in np.asarray(tensors.pop(name)).reshape(-1)]
-    return found

@@ -10,7 +10,7 @@ import zipfile
 
 import numpy as np
 
-from keras_sam.converters.tensors import Tensor, widen_bfloat16
+from keras_sam.converters.tables import Tensor, widen_bfloat16
 from keras_sam.converters.torch_files import read_torch
 
 _MAX_HEADER_BYTES = 100 * 10**6  # the safetensors format's own limit

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from keras_sam.converters import read_checkpoint
-from keras_sam.converters.torch_pickle import load as load_pickle
+from keras_sam.converters.torch_files import load_pickle
 
 VALUES = np.arange(12, dtype="float32").reshape(3, 4)
 DATA = VALUES.tobytes()

@@ -10,7 +10,6 @@ from keras_sam.converters import (
     convert,
     format_of,
     hugging_face,
-    keras_cv,
     keras_hub,
     looks_like,
     meta,
@@ -38,7 +37,7 @@ WRITERS = {
     "transformers": (of_hugging_face, hugging_face.rows()),
     "KerasHub 0.16": (lambda: read(FIXTURES / "keras_hub_0_16"), keras_hub.ROWS),
     "KerasHub 0.32": (lambda: read(FIXTURES / "keras_hub_0_32"), keras_hub.ROWS),
-    "KerasCV 0.9": (lambda: read(FIXTURES / "keras_cv_0_9"), keras_cv.ROWS),
+    "KerasCV 0.9": (lambda: read(FIXTURES / "keras_cv_0_9"), keras_hub.KERAS_CV_ROWS),
 }
 
 

@@ -161,7 +161,7 @@ def test_a_quantized_model_is_refused(tmp_path):
 
 
 def test_a_disk_that_is_full_leaves_no_half_file(segmenter, tmp_path, monkeypatch):
-    from keras_sam.presets import save
+    from keras_sam.presets import write
 
     segmenter.save_to_preset(tmp_path)
     before = (tmp_path / "model.weights.h5").read_bytes()
@@ -187,9 +187,9 @@ def test_a_disk_that_is_full_leaves_no_half_file(segmenter, tmp_path, monkeypatc
         segmenter.save_to_preset(tmp_path)
     assert (tmp_path / "model.weights.h5").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == FILES
-    monkeypatch.setattr(save.json, "dump", full)
+    monkeypatch.setattr(write.json, "dump", full)
     with pytest.raises(OSError, match="No space left"):
-        save.save_json(tmp_path / "config.json", {})
+        write.save_json(tmp_path / "config.json", {})
     assert json.loads((tmp_path / "config.json").read_text())["class_name"] == "SAMBackbone"
 
 
@@ -259,9 +259,9 @@ def test_a_custom_part_is_saved_and_loaded(tmp_path):
 def test_paths_as_people_write_them(folder, monkeypatch):
     monkeypatch.chdir(folder)
     for source in (str(folder), folder, ".", "model.weights.h5", str(folder) + "/"):
-        assert keras_sam.presets.load(source).encoder["num_heads"] == 3
+        assert keras_sam.presets.read_preset(source).encoder["num_heads"] == 3
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert keras_sam.presets.load(f"~/{folder.name}").encoder["num_heads"] == 3
+    assert keras_sam.presets.read_preset(f"~/{folder.name}").encoder["num_heads"] == 3
 
 
 @pytest.mark.parametrize("name", ["sam_base", "sam_base_sa1B", "/no/such/folder", "sam.pth"])

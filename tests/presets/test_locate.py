@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam.presets import list_presets, registry
+from keras_sam.presets import list_presets, locate
 
 NAMES = ["sam_base_sa1b", "sam_large_sa1b", "sam_huge_sa1b"]
 
@@ -25,7 +25,7 @@ def counts(name):
 
     Blocks of one kind are alike, so the whole needs not be built: ViT-H takes 2.6 GB.
     """
-    parts = keras_sam.presets.load(name, load_weights=False).parts
+    parts = keras_sam.presets.read_preset(name, load_weights=False).parts
     config = parts["image_encoder"]["config"]
     blocks, whole = config["num_layers"], len(config["global_attention_layer_indices"])
     small = {**config, "num_layers": 2, "global_attention_layer_indices": [1]}
@@ -48,26 +48,26 @@ def counts(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_metadata_counts(name):
-    metadata = registry.metadata(name)
+    metadata = locate.metadata(name)
     assert counts(name) == {key: metadata[key] for key in counts(name)}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_of_a_built_in(name):
-    folder = registry.folder_of(name)
-    metadata = registry.metadata(name)
+    folder = locate.folder_of(name)
+    metadata = locate.metadata(name)
     assert metadata["license"] == "Apache-2.0"
     for file in metadata["files"]:
-        assert isinstance(registry.read_json(f"{folder}/{file}"), dict)
-    saved = keras_sam.presets.load(name, load_weights=False)
+        assert isinstance(locate.read_json(f"{folder}/{file}"), dict)
+    saved = keras_sam.presets.read_preset(name, load_weights=False)
     assert saved.preprocessor["registered_name"] == "keras_sam>SAMImageSegmenterPreprocessor"
     assert saved.task["registered_name"] == "keras_sam>SAMImageSegmenter"
 
 
 def test_the_whole_of_the_smallest():
     segmenter = keras_sam.SAMImageSegmenter.from_preset("sam_base_sa1b", load_weights=False)
-    assert segmenter.count_params() == registry.metadata("sam_base_sa1b")["parameters"]
-    assert len(segmenter.weights) == registry.metadata("sam_base_sa1b")["tensors"]
+    assert segmenter.count_params() == locate.metadata("sam_base_sa1b")["parameters"]
+    assert len(segmenter.weights) == locate.metadata("sam_base_sa1b")["tensors"]
     # Its preprocessor is the one that weights without any would get.
     default = keras_sam.SAMImageSegmenter.default_preprocessor(segmenter.backbone)
     ours, theirs = segmenter.preprocessor.get_config(), default.get_config()
@@ -81,12 +81,12 @@ def test_the_whole_of_the_smallest():
 
 
 def test_damaged_data_is_an_error_with_a_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_FOLDERS", (str(tmp_path / "none"),))
+    monkeypatch.setattr(locate, "_FOLDERS", (str(tmp_path / "none"),))
     with pytest.raises(FileNotFoundError, match="Install it again"):
         list_presets()
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "config.json").write_text("{}")
     (tmp_path / "x" / "metadata.json").write_text("{")
-    monkeypatch.setattr(registry, "_FOLDERS", (str(tmp_path),))
+    monkeypatch.setattr(locate, "_FOLDERS", (str(tmp_path),))
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "x" / "metadata.json"))):
         list_presets()
