@@ -23,7 +23,10 @@ from keras_sam.presets.write import save_preset
 
 
 class _ClassPresets:
-    """`SomeClass.presets`: the built-in presets of that class, looked up when they are read."""
+    """`SomeClass.presets`: the built-in presets of that class, looked up when they are read.
+
+    Those of its subclasses are among them, and a subclass has those of the class.
+    """
 
     def __get__(self, instance: Any, owner: type) -> dict[str, dict]:
         of_class = {}
@@ -37,7 +40,8 @@ class _ClassPresets:
 
 
 def _any_is(cls, *saved):
-    return any(s and issubclass(registered(s["registered_name"]), cls) for s in saved)
+    classes = [registered(part["registered_name"]) for part in saved if part is not None]
+    return any(issubclass(c, cls) or issubclass(cls, c) for c in classes)
 
 
 def _encoder_of(known):

@@ -314,6 +314,66 @@ def test_a_client_that_is_not_installed(source, module, extra, tmp_path):
     )
 
 
+# --- caches that are laid out otherwise ------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Clients that keep their files in a layout that is not known here."""
+    folder = tmp_path / "elsewhere"
+    asked = []
+
+    def download(handle, name=None, path=None, revision=None):
+        name = name or path
+        asked.append((handle, name, revision))
+        place = folder / "blobs" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(FILES[name].read_bytes())
+        return str(place)
+
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(folder))
+    monkeypatch.setenv("HF_HOME", str(folder))
+    monkeypatch.setattr("kagglehub.model_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
+    return asked
+
+
+@pytest.mark.parametrize("address", [KAGGLE, KAGGLE.removesuffix("/5"), HUB, f"{HUB}@v2"])
+def test_a_cache_of_another_layout_gives_the_same(address, elsewhere):
+    from keras_sam.presets import read_preset
+
+    found, wanted = read_preset(address).arrays, read_preset(FIXTURE).arrays
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(wanted[name]))
+    # Each file by the address as it was given: nothing was made up from the paths.
+    given = address.removeprefix("kaggle://").removeprefix("hf://").partition("@")
+    names = ["config.json", "model.weights.h5"]
+    assert elsewhere == [(given[0], name, given[2] or None) for name in names]
+
+
+@pytest.mark.parametrize("source", [KaggleSource("a/b/c/d/5"), HubSource("a/b")])
+def test_nothing_is_cached_where_the_layout_is_not_known(source, elsewhere):
+    source.fetch("config.json")
+    assert source.cached("config.json") is None
+
+
+def test_an_http_library_that_is_not_known_by_name(elsewhere, monkeypatch):
+    class Broken(Exception):
+        pass
+
+    def download(*arguments, **kwargs):
+        raise Broken("halfway")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(Broken, match="halfway"):
+        HubSource("a/b").fetch("config.json")
+    Broken.__module__ = "httpx3._exceptions"
+    with pytest.raises(ConnectionError, match="'a/b' cannot be reached for config.json: halfway"):
+        HubSource("a/b").fetch("config.json")
+
+
 # --- built-in names -------------------------------------------------------------------------
 
 

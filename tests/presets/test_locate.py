@@ -1,13 +1,17 @@
 """The built-in presets say what is true of the models."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import keras_sam
+from keras_sam.converters import to_meta
 from keras_sam.presets import list_presets, locate
+from keras_sam.presets.write import save_safetensors
 
+FIXTURE = Path(__file__).resolve().parent.parent / "fixtures" / "keras_hub_0_32"
 NAMES = ["sam_base_sa1b", "sam_large_sa1b", "sam_huge_sa1b"]
 
 
@@ -16,8 +20,33 @@ def test_names_smallest_first():
     assert [name for name in listed if name in NAMES] == NAMES
     sizes = [known["parameters"] for known in listed.values()]
     assert sizes == sorted(sizes)
-    assert keras_sam.SAMImageSegmenter.presets.keys() == listed.keys()
-    assert keras_sam.ImageSegmenter.presets.keys() == listed.keys()
+
+
+def test_presets_of_a_class():
+    whole, encoders = list_presets(), locate.aliases()
+    assert encoders["vitdet_base_sa1b"] == "sam_base_sa1b"
+    for cls in (keras_sam.SAMImageSegmenter, keras_sam.ImageSegmenter, keras_sam.SAMBackbone):
+        assert cls.presets == whole
+    assert keras_sam.ViTDetBackbone.presets.keys() == encoders.keys()
+    assert keras_sam.Backbone.presets.keys() == whole.keys() | encoders.keys()
+
+    class Mine(keras_sam.ViTDetBackbone):
+        pass
+
+    assert Mine.presets.keys() == encoders.keys()
+    known = Mine.presets["vitdet_base_sa1b"]
+    assert known["parameters"] == whole["sam_base_sa1b"]["image_encoder_parameters"]
+    assert known["size"] == 4 * known["parameters"]
+
+
+def test_a_file_is_taken_before_the_registry_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arrays = keras_sam.presets.read_preset(FIXTURE, load_weights=True).arrays
+    save_safetensors(tmp_path / "sam_base_sa1b", to_meta(arrays))
+    monkeypatch.setattr(locate, "_FOLDERS", ())
+    for path in ("sam_base_sa1b", tmp_path / "sam_base_sa1b"):
+        found = keras_sam.presets.read_preset(path)
+        assert found.arrays.keys() == arrays.keys()
 
 
 def counts(name):
