@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_sam.converters import hugging_face, keras_hub, meta, own_keras
+from keras_sam.converters import keras_tables, torch_tables
 from keras_sam.converters.tables import Tensor, count_matches, to_foreign, to_ours
 
 # What other programs keep in a Keras file beside the model's weights.
@@ -27,16 +27,18 @@ class Format(NamedTuple):
 
 
 FORMATS = (
-    Format("Meta", meta.SIGNATURE, lambda arrays: meta.ROWS),
-    Format("transformers", hugging_face.SIGNATURE, lambda arrays: _hugging_face_rows(arrays)),
-    Format("KerasCV", keras_hub.SIGNATURE, lambda arrays: keras_hub.KERAS_CV_ROWS),
-    Format("KerasHub", keras_hub.SIGNATURE, lambda arrays: keras_hub.ROWS),
-    Format("keras_sam", "patch_embedding/kernel", lambda arrays: ()),
-    Format("keras_sam, saved by Keras", own_keras.SIGNATURE, lambda arrays: own_keras.ROWS),
+    Format("Meta", torch_tables.META_SIGNATURE, lambda _: torch_tables.META_ROWS),
+    Format("transformers", torch_tables.TRANSFORMERS_SIGNATURE, lambda x: _transformers_rows(x)),
+    Format("KerasCV", keras_tables.KERAS_HUB_SIGNATURE, lambda _: keras_tables.KERAS_CV_ROWS),
+    Format("KerasHub", keras_tables.KERAS_HUB_SIGNATURE, lambda _: keras_tables.KERAS_HUB_ROWS),
+    Format("keras_sam", "patch_embedding/kernel", lambda _: ()),
+    Format(
+        "keras_sam, saved by Keras", keras_tables.OWN_SIGNATURE, lambda _: keras_tables.OWN_ROWS
+    ),
     Format(
         "Meta, image encoder alone",
-        "patch_embed.proj.weight",
-        lambda arrays: meta.ENCODER_ROWS,
+        torch_tables.ENCODER_SIGNATURE,
+        lambda _: torch_tables.ENCODER_ROWS,
         add="image_encoder.",
     ),
 )
@@ -146,18 +148,14 @@ def looks_like(tensors) -> str:
 
 def to_meta(arrays: dict) -> dict[str, Tensor]:
     """Our variables under the names and in the layout of Meta's code."""
-    return to_foreign(arrays, meta.ROWS)
+    return to_foreign(arrays, torch_tables.META_ROWS)
 
 
 def to_hugging_face(arrays: dict) -> dict[str, Tensor]:
     """Our variables under the names and in the layout of transformers' `SamModel`."""
-    depth = 1 + max(
-        int(m.group(1))
-        for m in (re.fullmatch(r".*iou_prediction_head/dense_(\d+)/kernel", n) for n in arrays)
-        if m
-    )
-    tensors = to_foreign(arrays, hugging_face.rows(depth))
-    tensors[hugging_face.TIED_POSITIONAL] = tensors[hugging_face.POSITIONAL]
+    depth = _count(arrays, r".*iou_prediction_head/dense_(\d+)/kernel")
+    tensors = to_foreign(arrays, torch_tables.transformers_rows(depth))
+    tensors[torch_tables.TIED_POSITIONAL] = tensors[torch_tables.POSITIONAL]
     return tensors
 
 
@@ -197,21 +195,14 @@ def _without_prefix(tensors, prefix, add):
     }
 
 
-def _hugging_face_rows(tensors):
-    inner = [
-        int(m.group(1))
-        for m in (
-            re.fullmatch(r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.weight", name)
-            for name in tensors
-        )
-        if m
-    ]
-    return hugging_face.rows(max(inner, default=-1) + 3)
+def _transformers_rows(tensors):
+    inner = _count(tensors, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.weight")
+    return torch_tables.transformers_rows(inner + 2)
 
 
 def _one_positional(tensors):
     """Keeps one of the two names of transformers' positional matrix, which must be equal."""
-    tied, first = hugging_face.TIED_POSITIONAL, hugging_face.POSITIONAL
+    tied, first = torch_tables.TIED_POSITIONAL, torch_tables.POSITIONAL
     if tied not in tensors:
         return tensors
     tensors = dict(tensors)
@@ -400,7 +391,8 @@ def _mask_decoder(shapes, hints):
     }
 
 
-def _count(shapes, pattern):
-    numbers = [int(m.group(1)) for m in (re.fullmatch(pattern, name) for name in shapes) if m]
+def _count(names, pattern):
+    """How many layers of one kind there are, by the numbers in their names."""
+    numbers = [int(m.group(1)) for m in (re.fullmatch(pattern, name) for name in names) if m]
     # A file with fewer names than this number would have is refused later, name by name.
-    return min(max(numbers, default=-1) + 1, len(shapes))
+    return min(max(numbers, default=-1) + 1, len(names))

@@ -1,7 +1,7 @@
 """Named tensors, and the tables that rename them to our variables and lay them out."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -99,11 +99,17 @@ class Row(NamedTuple):
     layout: Layout = SAME
 
 
-def torch_rows(table) -> tuple[Row, ...]:
-    """Rows from (foreign prefix, our prefix, kind) for modules of torch.
+def with_prefixes(prefixes: tuple[str, str, str], *rows: tuple) -> list[tuple]:
+    """The rows (ours, kind, theirs, others') with a prefix before each of the three names."""
+    ours, theirs, others = prefixes
+    return [(ours + a, kind, theirs + b, others + c) for a, kind, b, c in rows]
+
+
+def torch_rows(table: Iterable[tuple[str, str, str]]) -> tuple[Row, ...]:
+    """Rows from (our prefix, kind, foreign prefix) for modules of torch.
 
     Args:
-        table: sequence of triples; kind is `dense`, `conv`, `conv_no_bias`, `norm`,
+        table: iterable of triples; kind is `dense`, `conv`, `conv_no_bias`, `norm`,
             `embedding`, or `tensor` for a name that is complete.
     """
     endings = {
@@ -117,37 +123,8 @@ def torch_rows(table) -> tuple[Row, ...]:
     return _expand(table, endings)
 
 
-def attention_rows(layer: str) -> tuple:
-    """Rows of the two-way transformer's attentions and norms, alike in all files of Keras.
-
-    Args:
-        layer: str. What the file calls a layer of the transformer, with `{_i}` for its number.
-
-    Returns:
-        Tuple of rows for `keras_rows`.
-    """
-    ours = "mask_decoder/transformer"
-    names = (
-        "self_attention",
-        "cross_attention_token_to_image",
-        "cross_attention_image_to_token",
-    )
-    attentions = [(f"{layer}/{name}", f"{ours}/layer_{{i}}/{name}") for name in names]
-    attentions.append((f"{ours}/final_attention_token_to_image",) * 2)
-    norms = [(f"{layer}/layer_norm{n}", f"{ours}/layer_{{i}}/layer_norm{n}") for n in (1, 2, 3, 4)]
-    norms.append((f"{ours}/final_layer_norm",) * 2)
-    return (
-        *(
-            (f"{theirs}/{part}", f"{own}/{part}", "dense")
-            for theirs, own in attentions
-            for part in ("query_proj", "key_proj", "value_proj", "out_proj")
-        ),
-        *((theirs, own, "norm") for theirs, own in norms),
-    )
-
-
-def keras_rows(table) -> tuple[Row, ...]:
-    """Rows for the paths in a Keras weights file, where variables are only numbered."""
+def keras_rows(table: Iterable[tuple[str, str, str]]) -> tuple[Row, ...]:
+    """The same for the paths in a Keras weights file, where variables are only numbered."""
     weights = (("/vars/0", "/kernel", SAME), ("/vars/1", "/bias", SAME))
     endings = {
         "dense": weights,
@@ -163,7 +140,7 @@ def keras_rows(table) -> tuple[Row, ...]:
 def _expand(table, endings):
     return tuple(
         Row(foreign + a, ours + b, layout)
-        for foreign, ours, kind in table
+        for ours, kind, foreign in table
         for a, b, layout in endings[kind]
     )
 

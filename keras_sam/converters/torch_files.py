@@ -97,7 +97,7 @@ def read_torch(path) -> dict[str, Tensor]:
         start = file.read(4)
         if os.path.getsize(path) == 0:
             raise ValueError("The file is empty.")
-        mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    mapped = map_file(path)
     if start[:2] == b"PK":
         content, storages = _read_zip(path, mapped)
     else:
@@ -129,26 +129,38 @@ def _read_zip(path, mapped):
     info = members[f"{root}data.pkl"]
     if info.file_size > _MAX_PICKLE_BYTES:
         raise ValueError(f"Its pickle of {info.file_size} bytes is no state dict's.")
-    content = load_pickle(_member(mapped, info).tobytes())
+    content = load_pickle(zip_member(mapped, info).tobytes())
 
     def storage_bytes(storage):
         info = members.get(f"{root}data/{storage.key}")
         if info is None:
             raise ValueError(f"Its storage {storage.key!r} is missing.")
-        return _member(mapped, info), order
+        return zip_member(mapped, info), order
 
     return content, storage_bytes
 
 
 def _order(mapped, info):
-    return b"little" if info is None else _member(mapped, info).tobytes()
+    return b"little" if info is None else zip_member(mapped, info).tobytes()
 
 
-def _member(mapped, info):
-    """The bytes of a zip member, as a view of the mapped file."""
+def map_file(path: str | os.PathLike) -> np.ndarray:
+    """The bytes of a file, memory-mapped."""
+    with open(path, "rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def zip_member(mapped: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
+    """The bytes of a member of a zip archive, as a view of the mapped file.
+
+    Raises:
+        ValueError: if it is compressed, as neither torch nor Keras does it, or damaged.
+    """
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
-        # torch stores without compression; a few compressed bytes could claim any size.
-        raise ValueError(f"Its part {info.filename!r} is compressed, which torch never does.")
+        # A few compressed bytes could claim any size.
+        raise ValueError(
+            f"Its part {info.filename!r} is compressed, which torch and Keras never do."
+        )
     header = mapped[info.header_offset : info.header_offset + 30].tobytes()
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
         raise ValueError(f"Its part {info.filename!r} is damaged.")

@@ -14,7 +14,10 @@ class Backbone(preset_models.PresetModel):
 
     Args:
         dtype: optional str or `keras.DTypePolicy`, the policy of the model's layers.
-        **kwargs: passed on to `keras.Model`; `inputs` and `outputs` among them.
+        **kwargs: `inputs`, `outputs`, `name` and `trainable` of `keras.Model`.
+
+    Raises:
+        TypeError: if there is another argument.
 
     Example:
 
@@ -25,6 +28,9 @@ class Backbone(preset_models.PresetModel):
     """
 
     def __init__(self, *args: Any, dtype: str | keras.DTypePolicy | None = None, **kwargs: Any):
+        unknown = sorted(kwargs.keys() - {"inputs", "outputs", "name", "trainable"})
+        if unknown:  # which Keras's functional models ignore
+            raise TypeError(f"{type(self).__name__} has no argument `{unknown[0]}`.")
         super().__init__(*args, **kwargs)
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)

@@ -230,8 +230,9 @@ def test_all_models_take_the_same_arguments_from_a_preset(segmenter, tmp_path):
         model = cls.from_preset(tmp_path, name="mine", dtype="bfloat16", load_weights=False)
         assert model.name == "mine"
         assert model.dtype_policy.name == "bfloat16"
-    with pytest.raises((TypeError, ValueError), match="colour"):
-        keras_sam.ViTDetBackbone.from_preset(tmp_path, colour="red")
+    for cls in classes[1:]:
+        with pytest.raises(TypeError, match="has no argument `colour`"):
+            cls.from_preset(tmp_path, colour="red")
 
 
 DAMAGE = [
