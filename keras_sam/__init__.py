@@ -8,91 +8,56 @@ same registers its classes with Keras, so that `.keras` files load without
 
 import importlib
 import importlib.abc
-import importlib.util
 import os
 import sys
+
+from keras_sam import layers, models
+from keras_sam.backend_choice import choose_backend
+from keras_sam.namespaces import lazy_names
 
 __version__ = "0.1.0"
 
 # PyTorch reads it at its first tensor: large ones lie in pages of 2 MB then, where Linux offers
-# them, and new memory costs a tenth. With the default a tensor of 8 MB is 2048 page faults.
+# them, and new memory costs less, since there are fewer page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+choose_backend()
 
-_HOME = {
-    "Backbone": "keras_sam.models.backbone",
-    "ImageSegmenter": "keras_sam.models.image_segmenter",
-    "MLP": "keras_sam.layers.mlp",
-    "MultiHeadAttentionWithDownsampling": "keras_sam.layers.multi_head_attention",
-    "RandomFrequencyPositionalEmbeddings": "keras_sam.layers.positional_embedding",
+_HOMES = {
+    **layers.HOMES,
+    **models.HOMES,
     "ResizePlan": "keras_sam.geometry",
     "SAMAutomaticMaskGenerator": "keras_sam.mask_generator",
-    "SAMBackbone": "keras_sam.models.sam_backbone",
-    "SAMImageConverter": "keras_sam.preprocessing.converter",
-    "SAMImageSegmenter": "keras_sam.models.sam_image_segmenter",
-    "SAMImageSegmenterPreprocessor": "keras_sam.preprocessing.preprocessor",
-    "SAMMaskDecoder": "keras_sam.layers.mask_decoder",
     "SAMPredictor": "keras_sam.predictor",
-    "SAMPromptEncoder": "keras_sam.layers.prompt_encoder",
-    "TwoWayMultiHeadAttention": "keras_sam.layers.two_way_transformer",
-    "TwoWayTransformer": "keras_sam.layers.two_way_transformer",
     "UnfinishedImagesError": "keras_sam.mask_generator",
-    "ViTDetBackbone": "keras_sam.models.vit_det_backbone",
-    "WindowAttention": "keras_sam.layers.window_attention",
-    "WindowedTransformerEncoder": "keras_sam.layers.window_attention",
     "best_mask": "keras_sam.models.outputs",
     "mask_to_logits": "keras_sam.prompts",
     "restore_masks": "keras_sam.preprocessing.preprocessor",
     "select_masks": "keras_sam.models.outputs",
 }
-# A module of ours that imports Keras must be complete before the others can import it.
-_KERAS_ROOMS = (
-    "compat",
-    "evaluation",
-    "layers",
-    "losses",
-    "mask_generator",
-    "models",
-    "predictor",
-    "preprocessing",
-    "training",
-)
 _MODULES = (
     "annotations",
     "boxes",
     "compat",
     "evaluation",
     "geometry",
+    "layers",
     "losses",
     "masks",
+    "models",
     "presets",
     "prompts",
     "training",
     "visualization",
 )
-
-__all__ = sorted([*_HOME, *_MODULES, "__version__"])
-
-
-def __getattr__(name):
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"keras_sam.{name}")
-    else:
-        raise AttributeError(f"module 'keras_sam' has no attribute '{name}'")
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return __all__
+__all__, __getattr__, __dir__ = lazy_names(globals(), _HOMES, _MODULES)
+__all__ += ["__version__"]
 
 
 def _register_classes():
     """Imports every module that defines a class which Keras may have to load."""
     for module in sorted(
         {
-            *_HOME.values(),
+            *_HOMES.values(),
             "keras_sam.compat.keras_cv",
             "keras_sam.training.layerwise_decay",
             "keras_sam.training.trainer",
@@ -102,25 +67,39 @@ def _register_classes():
 
 
 class _AfterKeras(importlib.abc.MetaPathFinder):
-    """Registers our classes once Keras, or the first module of ours that uses it, is imported."""
+    """Registers our classes once Keras is imported.
 
-    _starts = {"keras", *(f"keras_sam.{room}" for room in _KERAS_ROOMS)}
+    A module of ours may be what imports Keras, and others need it complete. So this waits until
+    the outermost import of Keras or of a module of ours is done.
+    """
+
+    def __init__(self):
+        self._unfinished = 0
 
     def find_spec(self, name, path=None, target=None):
-        if name not in self._starts:
+        if name != "keras" and not name.startswith("keras_sam."):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            return None
-        load = spec.loader.exec_module
+        finders = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(name, path, target) for finder in finders)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None:
+            self._watch(spec.loader)
+        return spec
+
+    def _watch(self, loader):
+        load = loader.exec_module
 
         def load_and_register(module):
-            load(module)
-            _register_classes()
+            self._unfinished += 1
+            try:
+                load(module)
+            finally:
+                self._unfinished -= 1
+            if self._unfinished == 0 and sys.modules.get("keras") and self in sys.meta_path:
+                sys.meta_path.remove(self)
+                _register_classes()
 
-        spec.loader.exec_module = load_and_register
-        return spec
+        loader.exec_module = load_and_register
 
 
 if sys.modules.get("keras"):

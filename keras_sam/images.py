@@ -14,6 +14,10 @@ import numpy as np
 
 from keras_sam.prompts.nested import to_numpy
 
+# Mean and standard deviation of RGB in 0..255 that every released checkpoint was trained with.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
 
 def load_image(
     image: Any,

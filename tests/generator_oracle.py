@@ -16,7 +16,6 @@ import pytest
 
 import keras_sam
 from keras_sam import presets
-from keras_sam.presets.loading import load
 from tests.meta_oracle import meta_like
 from tests.scenes import scene
 
@@ -120,7 +119,7 @@ def meta_model():
         preset, file = Path(folder) / "preset", Path(folder) / "demo.safetensors"
         our_model().save_to_preset(preset)
         presets.convert_checkpoint(preset, file, "meta")
-        parts = load(preset, load_weights=False).parts
+        parts = presets.read_preset(preset, load_weights=False).parts
         names = ("image_encoder", "prompt_encoder", "mask_decoder")
         model = meta_like(*(parts[name]["config"] for name in names))
         model.load_state_dict({name: values.float() for name, values in load_file(file).items()})

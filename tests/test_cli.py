@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 import keras_sam
+from keras_sam.backend_choice import BACKENDS
 from keras_sam.cli import main
-from keras_sam.cli.backend import PACKAGES, choose_backend
+from keras_sam.cli.backend import choose_backend
 from keras_sam.cli.failure import CommandError
 from keras_sam.cli.output import output_files
 from keras_sam.cli.prompt_files import read_prompts
@@ -173,7 +174,7 @@ def test_no_such_backend(installed, monkeypatch, names, environment, option, cod
 def test_without_any_backend_the_command_says_so(photo, checkpoint, tmp_path):
     result = run_python(
         "import importlib.util, sys; find_spec = importlib.util.find_spec\n"
-        f"hidden = {set(PACKAGES)}\n"
+        f"hidden = {set(BACKENDS)}\n"
         "importlib.util.find_spec = lambda n, *a: None if n in hidden else find_spec(n, *a)\n"
         "from keras_sam.cli import main\n"
         f"sys.exit(main(['segment', {str(photo)!r}, '--checkpoint', {str(checkpoint)!r},"
@@ -186,7 +187,7 @@ def test_without_any_backend_the_command_says_so(photo, checkpoint, tmp_path):
 
 
 def test_another_backend_than_the_running_one_is_refused(cli, photo, checkpoint, tmp_path):
-    other = next(name for name in PACKAGES if name != keras.config.backend())
+    other = next(name for name in BACKENDS if name != keras.config.backend())
     code, _, err = cli(
         *("segment", photo, "--checkpoint", checkpoint, "--point", "1,2"),
         *("--out", tmp_path / "out", "--backend", other),

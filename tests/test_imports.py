@@ -19,6 +19,7 @@ PACKAGE = ROOT / "keras_sam"
 LEVELS = {
     # 0: numpy only; works without Keras
     "annotations": 0,
+    "backend_choice": 0,
     "boxes": 0,
     "candidates": 0,
     "converters": 0,
@@ -29,6 +30,7 @@ LEVELS = {
     "images": 0,
     "mask_records": 0,
     "masks": 0,
+    "namespaces": 0,
     "presets": 0,
     "prompts": 0,
     # 1: Keras layers
@@ -78,11 +80,15 @@ OPTIONAL = {
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """One imported module: its dotted name, its line, and whether it waits inside a function."""
+    """One imported module: its dotted name, its line, and whether it waits inside a function.
+
+    `names` are what `from module import ...` takes of it.
+    """
 
     module: str
     line: int
     lazy: bool
+    names: tuple[str, ...] = ()
 
 
 def sources():
@@ -111,7 +117,8 @@ def imports_of(path):
                     Import(f"keras_sam.{alias.name}", node.lineno, lazy) for alias in node.names
                 )
             else:
-                found.append(Import(node.module, node.lineno, lazy))
+                names = tuple(alias.name for alias in node.names)
+                found.append(Import(node.module, node.lineno, lazy, names))
         waits = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
             visit(child, lazy or waits)
@@ -175,10 +182,58 @@ def test_rooms_of_one_level_do_not_import_each_other_in_a_circle():
     for path in sources():
         if room_of(path) != "__init__":
             graph.setdefault(room_of(path), set()).update(room for room, _ in own_rooms(path))
+    found = circles({room: needs - {room} for room, needs in graph.items()})
+    assert not found, f"a circle: {' -> '.join(found)}"
+
+
+def modules():
+    """The dotted name of every file of the package, and its path."""
+    names = {}
+    for path in sources():
+        parts = ["keras_sam", *path.relative_to(PACKAGE).with_suffix("").parts]
+        names[".".join(parts).removesuffix(".__init__")] = path
+    return names
+
+
+def circles(graph):
+    """One circle of a dict from nodes to what each needs, as a list that ends where it starts."""
     try:
-        TopologicalSorter({room: needs - {room} for room, needs in graph.items()}).prepare()
+        TopologicalSorter(graph).prepare()
     except CycleError as error:
-        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+        return error.args[1]
+    return []
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}}) == []
+    assert set(circles({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == {"b", "c"}
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+    paths = modules()
+    graph = {}
+    for name, path in paths.items():
+        needs = graph.setdefault(name, set())
+        for item in imports_of(path):
+            inside = [f"{item.module}.{taken}" for taken in item.names]
+            needs.update(module for module in inside if module in paths)
+            # A package is needed itself only if something is taken that is no module in it.
+            if item.module in paths and not (inside and set(inside) <= paths.keys()):
+                needs.add(item.module)
+    found = circles(graph)
+    assert not found, f"a circle of imports: {' -> '.join(found)}"
+
+
+def test_the_package_imports_names_from_where_they_are_defined():
+    # The namespaces import lazily, by strings: an import through them would hide what it needs.
+    wrong = [
+        f"{name_of(path)}:{item.line}: {', '.join(item.names)}"
+        for path in sources()
+        for item in imports_of(path)
+        if item.module in ("keras_sam.layers", "keras_sam.models")
+        and any(f"{item.module}.{name}" not in modules() for name in item.names)
+    ]
+    assert not wrong
 
 
 def test_backends_are_named_only_where_a_kernel_is_chosen():
@@ -237,9 +292,9 @@ def test_tools_and_tests_are_not_imported_by_the_package():
     assert not wrong
 
 
-def run_python(code, blocked=(), backend=None):
+def run_python(code, blocked=(), backend=None, **more):
     """Runs `code` in a fresh Python in which the packages `blocked` cannot be imported."""
-    variables = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    variables = {**{k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}, **more}
     if backend:
         variables["KERAS_BACKEND"] = backend
     program = f"import sys\nsys.modules.update(dict.fromkeys({sorted(blocked)!r}))\n{code}"
@@ -251,11 +306,7 @@ def run_python(code, blocked=(), backend=None):
 
 
 def modules_of_level(level):
-    names = []
-    for path in sources():
-        if LEVELS.get(room_of(path)) == level:
-            names.append(".".join(["keras_sam", *path.relative_to(PACKAGE).with_suffix("").parts]))
-    return [name.removesuffix(".__init__") for name in names]
+    return [name for name, path in modules().items() if LEVELS.get(room_of(path)) == level]
 
 
 def test_blocked_packages_cannot_be_imported():
@@ -303,3 +354,73 @@ def test_large_pages_for_tensors_of_torch_unless_the_user_said_no(own):
     code += "" if own is None else f"os.environ[{name!r}] = {own!r}\n"
     code += f"import keras_sam\nprint(os.environ[{name!r}])"
     assert run_python(code).strip() == (own or "1")
+
+
+NAMESPACES = {
+    "layers": "MLP MultiHeadAttentionWithDownsampling RandomFrequencyPositionalEmbeddings "
+    "SAMImageConverter SAMMaskDecoder SAMPromptEncoder TwoWayMultiHeadAttention TwoWayTransformer "
+    "WindowAttention WindowedTransformerEncoder",
+    "models": "Backbone ImageSegmenter SAMBackbone SAMImageSegmenter "
+    "SAMImageSegmenterPreprocessor ViTDetBackbone",
+}
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_namespaces_have_the_flat_names(namespace):
+    names = NAMESPACES[namespace].split()
+    code = f"import keras_sam\nfrom keras_sam.{namespace} import *\n"
+    code += f"print(keras_sam.{namespace}.__all__ == dir(keras_sam.{namespace}) == {names})\n"
+    code += f"print({' and '.join(f'{name} is keras_sam.{name}' for name in names)})"
+    assert run_python(code, backend="torch").split() == ["True", "True"]
+
+
+def test_a_namespace_imports_no_more_than_is_asked_for():
+    code = "import keras_sam\nkeras_sam.layers, keras_sam.models\nprint('keras' in sys.modules)\n"
+    code += (
+        "try:\n    keras_sam.layers.SAMBackbone\nexcept AttributeError as error:\n    print(error)"
+    )
+    assert run_python(code).splitlines() == [
+        "False",
+        "module 'keras_sam.layers' has no attribute 'SAMBackbone'",
+    ]
+
+
+# Packages that are missing, what the user has chosen, and the backend that results.
+CHOICES = [
+    ({"tensorflow"}, {}, "jax"),
+    ({"tensorflow", "jax"}, {}, "torch"),
+    ({"tensorflow", "jax", "torch"}, {}, "openvino"),
+    ({"tensorflow", "jax", "torch", "openvino"}, {}, "None"),
+    (set(), {}, "None"),  # TensorFlow is what Keras takes by itself
+    ({"tensorflow"}, {"KERAS_BACKEND": "torch"}, "torch"),
+    ({"tensorflow"}, {"keras.json": '{"backend": "torch"}'}, "None"),
+]
+
+
+@pytest.mark.parametrize(("missing", "chosen", "backend"), CHOICES)
+def test_without_a_choice_an_installed_backend_is_taken(missing, chosen, backend, tmp_path):
+    variables = {"KERAS_HOME": str(tmp_path)} | chosen
+    if "keras.json" in variables:
+        (tmp_path / "keras.json").write_text(variables.pop("keras.json"))
+    code = "import logging, os\nlogging.basicConfig(level='INFO', stream=sys.stdout)\n"
+    code += "import keras_sam\nprint(os.environ.get('KERAS_BACKEND'))\n"
+    code += f"print(set(sys.modules) & { ({*BACKENDS, 'openvino', 'keras'} - missing)!r})"
+    *log, name, imported = run_python(code, missing, **variables).splitlines()
+    assert (name, imported) == (backend, "set()")
+    quiet = chosen or backend == "None"
+    assert len(log) == (0 if quiet else 1)
+    assert quiet or log[0].startswith(f"INFO:keras_sam:Keras runs on {backend}")
+
+
+def test_the_choice_lets_keras_start(tmp_path):
+    code = "import keras_sam\nprint(keras_sam.ResizePlan((3, 4)).original_size)\n"
+    code += "import keras\nprint(keras.config.backend())"
+    home = {"HOME": str(tmp_path)}  # no ~/.keras there
+    assert run_python(code, {"tensorflow", "jax"}, **home).split("\n")[1] == "torch"
+
+
+def test_keras_that_runs_already_keeps_its_backend(tmp_path):
+    code = "import os, keras\ndel os.environ['KERAS_BACKEND']\n"
+    code += "import keras_sam\nprint(os.environ.get('KERAS_BACKEND'), keras.config.backend())"
+    home = {"KERAS_HOME": str(tmp_path)}
+    assert run_python(code, {"tensorflow"}, "torch", **home).strip() == "None torch"

@@ -138,16 +138,16 @@ def tiny_preset(tmp_path_factory):
 @pytest.fixture
 def tiny_presets(tiny_preset, monkeypatch):
     """Every preset that would be downloaded is a tiny one on this machine instead."""
-    from keras_sam.presets import loading
+    from keras_sam.presets import locate, read
 
-    find = loading._find
+    read_here = read._read
 
-    def find_here(preset, *arguments):
-        known = {*keras_sam.presets.list_presets(), *loading.registry.aliases()}
-        elsewhere = preset in known or ADDRESS.match(str(preset))
-        return find(tiny_preset if elsewhere else preset, *arguments)
+    def read_tiny(preset, *arguments):
+        known = {*keras_sam.presets.list_presets(), *locate.aliases()}
+        elsewhere = preset in known or ADDRESS.match(preset)
+        return read_here(str(tiny_preset) if elsewhere else preset, *arguments)
 
-    monkeypatch.setattr(loading, "_find", find_here)
+    monkeypatch.setattr(read, "_read", read_tiny)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from keras_sam.presets.export import LAYOUTS, convert_checkpoint
+from keras_sam.presets.write import LAYOUTS, convert_checkpoint
 
 
 def parse(arguments=None) -> argparse.Namespace:

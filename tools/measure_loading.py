@@ -50,9 +50,9 @@ def write_random(size: str, layout: str, folder: Path) -> str:
 
     from keras_sam import presets
     from keras_sam.converters import Tensor, to_meta
-    from keras_sam.presets import export, save
+    from keras_sam.presets import write
 
-    preset = presets.load(f"sam_{size}_sa1b", load_weights=False)
+    preset = presets.read_preset(f"sam_{size}_sa1b", load_weights=False)
     shapes = variable_shapes(preset)
     rng = np.random.default_rng(0)
 
@@ -68,10 +68,10 @@ def write_random(size: str, layout: str, folder: Path) -> str:
         torch.save(state, folder / "sam.pth")
         return str(folder / "sam.pth")
     if layout == "meta":
-        save.save_safetensors(folder / "sam.safetensors", to_meta(preset.arrays))
+        write.save_safetensors(folder / "sam.safetensors", to_meta(preset.arrays))
         return str(folder / "sam.safetensors")
-    write = {"transformers": export._write_transformers, "keras_sam": export._write_ours}
-    write[layout](preset, str(folder / layout))
+    writers = {"transformers": write._write_transformers, "keras_sam": write._write_ours}
+    writers[layout](preset, str(folder / layout))
     return str(folder / layout)
 
 

@@ -49,7 +49,8 @@ from keras_sam.files import whole_file, whole_folder
 from keras_sam.losses import SAMLoss
 from keras_sam.preprocessing import SAMImageSegmenterPreprocessor
 from keras_sam.presets.adapt import fit_position_tables
-from keras_sam.presets.save import WEIGHTS_FILE, save_hdf5, save_json
+from keras_sam.presets.locate import WEIGHTS_FILE
+from keras_sam.presets.write import save_hdf5, save_json
 from keras_sam.training import SAMTrainer
 from tools.demo_scenes import SIDE, SMALLEST, scene
 

@@ -1,14 +1,11 @@
 """Which Keras backend and device a command runs on."""
 
 import contextlib
-import importlib.util
 import os
 import sys
 
+from keras_sam.backend_choice import BACKENDS, first_installed, is_installed
 from keras_sam.cli.failure import CommandError
-
-# The order in which an installed backend is taken. OpenVINO comes last: it only predicts.
-PACKAGES = {"jax": "jax", "torch": "torch", "tensorflow": "tensorflow", "openvino": "openvino"}
 
 
 def choose_backend(requested: str | None = None) -> str:
@@ -27,15 +24,15 @@ def choose_backend(requested: str | None = None) -> str:
     name = requested or os.environ.get("KERAS_BACKEND")
     if name:
         origin = "--backend" if requested else "KERAS_BACKEND"
-        if name not in PACKAGES:
-            raise CommandError(f"{origin} must be one of {', '.join(PACKAGES)}. Received: {name!r}")
-        if not _installed(PACKAGES[name]):
+        if name not in BACKENDS:
+            raise CommandError(f"{origin} must be one of {', '.join(BACKENDS)}. Received: {name!r}")
+        if not is_installed(name):
             raise CommandError(
                 f"{origin} asks for {name}, which is not installed. Install it with: "
                 f'pip install "keras-sam[{name}]"'
             )
     else:
-        name = next((name for name in PACKAGES if _installed(PACKAGES[name])), None)
+        name = first_installed()
         if name is None:
             raise CommandError(
                 "no Keras backend is installed. Install one with: "
@@ -89,10 +86,3 @@ def use_device(device: str | None):
         raise CommandError(f"--device: {name} has no {device} here: {error}") from error
     with keras.device(device):
         yield
-
-
-def _installed(package):
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):
-        return False

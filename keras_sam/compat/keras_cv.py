@@ -29,6 +29,7 @@ from keras_sam.layers.positional_embedding import (
 from keras_sam.models import vit_det_backbone as encoding
 from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+from keras_sam.presets import read_preset
 
 _register = keras.saving.register_keras_serializable(package="keras_sam.compat.keras_cv")
 
@@ -297,34 +298,25 @@ _ENCODER_NAMES = {
     "out_chans": "num_output_channels",
     "global_attention_indices": "global_attention_layer_indices",
 }
-_SIZES = {
-    "vitdet_base": {
-        "hidden_size": 768,
-        "num_layers": 12,
-        "intermediate_dim": 3072,
-        "num_heads": 12,
-        "global_attention_layer_indices": [2, 5, 8, 11],
-    },
-    "vitdet_large": {
-        "hidden_size": 1024,
-        "num_layers": 24,
-        "intermediate_dim": 4096,
-        "num_heads": 16,
-        "global_attention_layer_indices": [5, 11, 17, 23],
-    },
-    "vitdet_huge": {
-        "hidden_size": 1280,
-        "num_layers": 32,
-        "intermediate_dim": 5120,
-        "num_heads": 16,
-        "global_attention_layer_indices": [7, 15, 23, 31],
-    },
-}
+_SIZES = ("vitdet_base", "vitdet_large", "vitdet_huge")
+_SIZE_ARGUMENTS = (
+    "hidden_size",
+    "num_layers",
+    "intermediate_dim",
+    "num_heads",
+    "global_attention_layer_indices",
+)
 # The same normalisation as ours, of images within 0..1.
 _UNIT_STATISTICS = {
     "pixel_mean": [value / 255 for value in encoding.PIXEL_MEAN],
     "pixel_std": [value / 255 for value in encoding.PIXEL_STD],
 }
+
+
+def _size_arguments(name):
+    """The arguments that the released image encoders differ in."""
+    encoder = read_preset(f"{name}_sa1b", load_weights=False).encoder
+    return {argument: encoder[argument] for argument in _SIZE_ARGUMENTS}
 
 
 class ViTDetBackbone(encoding.ViTDetBackbone):
@@ -356,7 +348,7 @@ class ViTDetBackbone(encoding.ViTDetBackbone):
                 f"the model on the tensor. Received: input_tensor={input_tensor}."
             )
         statistics = {} if include_rescaling else _UNIT_STATISTICS
-        arguments = {**_SIZES[cls._size], **statistics, **_renamed(kwargs, _ENCODER_NAMES)}
+        arguments = {**_size_arguments(cls._size), **statistics, **_renamed(kwargs, _ENCODER_NAMES)}
         return encoding.ViTDetBackbone(**arguments)
 
     @classmethod
@@ -375,7 +367,7 @@ class ViTDetBackbone(encoding.ViTDetBackbone):
                 f"{preset!r} has no weights. Received: load_weights=True. Take the "
                 f'preset "{preset}_sa1b".'
             )
-        return ViTDetBackbone(**{"include_rescaling": True, **_SIZES[preset], **kwargs})
+        return ViTDetBackbone(**{"include_rescaling": True, **_size_arguments(preset), **kwargs})
 
 
 class ViTDetBBackbone(ViTDetBackbone):

@@ -3,15 +3,14 @@
 import io
 import json
 import math
-import mmap
 import os
 import struct
 import zipfile
 
 import numpy as np
 
-from keras_sam.converters.tensors import Tensor, widen_bfloat16
-from keras_sam.converters.torch_files import read_torch
+from keras_sam.converters.tables import Tensor, widen_bfloat16
+from keras_sam.converters.torch_files import map_file, read_torch, zip_member
 
 _MAX_HEADER_BYTES = 100 * 10**6  # the safetensors format's own limit
 _SAFETENSORS_TYPES = {
@@ -100,10 +99,9 @@ def read_safetensors(path) -> dict[str, Tensor]:
             header = json.loads(text, object_pairs_hook=_without_repeats)
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"Its header is not JSON: {error}") from error
-        mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     if not isinstance(header, dict):
         raise ValueError("Its header is not a table of tensors.")
-    data = mapped[8 + length :]
+    data = map_file(path)[8 + length :]
     header.pop("__metadata__", None)
     return {name: _safetensor(name, entry, data) for name, entry in header.items()}
 
@@ -214,9 +212,7 @@ def read_keras(path) -> dict[str, Tensor]:
             info = archive.getinfo("model.weights.h5")
     except (zipfile.BadZipFile, KeyError, OSError) as error:
         raise ValueError(f"The file is truncated or damaged: {error}") from error
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError("Its weights are compressed, which Keras never does.")
-    return read_hdf5(_Window(path, info))
+    return read_hdf5(_Window(zip_member(map_file(path), info)))
 
 
 def read_keras_config(path) -> dict | None:
@@ -237,16 +233,10 @@ def read_keras_config(path) -> dict | None:
 
 
 class _Window(io.RawIOBase):
-    """A stored member of a zip archive as a file of its own, which HDF5 can read in place."""
+    """Bytes of a mapped file as a file of their own, which HDF5 can read in place."""
 
-    def __init__(self, path, info):
-        self._file = open(path, "rb")  # noqa: SIM115 - closed with the window
-        self._file.seek(info.header_offset)
-        header = self._file.read(30)
-        if header[:4] != b"PK\x03\x04":
-            raise ValueError("The file is damaged.")
-        self._start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-        self._size = info.file_size
+    def __init__(self, data):
+        self._data = memoryview(data)
         self._position = 0
 
     def readable(self):
@@ -256,7 +246,7 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset, whence=os.SEEK_SET):
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._data)}[whence]
         self._position = base + offset
         return self._position
 
@@ -264,12 +254,7 @@ class _Window(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer):
-        count = max(0, min(len(buffer), self._size - self._position))
-        self._file.seek(self._start + self._position)
-        done = self._file.readinto(memoryview(buffer)[:count])
-        self._position += done
-        return done
-
-    def close(self):
-        self._file.close()
-        super().close()
+        part = self._data[self._position :][: len(buffer)]
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)

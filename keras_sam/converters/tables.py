@@ -1,9 +1,64 @@
-"""The rename table: which foreign name is which of our variables, and in which layout."""
+"""Named tensors, and the tables that rename them to our variables and lay them out."""
 
 import re
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from keras_sam.converters.tensors import Tensor
+import numpy as np
+
+
+class Tensor:
+    """A named array of a file that is read no earlier than it is needed.
+
+    Files of gigabytes are converted tensor by tensor, so that no second copy of all
+    weights is ever held. `numpy.asarray(tensor)` reads the values.
+
+    Args:
+        shape: tuple of ints.
+        dtype: numpy dtype of the values.
+        read: function without arguments that returns the values; they may be a view of a
+            memory-mapped file.
+    """
+
+    __slots__ = ("dtype", "read", "shape")
+
+    def __init__(self, shape, dtype, read: Callable[[], np.ndarray]):
+        self.shape = tuple(shape)
+        self.dtype = np.dtype(dtype)
+        self.read = read
+
+    @classmethod
+    def of(cls, array) -> "Tensor":
+        """Wraps an array, or returns a `Tensor` as it is."""
+        if isinstance(array, cls):
+            return array
+        array = np.asarray(array)
+        return cls(array.shape, array.dtype, lambda: array)
+
+    def map(self, function: Callable, shape, dtype=None) -> "Tensor":
+        """A tensor whose values are `function(values)`, of the given shape."""
+        return Tensor(shape, dtype or self.dtype, lambda: function(self.read()))
+
+    def __array__(self, dtype=None, copy=None):
+        values = self.read()
+        if copy:
+            return np.array(values, dtype=dtype)
+        return values if dtype is None else values.astype(dtype, copy=False)
+
+    def __repr__(self):
+        return f"Tensor(shape={self.shape}, dtype={self.dtype})"
+
+
+def widen_bfloat16(words: np.ndarray) -> np.ndarray:
+    """The float32 values of bfloat16 numbers, which numpy has no type for.
+
+    Args:
+        words: uint16 array, the bits of the numbers.
+
+    Returns:
+        Float32 array of the same shape; the conversion is exact.
+    """
+    return (words.astype("<u4") << 16).view("<f4")
 
 
 class Layout(NamedTuple):
@@ -44,11 +99,17 @@ class Row(NamedTuple):
     layout: Layout = SAME
 
 
-def torch_rows(table) -> tuple[Row, ...]:
-    """Rows from (foreign prefix, our prefix, kind) for modules of torch.
+def with_prefixes(prefixes: tuple[str, str, str], *rows: tuple) -> list[tuple]:
+    """The rows (ours, kind, theirs, others') with a prefix before each of the three names."""
+    ours, theirs, others = prefixes
+    return [(ours + a, kind, theirs + b, others + c) for a, kind, b, c in rows]
+
+
+def torch_rows(table: Iterable[tuple[str, str, str]]) -> tuple[Row, ...]:
+    """Rows from (our prefix, kind, foreign prefix) for modules of torch.
 
     Args:
-        table: sequence of triples; kind is `dense`, `conv`, `conv_no_bias`, `norm`,
+        table: iterable of triples; kind is `dense`, `conv`, `conv_no_bias`, `norm`,
             `embedding`, or `tensor` for a name that is complete.
     """
     endings = {
@@ -62,37 +123,8 @@ def torch_rows(table) -> tuple[Row, ...]:
     return _expand(table, endings)
 
 
-def attention_rows(layer: str) -> tuple:
-    """Rows of the two-way transformer's attentions and norms, alike in all files of Keras.
-
-    Args:
-        layer: str. What the file calls a layer of the transformer, with `{_i}` for its number.
-
-    Returns:
-        Tuple of rows for `keras_rows`.
-    """
-    ours = "mask_decoder/transformer"
-    names = (
-        "self_attention",
-        "cross_attention_token_to_image",
-        "cross_attention_image_to_token",
-    )
-    attentions = [(f"{layer}/{name}", f"{ours}/layer_{{i}}/{name}") for name in names]
-    attentions.append((f"{ours}/final_attention_token_to_image",) * 2)
-    norms = [(f"{layer}/layer_norm{n}", f"{ours}/layer_{{i}}/layer_norm{n}") for n in (1, 2, 3, 4)]
-    norms.append((f"{ours}/final_layer_norm",) * 2)
-    return (
-        *(
-            (f"{theirs}/{part}", f"{own}/{part}", "dense")
-            for theirs, own in attentions
-            for part in ("query_proj", "key_proj", "value_proj", "out_proj")
-        ),
-        *((theirs, own, "norm") for theirs, own in norms),
-    )
-
-
-def keras_rows(table) -> tuple[Row, ...]:
-    """Rows for the paths in a Keras weights file, where variables are only numbered."""
+def keras_rows(table: Iterable[tuple[str, str, str]]) -> tuple[Row, ...]:
+    """The same for the paths in a Keras weights file, where variables are only numbered."""
     weights = (("/vars/0", "/kernel", SAME), ("/vars/1", "/bias", SAME))
     endings = {
         "dense": weights,
@@ -108,7 +140,7 @@ def keras_rows(table) -> tuple[Row, ...]:
 def _expand(table, endings):
     return tuple(
         Row(foreign + a, ours + b, layout)
-        for foreign, ours, kind in table
+        for ours, kind, foreign in table
         for a, b, layout in endings[kind]
     )
 

@@ -1,1 +1,13 @@
-"""The image encoder, the backbone that wires SAM's three parts, and the tasks built on it."""
+"""The models and the preprocessor of the task, under KerasHub's names."""
+
+from keras_sam.namespaces import lazy_names
+
+HOMES = {
+    "Backbone": "keras_sam.models.backbone",
+    "ImageSegmenter": "keras_sam.models.image_segmenter",
+    "SAMBackbone": "keras_sam.models.sam_backbone",
+    "SAMImageSegmenter": "keras_sam.models.sam_image_segmenter",
+    "SAMImageSegmenterPreprocessor": "keras_sam.preprocessing",
+    "ViTDetBackbone": "keras_sam.models.vit_det_backbone",
+}
+__all__, __getattr__, __dir__ = lazy_names(globals(), HOMES)

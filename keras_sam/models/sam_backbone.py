@@ -147,19 +147,24 @@ class SAMBackbone(KeptArguments, Backbone):
         Raises:
             ValueError: if the sides are no multiples of the patch size.
         """
-        return self.from_loaded_preset(presets.fit(preset_models.in_memory(self), image_shape))
+        return self.from_loaded_preset(presets.adapt(preset_models.in_memory(self), image_shape))
 
     @classmethod
-    def from_loaded_preset(cls, preset: presets.Preset, dtype: DType = None) -> "SAMBackbone":
+    def from_loaded_preset(
+        cls, preset: presets.Preset, dtype: DType = None, **kwargs: Any
+    ) -> "SAMBackbone":
         if "prompt_encoder" not in preset.parts:
             raise ValueError(
                 "The preset holds an image encoder alone. Load it with ViTDetBackbone.from_preset."
             )
-        own = dict(preset.backbone["config"])
+        own = {**preset.backbone["config"], **kwargs}
         if dtype is not None:
             own["dtype"] = dtype
-        with preset_models.values_of(preset):
-            parts = {name: preset_models.make(part, dtype) for name, part in preset.parts.items()}
+        with preset_models.skip_init_for(preset):
+            parts = {
+                name: preset_models.build_from_config(part, dtype)
+                for name, part in preset.parts.items()
+            }
             model = cls(**parts, **own)
         preset_models.load_into(model, preset)
         return model

@@ -7,16 +7,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_sam.images import PIXEL_MEAN, PIXEL_STD
 from keras_sam.layers.arguments import Activation, DType, KeptArguments, Tensor
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.positional_embedding import PositionEmbedding
 from keras_sam.layers.window_attention import WindowedTransformerEncoder
 from keras_sam.models.backbone import Backbone
-
-# Mean and standard deviation of RGB in 0..255 that every released checkpoint was trained with.
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")

@@ -13,9 +13,14 @@ import numpy as np
 
 from keras_sam import presets
 from keras_sam.geometry import RESAMPLING, ResizePlan, resampling_code, size_pair
-from keras_sam.images import check_choice, is_pillow_image, read_image, warn_of_range
-from keras_sam.presets.adapt import _RGB_MEAN as PIXEL_MEAN
-from keras_sam.presets.adapt import _RGB_STD as PIXEL_STD
+from keras_sam.images import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    check_choice,
+    is_pillow_image,
+    read_image,
+    warn_of_range,
+)
 from keras_sam.prompts.nested import describe_value, is_ragged_tensor, read_ragged, to_numpy
 
 
@@ -274,7 +279,7 @@ def read_without_weights(preset: Any, kwargs: dict[str, Any]) -> tuple[presets.P
     names = ("image_shape", "num_channels", "pixel_mean", "pixel_std")
     frame = {name: value for name, value in kwargs.items() if name in names}
     others = {name: value for name, value in kwargs.items() if name not in names}
-    return presets.load(preset, load_weights=False, **frame), others
+    return presets.read_preset(preset, load_weights=False, **frame), others
 
 
 def takes_unit_range(pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> bool:

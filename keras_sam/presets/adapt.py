@@ -1,14 +1,108 @@
-"""Fits a model's arrays to another frame, other channels, or other pixel statistics."""
+"""A preset in memory, and the same one for another frame, other channels or pixel statistics."""
 
+import copy
+import dataclasses
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from keras_sam.converters import Tensor
+from keras_sam.images import PIXEL_MEAN, PIXEL_STD
 
-# What each channel count starts from; see `adapt_channels`.
-_RGB_MEAN = (123.675, 116.28, 103.53)
-_RGB_STD = (58.395, 57.12, 57.375)
+IMAGE_ENCODER_CLASS = "keras_sam>ViTDetBackbone"
+
+
+@dataclasses.dataclass
+class Preset:
+    """A saved model: the configs of its parts, its arrays, and what was saved with it.
+
+    Args:
+        parts: dict of `image_encoder` and, for a whole SAM, `prompt_encoder` and
+            `mask_decoder`, each with `registered_name` and `config`.
+        arrays: dict from variable paths to tensors, or None when there are no weights.
+        backbone: dict with the `registered_name` and `config` of the model around the parts.
+        task: dict with the `registered_name` and `config` of the task that was saved, or None.
+        preprocessor: likewise, of the preprocessor.
+    """
+
+    parts: dict
+    arrays: dict | None = None
+    backbone: dict = dataclasses.field(
+        default_factory=lambda: {"registered_name": "keras_sam>SAMBackbone", "config": {}}
+    )
+    task: dict | None = None
+    preprocessor: dict | None = None
+
+    @property
+    def encoder(self) -> dict:
+        """The image encoder's arguments."""
+        return self.parts["image_encoder"]["config"]
+
+
+def adapt(
+    preset: Preset,
+    image_shape: Sequence[int] | None = None,
+    num_channels: int | None = None,
+    pixel_mean: Sequence[float] | None = None,
+    pixel_std: Sequence[float] | None = None,
+) -> Preset:
+    """The same preset for another model frame, other channels or other pixel statistics.
+
+    Args:
+        preset: a `Preset`; it stays as it is.
+        image_shape: see `read_preset`.
+        num_channels: see `read_preset`.
+        pixel_mean: see `read_preset`.
+        pixel_std: see `read_preset`.
+
+    Returns:
+        A new `Preset`.
+
+    Raises:
+        ValueError: if `image_shape` and `num_channels` disagree.
+    """
+    preset = dataclasses.replace(preset, parts=copy.deepcopy(preset.parts))
+    if preset.parts["image_encoder"]["registered_name"] != IMAGE_ENCODER_CLASS:
+        return preset
+    encoder = preset.encoder
+    given = {}
+    for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+        if values is not None:
+            given[name] = [float(v) for v in values]
+    channels = _channels(image_shape, num_channels, encoder)
+    changed = image_shape is not None or channels != encoder["image_shape"][2] or given
+    if channels != encoder["image_shape"][2]:
+        preset.arrays = adapt_channels(preset.arrays, encoder, channels, given)
+    encoder.update(given)
+    if image_shape is not None:
+        encoder["image_shape"] = [*(int(n) for n in image_shape[:2]), channels]
+        if "prompt_encoder" in preset.parts:
+            prompt_encoder = preset.parts["prompt_encoder"]["config"]
+            h, w = encoder["image_shape"][:2]
+            prompt_encoder["input_image_size"] = [h, w]
+            patch = encoder["patch_size"]
+            prompt_encoder["image_embedding_size"] = [h // patch, w // patch]
+    if preset.arrays is not None:
+        preset.arrays = fit_position_tables(preset.arrays, encoder)
+    if changed:
+        preset.preprocessor = None  # it was made for another frame
+    return preset
+
+
+def _channels(image_shape, num_channels, encoder):
+    if image_shape is not None and len(image_shape) not in (2, 3):
+        raise ValueError(
+            "`image_shape` must be (H, W) or (H, W, channels). "
+            f"Received: image_shape={tuple(image_shape)}."
+        )
+    named = image_shape[2] if image_shape is not None and len(image_shape) == 3 else None
+    if None not in (named, num_channels) and named != num_channels:
+        raise ValueError(
+            "`num_channels` must equal the channels in `image_shape`. "
+            f"Received: num_channels={num_channels}, image_shape={tuple(image_shape)}."
+        )
+    return int(num_channels or named or encoder["image_shape"][2])
 
 
 def resample_matrix(size_in: int, size_out: int) -> np.ndarray:
@@ -111,8 +205,8 @@ def adapt_channels(arrays: dict, encoder: dict, num_channels: int, statistics: d
         A new dict of arrays. `encoder` is updated.
     """
     old = encoder["image_shape"][2]
-    mean = np.broadcast_to(np.float64(encoder.get("pixel_mean", _RGB_MEAN)), (old,))
-    std = np.broadcast_to(np.float64(encoder.get("pixel_std", _RGB_STD)), (old,))
+    mean = np.broadcast_to(np.float64(encoder.get("pixel_mean", PIXEL_MEAN)), (old,))
+    std = np.broadcast_to(np.float64(encoder.get("pixel_std", PIXEL_STD)), (old,))
     new_mean, new_std = _fit_statistics(mean, num_channels), _fit_statistics(std, num_channels)
     encoder["image_shape"] = [*encoder["image_shape"][:2], num_channels]
     encoder["pixel_mean"], encoder["pixel_std"] = new_mean.tolist(), new_std.tolist()

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -10,7 +12,9 @@ from keras_sam.converters import Tensor, looks_like
 _SHOWN = 40  # names per list in the error
 
 
-def assign(variables, arrays: dict, put, ignore=()) -> None:
+def assign(
+    variables: Iterable, arrays: dict, assign_value: Callable, ignore: Iterable[str] = ()
+) -> None:
     """Sets every variable to the array of its path.
 
     Everything is compared before anything is set, so that a file that does not fit leaves
@@ -19,8 +23,8 @@ def assign(variables, arrays: dict, put, ignore=()) -> None:
     Args:
         variables: iterable of Keras variables.
         arrays: dict from variable paths to arrays or `keras_sam.converters.Tensor`s.
-        put: function of a variable and an array in any order, which may be a view of a file,
-            that gives the variable a copy of the array's values.
+        assign_value: function of a variable and an array, which gives the variable a copy of the
+            array's values. The array may be in any memory order, and a view of a file.
         ignore: iterable of regular expressions. Arrays whose whole name matches one of
             them may be left over.
 
@@ -31,11 +35,11 @@ def assign(variables, arrays: dict, put, ignore=()) -> None:
     """
     variables = list(variables)
     arrays = {name: Tensor.of(array) for name, array in arrays.items()}
-    paths = [v.path for v in variables]
-    repeated = sorted({path for path in paths if paths.count(path) > 1}) if _repeats(paths) else []
-    if repeated:
+    by_path = {v.path: v for v in variables}
+    if len(by_path) < len(variables):
+        counts = Counter(v.path for v in variables)
+        repeated = sorted(path for path, count in counts.items() if count > 1)
         raise ValueError(f"These paths belong to more than one variable: {', '.join(repeated)}.")
-    by_path = dict(zip(paths, variables))
     extra = {
         name
         for name in arrays.keys() - by_path.keys()
@@ -55,11 +59,7 @@ def assign(variables, arrays: dict, put, ignore=()) -> None:
     # Those of one size in a row, the largest first: each value then fits where the one before it
     # made room. In another order TensorFlow's allocator leaves holes of half the model's size.
     for path, variable in sorted(by_path.items(), key=lambda item: -math.prod(item[1].shape)):
-        put(variable, np.asarray(arrays[path]))
-
-
-def _repeats(paths):
-    return len(set(paths)) < len(paths)
+        assign_value(variable, np.asarray(arrays[path]))
 
 
 def _fits(variable, tensor):

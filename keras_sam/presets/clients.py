@@ -11,20 +11,22 @@ without a commit is looked up, and taken from the cache when nobody answers.
 `KERAS_SAM_OFFLINE=1` forbids the network for all three.
 """
 
+import importlib
 import os
 import re
+from pathlib import Path
+from types import ModuleType
 
+from keras_sam.backend_choice import keras_home
 from keras_sam.presets import fetch as downloads
+
+# The libraries that the clients ask servers with; huggingface_hub has changed its own twice.
+_HTTP_LIBRARIES = ("httpx", "requests")
 
 
 def offline() -> bool:
     """Whether `KERAS_SAM_OFFLINE` forbids the network."""
     return os.environ.get("KERAS_SAM_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-
-
-def keras_home() -> str:
-    """Keras's folder for downloads, without importing Keras."""
-    return os.path.expanduser(os.environ.get("KERAS_HOME") or os.path.join("~", ".keras"))
 
 
 class _Client:
@@ -37,7 +39,7 @@ class _Client:
         return True
 
     def cached(self, name: str) -> str | None:
-        """The path of a file that has been downloaded, without asking anybody."""
+        """The path of a file that is known to have been downloaded, without any request."""
         raise NotImplementedError
 
     def fetch(self, name: str, optional: bool = False) -> str | None:
@@ -72,9 +74,8 @@ def _check_name(name):
         raise ValueError(f"A preset's files must lie in its own folder. Received: {name!r}.")
 
 
-def _import(module, extra):
-    import importlib
-
+def import_client(module: str, extra: str) -> ModuleType:
+    """Imports a client, or names the extra of this package that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -108,19 +109,13 @@ class KaggleSource(_Client):
         return cls(handle)
 
     def cached(self, name):
-        parts = self.handle.split("/")
-        if len(parts) != 5:
-            return None  # which version is the newest, only Kaggle knows
-        home = os.environ.get("KAGGLEHUB_CACHE") or os.path.join("~", ".cache", "kagglehub")
-        *variation, version = parts
-        folder = os.path.join(os.path.expanduser(home), "models", *variation)
-        path = os.path.join(folder, version, name)
-        marker = os.path.join(folder, ".complete", version, f"{name}.complete")
-        return path if os.path.isfile(path) and os.path.isfile(marker) else None
+        if self.handle.count("/") != 4:
+            return None  # only Kaggle can tell which version is the newest
+        return _kaggle_cached(self.handle, name)
 
     def _download(self, name, optional):
-        kagglehub = _import("kagglehub", "kaggle")
-        requests = _import("requests", "kaggle")
+        kagglehub = import_client("kagglehub", "kaggle")
+        requests = import_client("requests", "kaggle")
         from kagglehub.exceptions import DataCorruptionError, KaggleApiHTTPError
 
         broken = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ReadTimeout)
@@ -146,16 +141,10 @@ class KaggleSource(_Client):
                 ) from error
             except requests.exceptions.RequestException as error:
                 raise ConnectionError(f"{self} cannot be reached: {error}") from error
-            except (FileExistsError, NotADirectoryError) as error:
-                raise _blocked(self, error, "KAGGLEHUB_CACHE") from error
             except OSError as error:
-                raise _unstored(self, name, error) from error
-        if len(self.handle.split("/")) == 4:
-            # The files to come must be of the same version.
-            folder = path
-            for _ in name.split("/"):
-                folder = os.path.dirname(folder)
-            self.handle += "/" + os.path.basename(folder)
+                raise _not_stored(self, name, error, "KAGGLEHUB_CACHE") from error
+        if self.handle.count("/") == 3:
+            self.handle += _kaggle_version(path, name)  # the files to come must be of the same
         return path
 
     def __str__(self):
@@ -195,26 +184,21 @@ class HubSource(_Client):
 
     def cached(self, name):
         try:
-            hub = _import("huggingface_hub", "hub")
+            hub = import_client("huggingface_hub", "hub")
         except ImportError:
             return None
-        found = hub.try_to_load_from_cache(self.repository, name, revision=self.revision)
-        return found if isinstance(found, str) else None
+        path = hub.try_to_load_from_cache(self.repository, name, revision=self.revision)
+        return path if isinstance(path, str) else None
 
     def _download(self, name, optional):
-        hub = _import("huggingface_hub", "hub")
+        hub = import_client("huggingface_hub", "hub")
         from huggingface_hub import errors
 
-        # The base class of everything that the client's own HTTP library raises.
-        http_error = errors.HfHubHTTPError.__mro__[1]
         try:
             path = hub.hf_hub_download(self.repository, name, revision=self.revision)
-            # The files to come must be of the same commit.
-            self.revision = re.search(r"snapshots[/\\](\w{40})[/\\]", path).group(1)
-            return path
         except errors.LocalEntryNotFoundError as error:
-            found = hub.try_to_load_from_cache(self.repository, name, revision=self.revision)
-            if optional and found is not None:  # it is known not to be there
+            known = hub.try_to_load_from_cache(self.repository, name, revision=self.revision)
+            if optional and known is not None:  # it is known not to be there
                 return None
             if _status(error.__cause__) in (401, 403):
                 raise _http_error(self, name, _status(error.__cause__), error) from error
@@ -226,12 +210,14 @@ class HubSource(_Client):
         except errors.HfHubHTTPError as error:
             status = 403 if isinstance(error, errors.GatedRepoError) else _status(error)
             raise _http_error(self, name, status, error) from error
-        except http_error as error:
-            raise ConnectionError(f"{self} cannot be reached for {name}: {error}") from error
-        except (FileExistsError, NotADirectoryError) as error:
-            raise _blocked(self, error, "HF_HOME") from error
-        except OSError as error:
-            raise _unstored(self, name, error) from error
+        except Exception as error:
+            if type(error).__module__.startswith(_HTTP_LIBRARIES):
+                raise ConnectionError(f"{self} cannot be reached for {name}: {error}") from error
+            if isinstance(error, OSError):
+                raise _not_stored(self, name, error, "HF_HOME") from error
+            raise
+        self.revision = _hub_commit(path) or self.revision  # the files to come must be of the same
+        return path
 
     def __str__(self):
         return f"Hugging Face's repository {self.repository!r}"
@@ -310,14 +296,38 @@ def first_that_answers(name: str, entries: list[dict]):
     )
 
 
-def _blocked(source, error, variable):
-    return NotADirectoryError(
-        f"{source}: a file is in the place of the cache folder, {error.filename!r}. Remove it, or "
-        f"choose another folder with {variable}."
-    )
+# How the clients lay out their caches is not theirs to promise. Where a file is not as expected, it
+# does not count as cached, or no version is pinned, and the clients' own functions still find it.
 
 
-def _unstored(source, name, error):
+def _kaggle_cached(handle, name):
+    """The path of a file that kagglehub has downloaded whole, or None."""
+    home = os.environ.get("KAGGLEHUB_CACHE") or os.path.join("~", ".cache", "kagglehub")
+    *variation, version = handle.split("/")
+    folder = os.path.join(os.path.expanduser(home), "models", *variation)
+    path = os.path.join(folder, version, name)
+    marker = os.path.join(folder, ".complete", version, f"{name}.complete")
+    return path if os.path.isfile(path) and os.path.isfile(marker) else None
+
+
+def _kaggle_version(path, name):
+    """`/5` for a file that kagglehub keeps as version 5 of a model, or nothing."""
+    folder = Path(path).parents[name.count("/")].name
+    return f"/{folder}" if folder.isdigit() else ""
+
+
+def _hub_commit(path):
+    """The commit that huggingface_hub keeps a file under, or None."""
+    match = re.search(r"snapshots[/\\](\w{40})[/\\]", path)
+    return match and match.group(1)
+
+
+def _not_stored(source, name, error, variable):
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return NotADirectoryError(
+            f"{source}: a file is in the place of the cache folder, {error.filename!r}. Remove it, "
+            f"or choose another folder with {variable}."
+        )
     return OSError(error.errno, f"{source}: {name} cannot be stored: {error.strerror or error}")
 
 

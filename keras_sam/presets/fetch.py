@@ -42,11 +42,11 @@ def fetch(url: str, path: str, sha256: str | None = None) -> str:
         part = f"{path}.part"
         _download(url, part)
         if sha256 is not None:
-            found = hash_of(part)
-            if found != sha256:
+            actual = hash_of(part)
+            if actual != sha256:
                 os.remove(part)
                 raise ValueError(
-                    f"The download of {url} is damaged and was deleted: its SHA-256 is {found}, "
+                    f"The download of {url} is damaged and was deleted: its SHA-256 is {actual}, "
                     f"but must be {sha256}. Try again."
                 )
         os.replace(part, path)
@@ -131,10 +131,13 @@ def _transfer(url, part):
         start = start if resumed else 0
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)
-        with open(part, "ab" if resumed else "wb") as file, _progress(part, start, total) as tell:
+        with (
+            open(part, "ab" if resumed else "wb") as file,
+            _progress(part, start, total) as advance,
+        ):
             while block := response.read(_BLOCK_BYTES):
                 file.write(block)
-                tell(len(block))
+                advance(len(block))
     return total is None or os.path.getsize(part) == total
 
 

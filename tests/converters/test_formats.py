@@ -44,7 +44,7 @@ WRAPPERS = [
 
 def assert_same_weights(file, meta):
     """The file gives the config of Meta's model, and its state dict bit by bit."""
-    preset = keras_sam.presets.load(file)
+    preset = keras_sam.presets.read_preset(file)
     assert preset.encoder["num_heads"] == 3
     assert preset.encoder["global_attention_layer_indices"] == [1]
     found = converters.to_meta(preset.arrays)
@@ -143,7 +143,7 @@ def test_transformers_folder_in_shards(tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     for source in (tmp_path, tmp_path / "model.safetensors.index.json"):
-        arrays = keras_sam.presets.load(source).arrays
+        arrays = keras_sam.presets.read_preset(source).arrays
         found = converters.to_hugging_face(arrays)
         for name, tensor in model.state_dict().items():
             np.testing.assert_array_equal(np.asarray(found[name]), tensor.numpy())
@@ -162,10 +162,10 @@ def test_transformers_pytorch_bin(tmp_path):
 
     model = checkpoints.hugging_face_model()
     model.save_pretrained(tmp_path)
-    wanted = keras_sam.presets.load(tmp_path)
+    wanted = keras_sam.presets.read_preset(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    found = keras_sam.presets.load(tmp_path)
+    found = keras_sam.presets.read_preset(tmp_path)
     assert found.parts == wanted.parts
     for name, tensor in wanted.arrays.items():
         np.testing.assert_array_equal(np.asarray(found.arrays[name]), np.asarray(tensor))
@@ -180,7 +180,7 @@ def test_transformers_half_precision(dtype, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.pt")
     wanted = model.float().state_dict()
     for source in (tmp_path, tmp_path / "model.pt"):
-        arrays = keras_sam.presets.load(source).arrays
+        arrays = keras_sam.presets.read_preset(source).arrays
         found = converters.to_hugging_face(arrays)
         for name, tensor in wanted.items():
             np.testing.assert_array_equal(np.asarray(found[name]), tensor.numpy())
@@ -192,7 +192,7 @@ def test_transformers_image_statistics_are_taken_over(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(
         '{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.5]}'
     )
-    encoder = keras_sam.presets.load(tmp_path).encoder
+    encoder = keras_sam.presets.read_preset(tmp_path).encoder
     np.testing.assert_allclose(encoder["pixel_mean"], [127.5, 102.0, 76.5])
     np.testing.assert_allclose(encoder["pixel_std"], [51.0, 63.75, 127.5])
 
@@ -200,8 +200,8 @@ def test_transformers_image_statistics_are_taken_over(tmp_path):
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("file", ["model.keras", "model.weights.h5"])
 def test_single_files_of_keras_libraries_are_their_folders(library, file):
-    whole = keras_sam.presets.load(FIXTURES / library)
-    found = keras_sam.presets.load(FIXTURES / library / file)
+    whole = keras_sam.presets.read_preset(FIXTURES / library)
+    found = keras_sam.presets.read_preset(FIXTURES / library / file)
     assert found.parts == whole.parts
     assert found.arrays.keys() == whole.arrays.keys()
     for name, tensor in whole.arrays.items():
@@ -229,7 +229,7 @@ def test_folders_of_keras_libraries(library):
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_encoder_alone_out_of_keras_libraries(library):
     encoder = keras_sam.ViTDetBackbone.from_preset(FIXTURES / library)
-    arrays = keras_sam.presets.load(FIXTURES / library).arrays
+    arrays = keras_sam.presets.read_preset(FIXTURES / library).arrays
     assert {v.path for v in encoder.weights} == {
         name for name in arrays if not name.startswith(("prompt_encoder", "mask_decoder"))
     }

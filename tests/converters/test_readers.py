@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from keras_sam.converters import read_checkpoint
-from keras_sam.converters.torch_pickle import load as load_pickle
+from keras_sam.converters.torch_files import load_pickle
 
 VALUES = np.arange(12, dtype="float32").reshape(3, 4)
 DATA = VALUES.tobytes()
@@ -482,11 +482,12 @@ def test_values_are_read_when_they_are_used(tmp_path):
 def test_keras_window_reads_like_a_file(tmp_path):
     *_, path = whole_files(tmp_path)
     from keras_sam.converters.readers import _Window
+    from keras_sam.converters.torch_files import map_file, zip_member
 
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo("model.weights.h5")
         wanted = io.BytesIO(archive.read(info))
-    window = _Window(path, info)
+    window = _Window(zip_member(map_file(path), info))
     for offset, whence, count in [(0, 0, 10), (5, 1, 7), (-20, 2, 50), (3, 0, -1), (10**6, 0, 5)]:
         assert window.seek(offset, whence) == wanted.seek(offset, whence)
         assert window.read(count) == wanted.read(count)

@@ -9,13 +9,11 @@ from keras_sam.converters import (
     Tensor,
     convert,
     format_of,
-    hugging_face,
-    keras_cv,
-    keras_hub,
+    keras_tables,
     looks_like,
-    meta,
     read_checkpoint,
     to_meta,
+    torch_tables,
 )
 from keras_sam.converters.tables import CONV, LINEAR, SAME, Row, to_foreign, to_ours
 from tests import checkpoints
@@ -29,16 +27,16 @@ def of_meta():
 
 def of_hugging_face():
     tensors = checkpoints.hugging_face_model().state_dict()
-    tensors.pop(hugging_face.TIED_POSITIONAL)
+    tensors.pop(torch_tables.TIED_POSITIONAL)
     return {k: v.numpy() for k, v in tensors.items()}
 
 
 WRITERS = {
-    "Meta": (of_meta, meta.ROWS),
-    "transformers": (of_hugging_face, hugging_face.rows()),
-    "KerasHub 0.16": (lambda: read(FIXTURES / "keras_hub_0_16"), keras_hub.ROWS),
-    "KerasHub 0.32": (lambda: read(FIXTURES / "keras_hub_0_32"), keras_hub.ROWS),
-    "KerasCV 0.9": (lambda: read(FIXTURES / "keras_cv_0_9"), keras_cv.ROWS),
+    "Meta": (of_meta, torch_tables.META_ROWS),
+    "transformers": (of_hugging_face, torch_tables.transformers_rows()),
+    "KerasHub 0.16": (lambda: read(FIXTURES / "keras_hub_0_16"), keras_tables.KERAS_HUB_ROWS),
+    "KerasHub 0.32": (lambda: read(FIXTURES / "keras_hub_0_32"), keras_tables.KERAS_HUB_ROWS),
+    "KerasCV 0.9": (lambda: read(FIXTURES / "keras_cv_0_9"), keras_tables.KERAS_CV_ROWS),
 }
 
 
@@ -112,15 +110,15 @@ def test_transformers_tied_matrix():
     tensors = of_hugging_face()
     _, wanted = convert(tensors)
     name = "prompt_encoder/positional_embedding/gaussian_matrix"
-    first = tensors[hugging_face.POSITIONAL]
-    _, both = convert({**tensors, hugging_face.TIED_POSITIONAL: first})
-    moved = {k: v for k, v in tensors.items() if k != hugging_face.POSITIONAL}
-    _, other = convert({**moved, hugging_face.TIED_POSITIONAL: first})
+    first = tensors[torch_tables.POSITIONAL]
+    _, both = convert({**tensors, torch_tables.TIED_POSITIONAL: first})
+    moved = {k: v for k, v in tensors.items() if k != torch_tables.POSITIONAL}
+    _, other = convert({**moved, torch_tables.TIED_POSITIONAL: first})
     for found in (both, other):
         assert found.keys() == wanted.keys()
         np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(wanted[name]))
     with pytest.raises(ValueError, match="differ, but are one"):
-        convert({**tensors, hugging_face.TIED_POSITIONAL: first + 1})
+        convert({**tensors, torch_tables.TIED_POSITIONAL: first + 1})
 
 
 def test_meta_pixel_statistics_are_taken_over():

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam.presets import fit_position_tables
 from keras_sam.presets.adapt import (
     adapt_channels,
+    fit_position_tables,
     resample_matrix,
     resize_absolute,
     resize_relative,
@@ -175,7 +175,7 @@ def test_checkpoints_of_other_libraries_at_another_size(tmp_path):
 
     meta = checkpoints.meta_model()
     torch.save(meta.state_dict(), tmp_path / "sam.pth")
-    found = keras_sam.presets.load(tmp_path / "sam.pth", image_shape=(40, 72)).arrays
+    found = keras_sam.presets.read_preset(tmp_path / "sam.pth", image_shape=(40, 72)).arrays
     rel_pos = meta.image_encoder.blocks[1].attn.rel_pos_h
     wanted = torch.nn.functional.interpolate(rel_pos.T[None], 9, mode="linear")[0].T
     np.testing.assert_allclose(

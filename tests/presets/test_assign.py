@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from keras_sam.presets import assign
+from keras_sam.presets.assign import assign
 
 
 class Variable:

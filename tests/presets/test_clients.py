@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from keras_sam.presets import registry
+from keras_sam.presets import locate
 from keras_sam.presets.clients import HubSource, KaggleSource, UrlSource
 from tests.presets.servers import COMMIT, KAGGLE_PORT, Process, run, serving
 
@@ -19,7 +19,7 @@ HUB = "hf://keras/tiny"
 LOAD = """
 import sys
 import numpy as np
-preset = presets.load(sys.argv[1] if len(sys.argv) > 1 else ADDRESS)
+preset = presets.read_preset(sys.argv[1] if len(sys.argv) > 1 else ADDRESS)
 print(sum(float(np.abs(np.asarray(a)).sum()) for a in preset.arrays.values()))
 """
 LOAD_TINY = LOAD.replace("ADDRESS", repr("tiny"))
@@ -314,6 +314,66 @@ def test_a_client_that_is_not_installed(source, module, extra, tmp_path):
     )
 
 
+# --- caches that are laid out otherwise ------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Clients that keep their files in a layout that is not known here."""
+    folder = tmp_path / "elsewhere"
+    asked = []
+
+    def download(handle, name=None, path=None, revision=None):
+        name = name or path
+        asked.append((handle, name, revision))
+        place = folder / "blobs" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(FILES[name].read_bytes())
+        return str(place)
+
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(folder))
+    monkeypatch.setenv("HF_HOME", str(folder))
+    monkeypatch.setattr("kagglehub.model_download", download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *a, **k: None)
+    return asked
+
+
+@pytest.mark.parametrize("address", [KAGGLE, KAGGLE.removesuffix("/5"), HUB, f"{HUB}@v2"])
+def test_a_cache_of_another_layout_gives_the_same(address, elsewhere):
+    from keras_sam.presets import read_preset
+
+    found, wanted = read_preset(address).arrays, read_preset(FIXTURE).arrays
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(wanted[name]))
+    # Each file by the address as it was given: nothing was made up from the paths.
+    given = address.removeprefix("kaggle://").removeprefix("hf://").partition("@")
+    names = ["config.json", "model.weights.h5"]
+    assert elsewhere == [(given[0], name, given[2] or None) for name in names]
+
+
+@pytest.mark.parametrize("source", [KaggleSource("a/b/c/d/5"), HubSource("a/b")])
+def test_nothing_is_cached_where_the_layout_is_not_known(source, elsewhere):
+    source.fetch("config.json")
+    assert source.cached("config.json") is None
+
+
+def test_an_http_library_that_is_not_known_by_name(elsewhere, monkeypatch):
+    class Broken(Exception):
+        pass
+
+    def download(*arguments, **kwargs):
+        raise Broken("halfway")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(Broken, match="halfway"):
+        HubSource("a/b").fetch("config.json")
+    Broken.__module__ = "httpx3._exceptions"
+    with pytest.raises(ConnectionError, match="'a/b' cannot be reached for config.json: halfway"):
+        HubSource("a/b").fetch("config.json")
+
+
 # --- built-in names -------------------------------------------------------------------------
 
 
@@ -352,9 +412,7 @@ def builtin(tmp_path):
 
 
 def load_builtin(server, home, code=LOAD_TINY, **variables):
-    folder = (
-        f"from keras_sam.presets import registry; registry._FOLDERS = ({str(server.data)!r},)\n"
-    )
+    folder = f"from keras_sam.presets import locate; locate._FOLDERS = ({str(server.data)!r},)\n"
     return run(folder + code, home, **{"HF_ENDPOINT": server.url, **variables})
 
 
@@ -409,13 +467,13 @@ def test_builtin_a_wrong_hash_is_not_loaded(builtin, tmp_path):
 
 
 def test_builtin_random_weights_ask_nobody(builtin, tmp_path):
-    code = "print(presets.load('tiny', load_weights=False).encoder['num_heads'])"
+    code = "print(presets.read_preset('tiny', load_weights=False).encoder['num_heads'])"
     assert load_builtin(builtin, tmp_path, code) == ("3", "")
     assert builtin.requests == []
 
 
 def test_builtin_encoder_alone(builtin, tmp_path):
-    code = "p = presets.load('tiny_encoder'); print(sorted(p.parts), len(p.arrays))"
+    code = "p = presets.read_preset('tiny_encoder'); print(sorted(p.parts), len(p.arrays))"
     with h5py.File(FIXTURE / "model.weights.h5") as file:
         encoder = [0]
         file.visititems(
@@ -438,18 +496,18 @@ def test_builtin_list(builtin, tmp_path):
 
 def test_the_released_presets_name_their_sources():
     for name in ("sam_base_sa1b", "sam_large_sa1b", "sam_huge_sa1b"):
-        kaggle, hub, meta = registry.metadata(name)["sources"]
+        kaggle, hub, meta = locate.metadata(name)["sources"]
         assert kaggle == {"kaggle": f"keras/sam/keras/{name}/5", "file": "model.weights.h5"}
         size = name.split("_")[1]
         assert hub == {"hugging_face": f"facebook/sam-vit-{size}", "file": "model.safetensors"}
         assert meta["url"].startswith("https://dl.fbaipublicfiles.com/segment_anything/sam_vit_")
         assert (len(meta["sha256"]), len(meta["md5"])) == (64, 32)
         assert meta["url"].removesuffix(".pth")[-6:] == meta["md5"][:6], "Meta's names hold it"
-        assert registry.aliases()[f"vitdet_{size}_sa1b"] == name
+        assert locate.aliases()[f"vitdet_{size}_sa1b"] == name
 
 
 def test_parameters_of_the_fixture_are_counted():
     from keras_sam import presets
 
-    counted = sum(int(np.prod(a.shape)) for a in presets.load(FIXTURE).arrays.values())
+    counted = sum(int(np.prod(a.shape)) for a in presets.read_preset(FIXTURE).arrays.values())
     assert counted == json.loads((FIXTURE / "metadata.json").read_text())["parameter_count"]

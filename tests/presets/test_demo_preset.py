@@ -9,7 +9,7 @@ import pytest
 
 import keras_sam
 from keras_sam.evaluation import center_click, mask_iou
-from keras_sam.presets import list_presets, registry
+from keras_sam.presets import list_presets, locate
 from tests.coins_truth import coins
 
 NAME = "sam_tiny_demo"
@@ -33,13 +33,13 @@ def test_it_is_small_and_there_without_a_network(monkeypatch):
     segmenter = keras_sam.SAMImageSegmenter.from_preset(NAME, load_weights=True)
     assert time.process_time() - began < 5  # seconds; less than 1 on an idle core
     path = list_presets()[NAME]["cached"]
-    assert path == os.path.join(registry.folder_of(NAME), "model.weights.h5")
+    assert path == os.path.join(locate.folder_of(NAME), "model.weights.h5")
     assert os.path.getsize(path) < 12e6
     assert segmenter.dtype_policy.name == keras.config.dtype_policy().name
 
 
 def test_what_the_metadata_says(segmenter):
-    metadata = registry.metadata(NAME)
+    metadata = locate.metadata(NAME)
     assert metadata["parameters"] == segmenter.count_params()
     assert metadata["image_encoder_parameters"] == segmenter.image_encoder.count_params()
     assert metadata["tensors"] == len(segmenter.backbone.weights)
@@ -53,7 +53,7 @@ def test_boxes_around_coins_give_coins(predictor):
     _, masks = coins()
     found, _, _ = predictor.predict(boxes=[box_of(m) for m in masks], multimask_output=False)
     ious = [mask_iou(a[0], b) for a, b in zip(found, masks, strict=True)]
-    said = registry.metadata(NAME)["training"]["results"]["coins"]["box_miou"]
+    said = locate.metadata(NAME)["training"]["results"]["coins"]["box_miou"]
     assert np.mean(ious) == pytest.approx(said, abs=0.01)
     assert np.mean(ious) > 0.8
 
@@ -65,7 +65,7 @@ def test_clicks_on_coins_give_coins(predictor):
     ious = np.array(
         [[mask_iou(a, b) for a in of_click] for of_click, b in zip(found, masks, strict=True)]
     )
-    said = registry.metadata(NAME)["training"]["results"]["coins"]["oracle_miou@1"]
+    said = locate.metadata(NAME)["training"]["results"]["coins"]["oracle_miou@1"]
     assert ious.max(axis=1).mean() == pytest.approx(said, abs=0.01)
     chosen = ious[np.arange(len(masks)), scores.argmax(axis=1)]
     assert chosen.mean() > 0.7

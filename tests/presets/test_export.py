@@ -9,7 +9,7 @@ import pytest
 
 import keras_sam
 from keras_sam.presets import convert_checkpoint
-from keras_sam.presets.save import save_safetensors
+from keras_sam.presets.write import save_safetensors
 from tests import checkpoints
 from tests.tiny import tiny_segmenter
 
@@ -27,7 +27,7 @@ def meta(tmp_path_factory):
 
 
 def arrays(source):
-    return {k: np.asarray(v) for k, v in keras_sam.presets.load(source).arrays.items()}
+    return {k: np.asarray(v) for k, v in keras_sam.presets.read_preset(source).arrays.items()}
 
 
 def assert_same(found, wanted):
@@ -39,7 +39,7 @@ def assert_same(found, wanted):
 
 def test_round_trip_through_every_format_is_bit_exact(meta, tmp_path):
     _, path = meta
-    wanted = keras_sam.presets.load(path)
+    wanted = keras_sam.presets.read_preset(path)
     steps = [
         ("a.safetensors", "meta"),
         ("b", "transformers"),
@@ -52,7 +52,7 @@ def test_round_trip_through_every_format_is_bit_exact(meta, tmp_path):
         assert path == str(tmp_path / name)
         assert_same(arrays(path), {k: np.asarray(v) for k, v in wanted.arrays.items()})
         for part in ("hidden_size", "num_heads", "global_attention_layer_indices", "window_size"):
-            assert keras_sam.presets.load(path).encoder[part] == wanted.encoder[part]
+            assert keras_sam.presets.read_preset(path).encoder[part] == wanted.encoder[part]
 
 
 def test_meta_s_code_loads_what_we_write(meta, tmp_path):
@@ -88,7 +88,7 @@ def test_a_model_trained_here_goes_to_both(tmp_path):
         assert_same(arrays(tmp_path / name), wanted)
     # Two decoder heads are in no shape: only formats with a config know them.
     for name in ("t", "o"):
-        found = keras_sam.presets.load(tmp_path / name).parts["mask_decoder"]["config"]
+        found = keras_sam.presets.read_preset(tmp_path / name).parts["mask_decoder"]["config"]
         assert found["num_heads"] == 2
     again = keras_sam.SAMImageSegmenter.from_preset(tmp_path / "o")
     assert again.preprocessor.get_config() == segmenter.preprocessor.get_config()

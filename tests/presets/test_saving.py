@@ -1,6 +1,8 @@
 """Preset folders: written whole, read back bit by bit, in the policy that is asked for."""
 
+import inspect
 import json
+import os
 
 import keras
 import numpy as np
@@ -161,7 +163,7 @@ def test_a_quantized_model_is_refused(tmp_path):
 
 
 def test_a_disk_that_is_full_leaves_no_half_file(segmenter, tmp_path, monkeypatch):
-    from keras_sam.presets import save
+    from keras_sam.presets import write
 
     segmenter.save_to_preset(tmp_path)
     before = (tmp_path / "model.weights.h5").read_bytes()
@@ -187,10 +189,50 @@ def test_a_disk_that_is_full_leaves_no_half_file(segmenter, tmp_path, monkeypatc
         segmenter.save_to_preset(tmp_path)
     assert (tmp_path / "model.weights.h5").read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == FILES
-    monkeypatch.setattr(save.json, "dump", full)
+    monkeypatch.setattr(write.json, "dump", full)
     with pytest.raises(OSError, match="No space left"):
-        save.save_json(tmp_path / "config.json", {})
+        write.save_json(tmp_path / "config.json", {})
     assert json.loads((tmp_path / "config.json").read_text())["class_name"] == "SAMBackbone"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("save_json", {"a": 1}),
+        ("save_hdf5", {"a": np.ones(3, "f4")}),
+        ("save_safetensors", {"a": np.ones(3, "f4")}),
+    ],
+)
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(
+    name, content, tmp_path, monkeypatch
+):
+    from keras_sam.presets import write
+
+    synced = []
+
+    def sync(descriptor):
+        (part,) = tmp_path.iterdir()
+        synced.append((part.name, os.fstat(descriptor).st_size == part.stat().st_size > 0))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    getattr(write, name)(tmp_path / "file", content)
+    ((part, whole),) = synced
+    assert part != "file"
+    assert whole
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_all_models_take_the_same_arguments_from_a_preset(segmenter, tmp_path):
+    segmenter.save_to_preset(tmp_path)
+    classes = (keras_sam.SAMImageSegmenter, keras_sam.SAMBackbone, keras_sam.ViTDetBackbone)
+    assert len({str(inspect.signature(cls.from_preset)) for cls in classes}) == 1
+    for cls in classes:
+        model = cls.from_preset(tmp_path, name="mine", dtype="bfloat16", load_weights=False)
+        assert model.name == "mine"
+        assert model.dtype_policy.name == "bfloat16"
+    for cls in classes[1:]:
+        with pytest.raises(TypeError, match="has no argument `colour`"):
+            cls.from_preset(tmp_path, colour="red")
 
 
 DAMAGE = [
@@ -259,9 +301,9 @@ def test_a_custom_part_is_saved_and_loaded(tmp_path):
 def test_paths_as_people_write_them(folder, monkeypatch):
     monkeypatch.chdir(folder)
     for source in (str(folder), folder, ".", "model.weights.h5", str(folder) + "/"):
-        assert keras_sam.presets.load(source).encoder["num_heads"] == 3
+        assert keras_sam.presets.read_preset(source).encoder["num_heads"] == 3
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert keras_sam.presets.load(f"~/{folder.name}").encoder["num_heads"] == 3
+    assert keras_sam.presets.read_preset(f"~/{folder.name}").encoder["num_heads"] == 3
 
 
 @pytest.mark.parametrize("name", ["sam_base", "sam_base_sa1B", "/no/such/folder", "sam.pth"])

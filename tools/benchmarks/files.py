@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.case import need
+from benchmarks.sizes import SIZES, meta_code, random_meta
 
 TOOLS = Path(__file__).resolve().parent.parent
 PROMPTS = (1, 8, 64)  # of the decoder
@@ -53,8 +54,6 @@ def write(path: Path, size: str, batch: int) -> None:
 
 
 def write_checkpoint(path, _, size, batch):
-    from benchmarks.models import meta_code, random_meta
-
     meta_code()
     import torch
 
@@ -114,8 +113,6 @@ def write_decoders(path, source, size, batch):
 
 
 def _meta(source, size):
-    from benchmarks.models import SIZES, random_meta
-
     model = random_meta(size)
     import torch
 

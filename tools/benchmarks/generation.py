@@ -4,6 +4,7 @@ from functools import partial
 
 from benchmarks import models
 from benchmarks.case import Case, Job, Side
+from benchmarks.sizes import meta_code
 
 # A third of the candidates is good enough, as of trained weights on a photograph. No mask is
 # dropped for its stability: that of random weights' masks is arbitrary.
@@ -61,7 +62,7 @@ def ours(job, shared, precision=None):
 
 
 def meta(job, shared):
-    segment_anything = models.meta_code()
+    segment_anything = meta_code()
     image, settings = models.photograph(job), _settings(job, shared["pred_iou_thresh"])
     generator = segment_anything.SamAutomaticMaskGenerator(models.meta(job), **settings)
     return lambda: {"records": len(generator.generate(image))}

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import models
 from benchmarks.case import Case, Job, Side, need
 from benchmarks.files import need_file
+from benchmarks.sizes import meta_code
 from benchmarks.worker import ROOT
 
 PTH, SAFETENSORS = "sam.pth", "sam.safetensors"
@@ -48,7 +49,7 @@ def read_bytes(job, shared):
 
 
 def meta(job, shared):
-    models.meta_code()
+    meta_code()
     return {PTH: lambda: weights(_torch_weights(models.meta(job)))}
 
 

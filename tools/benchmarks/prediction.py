@@ -4,6 +4,7 @@ from functools import partial
 
 from benchmarks import models
 from benchmarks.case import Case, Job, Side
+from benchmarks.sizes import meta_code
 
 
 def click(job: Job) -> Case:
@@ -31,7 +32,7 @@ def ours(job, precision, shared):
 
 
 def meta(job, shared):
-    segment_anything = models.meta_code()
+    segment_anything = meta_code()
     import numpy as np
 
     predictor = segment_anything.SamPredictor(models.meta(job))

@@ -4,6 +4,7 @@ from functools import partial
 
 from benchmarks import models
 from benchmarks.case import Case, Job, Side, need
+from benchmarks.sizes import meta_code
 
 
 def rle(job: Job) -> Case:
@@ -54,7 +55,7 @@ def ours(job, shared):
 
 
 def meta(job, shared):
-    models.meta_code()
+    meta_code()
     import torch
     from segment_anything.utils.amg import mask_to_rle_pytorch
 

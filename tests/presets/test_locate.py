@@ -1,13 +1,17 @@
 """The built-in presets say what is true of the models."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam.presets import list_presets, registry
+from keras_sam.converters import to_meta
+from keras_sam.presets import list_presets, locate
+from keras_sam.presets.write import save_safetensors
 
+FIXTURE = Path(__file__).resolve().parent.parent / "fixtures" / "keras_hub_0_32"
 NAMES = ["sam_base_sa1b", "sam_large_sa1b", "sam_huge_sa1b"]
 
 
@@ -16,8 +20,33 @@ def test_names_smallest_first():
     assert [name for name in listed if name in NAMES] == NAMES
     sizes = [known["parameters"] for known in listed.values()]
     assert sizes == sorted(sizes)
-    assert keras_sam.SAMImageSegmenter.presets.keys() == listed.keys()
-    assert keras_sam.ImageSegmenter.presets.keys() == listed.keys()
+
+
+def test_presets_of_a_class():
+    whole, encoders = list_presets(), locate.aliases()
+    assert encoders["vitdet_base_sa1b"] == "sam_base_sa1b"
+    for cls in (keras_sam.SAMImageSegmenter, keras_sam.ImageSegmenter, keras_sam.SAMBackbone):
+        assert cls.presets == whole
+    assert keras_sam.ViTDetBackbone.presets.keys() == encoders.keys()
+    assert keras_sam.Backbone.presets.keys() == whole.keys() | encoders.keys()
+
+    class Mine(keras_sam.ViTDetBackbone):
+        pass
+
+    assert Mine.presets.keys() == encoders.keys()
+    known = Mine.presets["vitdet_base_sa1b"]
+    assert known["parameters"] == whole["sam_base_sa1b"]["image_encoder_parameters"]
+    assert known["size"] == 4 * known["parameters"]
+
+
+def test_a_file_is_taken_before_the_registry_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arrays = keras_sam.presets.read_preset(FIXTURE, load_weights=True).arrays
+    save_safetensors(tmp_path / "sam_base_sa1b", to_meta(arrays))
+    monkeypatch.setattr(locate, "_FOLDERS", ())
+    for path in ("sam_base_sa1b", tmp_path / "sam_base_sa1b"):
+        found = keras_sam.presets.read_preset(path)
+        assert found.arrays.keys() == arrays.keys()
 
 
 def counts(name):
@@ -25,7 +54,7 @@ def counts(name):
 
     Blocks of one kind are alike, so the whole needs not be built: ViT-H takes 2.6 GB.
     """
-    parts = keras_sam.presets.load(name, load_weights=False).parts
+    parts = keras_sam.presets.read_preset(name, load_weights=False).parts
     config = parts["image_encoder"]["config"]
     blocks, whole = config["num_layers"], len(config["global_attention_layer_indices"])
     small = {**config, "num_layers": 2, "global_attention_layer_indices": [1]}
@@ -48,26 +77,26 @@ def counts(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_metadata_counts(name):
-    metadata = registry.metadata(name)
+    metadata = locate.metadata(name)
     assert counts(name) == {key: metadata[key] for key in counts(name)}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_of_a_built_in(name):
-    folder = registry.folder_of(name)
-    metadata = registry.metadata(name)
+    folder = locate.folder_of(name)
+    metadata = locate.metadata(name)
     assert metadata["license"] == "Apache-2.0"
     for file in metadata["files"]:
-        assert isinstance(registry.read_json(f"{folder}/{file}"), dict)
-    saved = keras_sam.presets.load(name, load_weights=False)
+        assert isinstance(locate.read_json(f"{folder}/{file}"), dict)
+    saved = keras_sam.presets.read_preset(name, load_weights=False)
     assert saved.preprocessor["registered_name"] == "keras_sam>SAMImageSegmenterPreprocessor"
     assert saved.task["registered_name"] == "keras_sam>SAMImageSegmenter"
 
 
 def test_the_whole_of_the_smallest():
     segmenter = keras_sam.SAMImageSegmenter.from_preset("sam_base_sa1b", load_weights=False)
-    assert segmenter.count_params() == registry.metadata("sam_base_sa1b")["parameters"]
-    assert len(segmenter.weights) == registry.metadata("sam_base_sa1b")["tensors"]
+    assert segmenter.count_params() == locate.metadata("sam_base_sa1b")["parameters"]
+    assert len(segmenter.weights) == locate.metadata("sam_base_sa1b")["tensors"]
     # Its preprocessor is the one that weights without any would get.
     default = keras_sam.SAMImageSegmenter.default_preprocessor(segmenter.backbone)
     ours, theirs = segmenter.preprocessor.get_config(), default.get_config()
@@ -81,12 +110,12 @@ def test_the_whole_of_the_smallest():
 
 
 def test_damaged_data_is_an_error_with_a_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_FOLDERS", (str(tmp_path / "none"),))
+    monkeypatch.setattr(locate, "_FOLDERS", (str(tmp_path / "none"),))
     with pytest.raises(FileNotFoundError, match="Install it again"):
         list_presets()
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "config.json").write_text("{}")
     (tmp_path / "x" / "metadata.json").write_text("{")
-    monkeypatch.setattr(registry, "_FOLDERS", (str(tmp_path),))
+    monkeypatch.setattr(locate, "_FOLDERS", (str(tmp_path),))
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "x" / "metadata.json"))):
         list_presets()

@@ -1,0 +1,30 @@
+"""Modules whose public names are imported when they are first used."""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+
+
+def lazy_names(
+    module: dict, homes: Mapping[str, str], submodules: Sequence[str] = ()
+) -> tuple[list[str], Callable, Callable]:
+    """The `__all__`, `__getattr__` and `__dir__` of a module that imports its names lazily.
+
+    Args:
+        module: dict. The `globals()` of the module.
+        homes: dict from public names to the modules that define them.
+        submodules: sequence of str. Public modules inside this one.
+    """
+    package = module["__name__"]
+    public = sorted([*homes, *submodules])
+
+    def get(name):
+        if name in homes:
+            value = getattr(importlib.import_module(homes[name]), name)
+        elif name in submodules:
+            value = importlib.import_module(f"{package}.{name}")
+        else:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module[name] = value
+        return value
+
+    return public, get, lambda: public
