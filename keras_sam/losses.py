@@ -166,7 +166,7 @@ def candidate_masks(ambiguous: Tensor, num_masks: int) -> Tensor:
     """Which masks may answer each prompt set: 1 to K - 1 for a lone click, otherwise mask 0.
 
     Args:
-        ambiguous: bool tensor `(B, P)`.
+        ambiguous: bool tensor `(B, P)`, True for lone clicks.
         num_masks: int, `K`.
 
     Returns:

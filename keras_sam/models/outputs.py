@@ -1,5 +1,10 @@
 """What a segmenter returns: joining batches, and picking masks."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from keras_sam.nested import to_numpy
@@ -7,18 +12,18 @@ from keras_sam.nested import to_numpy
 _PER_PROMPT = ("masks", "iou_pred", "lone_click")
 
 
-def join_batches(batches: list[dict]) -> dict:
+def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Joins the outputs of several batches into what `SAMImageSegmenter.predict` returns.
 
     Args:
         batches: list of dicts of `masks` `(B, P, K, Lh, Lw)`, `iou_pred` `(B, P, K)`,
-            `lone_click` `(B, P)`, `num_prompts` `(B,)`, the prompt sets that each image really
-            has, and `single_object`, bool or `(B,)`. Each batch has a `P` of its own.
+            `lone_click` `(B, P)`, `num_prompts` `(B,)`, each image's number of prompt sets
+            without padding, and `single_object`, bool or `(B,)`. `P` may differ between batches.
 
     Returns:
-        One dict with the largest `P` of all, where masks and scores of prompt sets that do not
-        exist are NaN. If `single_object` is True everywhere, without `num_prompts` and without
-        the axis `P`, which is 1.
+        One dict with the largest `P`. Masks and scores of padded prompt sets are NaN. If
+        `single_object` is True everywhere, the dict has no `num_prompts` and its arrays no axis
+        `P`, which is 1.
     """
     joined = {}
     most = max(batch["masks"].shape[1] for batch in batches)
@@ -37,8 +42,8 @@ def join_batches(batches: list[dict]) -> dict:
     return {**joined, "num_prompts": num_prompts}
 
 
-def _concatenate(arrays, prompt_sets, filler):
-    """Arrays `(B, P, ...)` one after the other, filled up to `P = prompt_sets`."""
+def _concatenate(arrays: list[np.ndarray], prompt_sets: int, filler: float | bool) -> np.ndarray:
+    """Concatenates arrays `(B, P, ...)`, each padded to `P = prompt_sets`."""
     if len(arrays) == 1:
         return arrays[0]
     total = sum(len(array) for array in arrays)
@@ -50,15 +55,10 @@ def _concatenate(arrays, prompt_sets, filler):
     return joined
 
 
-def is_lone_click(labels, mask_given) -> np.ndarray:
-    """Whether each prompt set is one click and nothing else, which leaves open what it means.
+def is_lone_click(labels: np.ndarray, mask_given: np.ndarray) -> np.ndarray:
+    """Whether each prompt set is one click and nothing else, the ambiguous prompt.
 
-    Args:
-        labels: int array `(B, P, T)`.
-        mask_given: bool array `(B, P)`, or `(B, 0)` when nobody has a mask.
-
-    Returns:
-        Bool array `(B, P)`.
+    Takes labels `(B, P, T)` and `mask_given` `(B, P)`, or `(B, 0)` when no prompt set has a mask.
     """
     clicks = np.sum((labels == 0) | (labels == 1), axis=-1)
     corners = np.sum(labels >= 2, axis=-1)
@@ -66,7 +66,7 @@ def is_lone_click(labels, mask_given) -> np.ndarray:
     return lone & ~mask_given if mask_given.shape[1] else lone
 
 
-def select_masks(outputs: dict, multimask_output: bool | str = "auto") -> dict:
+def select_masks(outputs: dict[str, Any], multimask_output: bool | str = "auto") -> dict[str, Any]:
     """Picks which of a segmenter's masks answer a prompt.
 
     Mask 0 is the model's answer to an unambiguous prompt. Masks 1 to K - 1 are its
@@ -78,14 +78,14 @@ def select_masks(outputs: dict, multimask_output: bool | str = "auto") -> dict:
         multimask_output: `True` for masks 1 to K - 1, `False` for mask 0, or `"auto"`: a
             lone click is ambiguous and gets the best of masks 1 to K - 1 by predicted
             IoU, anything more gets mask 0. A box counts as two points, a mask as more
-            than a click. Training follows the same rule.
+            than a click. Training follows the same rule (`losses.choose_mask`).
 
     Returns:
         Dict with all entries of `outputs`, `masks` and `iou_pred` cut down to
         `(..., K', Lh, Lw)` and `(..., K')` with `K' = K - 1` for `True`, otherwise 1.
 
     Raises:
-        ValueError: if `multimask_output` is none of the three, if it is `True` for a model
+        ValueError: if `multimask_output` is none of these, if it is `True` for a model
             without candidates, or `"auto"` for outputs without `lone_click`.
 
     Source:
@@ -107,19 +107,14 @@ def select_masks(outputs: dict, multimask_output: bool | str = "auto") -> dict:
             "the model called directly."
         )
     ambiguous = to_numpy(outputs["lone_click"]).astype(bool)
-    index = np.where(ambiguous, 1 + _argmax(scores[..., 1:]), 0)
+    index = np.where(ambiguous, 1 + best_index(scores[..., 1:]), 0)
     return {**outputs, **_take(masks, scores, index)}
 
 
 def check_choice(multimask_output: bool | str | None, masks: int) -> None:
-    """Checks a choice of masks, as `select_masks` takes it, before they are made.
+    """Raises a ValueError if a model with so many masks, mask 0 included, cannot give this choice.
 
-    Args:
-        multimask_output: `True`, `False`, `"auto"`, or None for all.
-        masks: int. How many the model has, mask 0 among them.
-
-    Raises:
-        ValueError: see `select_masks`.
+    The values are those of `select_masks`, and None for all masks.
     """
     if isinstance(multimask_output, (bool, np.bool_)):
         if multimask_output and masks == 1:
@@ -131,13 +126,13 @@ def check_choice(multimask_output: bool | str | None, masks: int) -> None:
         raise _not_a_choice(multimask_output)
 
 
-def _not_a_choice(multimask_output):
+def _not_a_choice(multimask_output: Any) -> ValueError:
     return ValueError(
         f'`multimask_output` must be True, False or "auto". Received: {multimask_output!r}.'
     )
 
 
-def best_mask(outputs: dict) -> dict:
+def best_mask(outputs: dict[str, Any]) -> dict[str, Any]:
     """Keeps the mask with the highest predicted IoU, among those in `outputs`.
 
     Args:
@@ -149,15 +144,15 @@ def best_mask(outputs: dict) -> dict:
         `iou_pred` `(..., 1)`.
     """
     masks, scores = to_numpy(outputs["masks"]), to_numpy(outputs["iou_pred"])
-    return {**outputs, **_take(masks, scores, _argmax(scores))}
+    return {**outputs, **_take(masks, scores, best_index(scores))}
 
 
-def _argmax(scores):
-    """Index of the highest score; NaN, the score of a prompt that does not exist, never wins."""
+def best_index(scores: np.ndarray) -> np.ndarray:
+    """Index `(...)` of the highest of scores `(..., K)`. NaN, the score of padding, never wins."""
     return np.argmax(np.where(np.isnan(scores), -np.inf, scores), axis=-1)
 
 
-def _take(masks, scores, index):
+def _take(masks: np.ndarray, scores: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
     index = index[..., None]
     return {
         "masks": np.take_along_axis(masks, index[..., None, None], axis=-3),
