@@ -1,4 +1,4 @@
-"""Where to look and what to keep: point grids, crops, box overlap, non-maximum suppression.
+"""Point grids, crops, box overlap, non-maximum suppression.
 
 Numpy only. Boxes are x1 y1 x2 y2, sizes `(height, width)`, points x, y.
 """
@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike
 
 from keras_sam.geometry import size_pair
 
-# --- where to look ---
+# --- points and crops ---
 
 
 def build_point_grid(points_per_side: int) -> np.ndarray:
-    """Spreads points over a unit square, one in the centre of each of `n * n` cells.
+    """The centres of `points_per_side**2` equal cells of the unit square.
 
     Args:
         points_per_side: int. At least 1.
@@ -35,7 +35,7 @@ def build_point_grid(points_per_side: int) -> np.ndarray:
     """
     if points_per_side < 1:
         raise ValueError(f"`points_per_side` must be at least 1. Received: {points_per_side}.")
-    # linspace, not (i + 0.5) / n: equal to the released code to the last bit.
+    # linspace, not (i + 0.5) / n, to equal the released code bit for bit.
     half = 1 / (2 * points_per_side)
     side = np.linspace(half, 1 - half, points_per_side)
     return np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
@@ -84,7 +84,7 @@ def generate_crop_boxes(
 
     Args:
         original_size: pair of ints, `(H0, W0)`.
-        n_layers: int. Layers of crops besides the whole image.
+        n_layers: int. Layers of crops in addition to the whole image.
         overlap_ratio: float, 0..1. Defaults to `512 / 1500`.
 
     Returns:
@@ -131,45 +131,9 @@ def generate_crop_boxes(
 # --- from a crop to the image ---
 
 
-def uncrop_points(points: ArrayLike, crop_box: Sequence[int]) -> np.ndarray:
-    """Maps points `(..., 2)` of a crop to the image that `crop_box` was cut from."""
-    return np.asarray(points) + np.asarray(crop_box[:2])
-
-
 def uncrop_boxes(boxes: ArrayLike, crop_box: Sequence[int]) -> np.ndarray:
     """Maps boxes `(..., 4)` of a crop to the image that `crop_box` was cut from."""
     return np.asarray(boxes) + np.tile(np.asarray(crop_box[:2]), 2)
-
-
-def uncrop_masks(
-    masks: ArrayLike, crop_box: Sequence[int], original_size: Sequence[int]
-) -> np.ndarray:
-    """Pads masks of a crop to the image that `crop_box` was cut from.
-
-    For run lengths there is no need to: see `masks.encode_rle(crop_box=)`.
-
-    Args:
-        masks: array `(..., h, w)` of the crop's size.
-        crop_box: four ints, x1 y1 x2 y2 in original pixels.
-        original_size: pair of ints, `(H0, W0)`.
-
-    Returns:
-        Array `(..., H0, W0)` of the same dtype, 0 outside the crop.
-
-    Raises:
-        ValueError: if the masks are not of the crop's size or the crop leaves the image.
-    """
-    masks = np.asarray(masks)
-    h0, w0 = size_pair(original_size, "original_size", square=False)
-    x1, y1, x2, y2 = (int(n) for n in crop_box)
-    if masks.shape[-2:] != (y2 - y1, x2 - x1) or min(x1, y1) < 0 or x2 > w0 or y2 > h0:
-        raise ValueError(
-            "`crop_box` must be x1 y1 x2 y2 inside the image, as large as the masks. Received: "
-            f"crop_box={(x1, y1, x2, y2)}, original_size={(h0, w0)}, masks.shape={masks.shape}."
-        )
-    padded = np.zeros((*masks.shape[:-2], h0, w0), masks.dtype)
-    padded[..., y1:y2, x1:x2] = masks
-    return padded
 
 
 def boxes_near_crop_edge(
@@ -197,7 +161,7 @@ def boxes_near_crop_edge(
     return (near_crop & ~near_image).any(axis=1)
 
 
-# --- what to keep ---
+# --- overlap ---
 
 
 def box_area(boxes: ArrayLike) -> np.ndarray:
@@ -225,9 +189,9 @@ def box_iou(boxes: ArrayLike, others: ArrayLike | None = None) -> np.ndarray:
 
 
 def nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float = 0.7) -> np.ndarray:
-    """Non-maximum suppression: of boxes that overlap, the one with the highest score stays.
+    """Non-maximum suppression: of boxes that overlap, the one with the highest score is kept.
 
-    From the highest score down, a box is kept unless its IoU with a kept
+    In the order of descending scores, a box is kept unless its IoU with a kept
     box is greater than the threshold. Of equal scores the earlier comes
     first; NaN scores come last. Equal to a brute-force reference (`test_nms_equals_brute_force`).
 
@@ -263,39 +227,10 @@ def nms(boxes: ArrayLike, scores: ArrayLike, iou_threshold: float = 0.7) -> np.n
     return np.array(kept, "int64")
 
 
-def batched_nms(
-    boxes: ArrayLike, scores: ArrayLike, categories: ArrayLike, iou_threshold: float = 0.7
-) -> np.ndarray:
-    """`nms` within each category: boxes of different categories never suppress each other.
-
-    Args:
-        boxes: array `(N, 4)`, x1 y1 x2 y2.
-        scores: array `(N,)`.
-        categories: int array `(N,)`.
-        iou_threshold: float. Defaults to `0.7`.
-
-    Returns:
-        Int64 array of the kept indices, by descending score, then ascending index.
-
-    Raises:
-        ValueError: if there are not as many scores and categories as boxes.
-    """
-    boxes, scores, categories = _float_boxes(boxes), np.asarray(scores), np.asarray(categories)
-    if scores.shape != boxes.shape[:1] or categories.shape != boxes.shape[:1]:
-        raise ValueError(
-            "`scores` and `categories` must hold one number per box. Received: "
-            f"{boxes.shape[0]} boxes, shapes {scores.shape} and {categories.shape}."
-        )
-    members = [np.flatnonzero(categories == category) for category in np.unique(categories)]
-    kept = [member[nms(boxes[member], scores[member], iou_threshold)] for member in members]
-    kept = np.sort(np.concatenate([np.zeros(0, "int64"), *kept]))
-    return kept[np.argsort(-scores[kept].astype("float64"), kind="stable")]
-
-
 def nms_across_crops(
     boxes: ArrayLike, crop_boxes: ArrayLike, iou_threshold: float = 0.7
 ) -> np.ndarray:
-    """`nms` of masks found in different crops: what a smaller crop saw comes first.
+    """`nms` of masks found in different crops: those of smaller crops come first.
 
     Args:
         boxes: array `(N, 4)`, x1 y1 x2 y2 in original pixels.
@@ -310,7 +245,7 @@ def nms_across_crops(
 
 
 def _float_boxes(boxes: ArrayLike) -> np.ndarray:
-    # float32, as torchvision computes it: pairs at the threshold fall on the same side.
+    # float32, as in torchvision, so that an IoU near the threshold is on the same side of it.
     boxes = np.asarray(boxes, "float32")
     if boxes.size == 0:
         return boxes.reshape(0, 4)

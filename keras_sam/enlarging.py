@@ -1,8 +1,8 @@
 """Mask logits at the size of the image: two small matrices, a few rows of pixels at a time.
 
-Numpy only. A mask at full size is megabytes of floats, of which mostly no more is wanted than
-which are above a threshold. What is made some rows at a time is looked at while it is in the
-processor's cache, and never needs the memory.
+Numpy only. The logits of a mask at full size take megabytes, and mostly only their signs are
+wanted. Computed a few rows at a time, they are compared with the threshold while they are in the
+processor's cache, and are never held in memory.
 """
 
 import functools
@@ -10,14 +10,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# Pixels that are made together. Products of these sizes numpy's BLAS computes in the thread that
-# asks: those that it spreads over threads of its own make callers in several threads wait for one
-# another, and 192 masks of a photograph took 7.9 ms each on 2 cores, not 4.
+# Pixels that are computed together: few enough for numpy's BLAS to multiply in the calling thread.
+# Larger products are spread over threads of its own, for which callers in several threads wait.
 _ROWS = 16
 _COLUMNS = 64
 
 
-class Axis:
+class AxisWeights:
     """The weights of one axis of `ResizePlan.masks_to_original`.
 
     Args:
@@ -28,30 +27,26 @@ class Axis:
 
     Attributes:
         weights: float32 array `(original, mask)`, read-only: mask frame -> model frame -> crop ->
-            original. Each row holds non-negative weights that sum to 1, next to each other, and
-            further to the right from row to row.
+            original. The weights of a row are non-negative, adjacent and sum to 1; from row to
+            row they move to the right.
     """
 
     def __init__(self, original: int, scaled: int, model: int, mask: int):
-        matrix = _bilinear_matrix(original, scaled) @ _bilinear_matrix(model, mask)[:scaled]
+        matrix = _resize_weights(original, scaled) @ _resize_weights(model, mask)[:scaled]
         self.weights = matrix.astype("float32")
-        self.weights.setflags(write=False)  # many share it
+        self.weights.setflags(write=False)  # shared through `axis_weights`
         used = self.weights > 0
         self._first = used.argmax(axis=1)
         self._stop = mask - used[:, ::-1].argmax(axis=1)
 
     def inputs(self, outputs: slice) -> slice:
-        """The pixels of the mask frame that have weight in pixels of the image."""
+        """The pixels of the mask frame that these pixels of the image depend on."""
         return slice(int(self._first[outputs.start]), int(self._stop[outputs.stop - 1]))
 
     def reach(self, wanted: np.ndarray) -> slice:
-        """The pixels of the image in which any wanted pixel of the mask frame has weight.
+        """The pixels of the image that depend on any wanted pixel, bool `(mask,)`.
 
-        Args:
-            wanted: bool array `(mask,)`.
-
-        Returns:
-            A slice that holds them all; of one pixel if there are none, so that there is one.
+        One slice that holds them all; it is never empty, so one pixel if there are none.
         """
         hits = np.flatnonzero(wanted)
         if not len(hits):
@@ -61,23 +56,27 @@ class Axis:
         return slice(start, stop) if start < stop else slice(0, 1)  # else all is in the padding
 
 
-# A pure function of four sizes; an enlargement to 4000 pixels takes 4 MB, so few are kept.
-axis_of = functools.lru_cache(maxsize=16)(Axis)
+# A pure function of four sizes. Large images have weights of megabytes, so few are kept.
+axis_weights = functools.lru_cache(maxsize=16)(AxisWeights)
 
 
 def enlarged_rows(
-    logits: np.ndarray, rows: Axis, columns: Axis, part: tuple[slice, slice] | None = None
+    logits: np.ndarray,
+    rows: AxisWeights,
+    columns: AxisWeights,
+    part: tuple[slice, slice] | None = None,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """`rows.weights @ logits @ columns.weights.T`, some rows at a time.
 
     Args:
         logits: float array `(Lh, Lw)`.
-        rows: the `Axis` of heights.
-        columns: the `Axis` of widths.
-        part: optional slices of rows and columns, to make only those of the image.
+        rows: `AxisWeights` of heights.
+        columns: `AxisWeights` of widths.
+        part: optional slices of rows and columns of the image, to compute only these.
 
     Yields:
-        Which rows of the part, and their float32 values `(n, w)`, which the next ones overwrite.
+        A slice of rows within the part, and their float32 values `(n, w)`, in an array that the
+        next rows overwrite.
     """
     whole = (slice(0, len(rows.weights)), slice(0, len(columns.weights)))
     (top, bottom), (left, right) = ((s.start, s.stop) for s in part or whole)
@@ -101,16 +100,23 @@ def _blocks(start: int, stop: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
 
 
-def _bilinear_matrix(out_size: int, in_size: int) -> np.ndarray:
-    """`(out, in)` weights of bilinear interpolation, half-pixel centres, no antialiasing."""
+def bilinear_weights(places: np.ndarray, size: int) -> np.ndarray:
+    """`(N, size)` weights of linear interpolation at `places` `(N,)` between the centres of cells.
+
+    Cell `i` has its centre at `i`; the ends are repeated.
+    """
+    places = np.clip(places, 0, size - 1)
+    low = places.astype(int)
+    matrix = np.zeros((len(places), size))
+    rows = np.arange(len(places))
+    matrix[rows, low] = 1 - (places - low)
+    matrix[rows, np.minimum(low + 1, size - 1)] += places - low
+    return matrix
+
+
+def _resize_weights(out_size: int, in_size: int) -> np.ndarray:
+    """`(out, in)` weights of bilinear resizing, half-pixel centres, no antialiasing."""
     # Scale and positions rounded to float32 where torch rounds them (one fused multiply-add), so
     # that the weights are the reference's, bit for bit.
-    rows = np.arange(out_size)
     scale = np.float64(np.float32(in_size) / np.float32(out_size))
-    position = np.maximum((scale * (rows + 0.5) - 0.5).astype("float32"), 0)
-    low = np.minimum(position.astype(int), in_size - 1)
-    high = np.minimum(low + 1, in_size - 1)
-    matrix = np.zeros((out_size, in_size))
-    matrix[rows, low] += 1 - (position - low)
-    matrix[rows, high] += position - low
-    return matrix
+    return bilinear_weights((scale * (np.arange(out_size) + 0.5) - 0.5).astype("float32"), in_size)

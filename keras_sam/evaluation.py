@@ -1,20 +1,28 @@
-"""How good masks are: simulated annotators, IoU after N clicks, clicks to reach an IoU, recall."""
+"""Mask quality: simulated annotators, IoU after N clicks, clicks to reach an IoU, recall."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_sam import masks as mask_tools
 from keras_sam.files import whole_file
+from keras_sam.masks.measures import iou_of_areas
+from keras_sam.models.outputs import best_index
+
+if TYPE_CHECKING:
+    from keras_sam.predictor import SAMPredictor
 
 VOID = 255
 
 
-def _ndimage():
+def _ndimage() -> ModuleType:
     try:
         import scipy.ndimage
     except ImportError as error:
@@ -25,7 +33,7 @@ def _ndimage():
 
 
 def interior_distance(region: np.ndarray) -> np.ndarray:
-    """Distance of every pixel to the nearest one outside a region; outside the image is outside.
+    """Distance of every pixel to the nearest one outside a region or outside the image.
 
     Args:
         region: bool array `(H0, W0)`.
@@ -44,7 +52,7 @@ def center_click(mask: np.ndarray) -> tuple[int, int]:
         mask: bool array `(H0, W0)`, not empty.
 
     Returns:
-        `(x, y)`; of several such pixels the first, row by row.
+        `(x, y)`; if several pixels are equally far, the first in row order.
 
     Raises:
         ValueError: if the mask is empty.
@@ -63,15 +71,16 @@ def next_click(prediction: np.ndarray, target: np.ndarray) -> tuple[tuple[int, i
 
     Args:
         prediction: bool array `(H0, W0)`.
-        target: array `(H0, W0)` of 0, 1 and 255 for void, which is no error.
+        target: array `(H0, W0)` of 0, 1 and 255 for void, which is never an error.
 
     Returns:
-        Tuple of `(x, y)` and a label: 1 where the object is missing, 0 where there is too much.
-        None if nothing is wrong.
+        Tuple of `(x, y)` and a label: 1 for a false negative, 0 for a false positive. None if
+        there is no error.
 
     Source:
-        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix D.1; which of the two
-        kinds of error comes first is as in Sofiiuk et al. 2021, https://arxiv.org/abs/2102.06583.
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix D.1; the kind of
+        error with the larger distance is chosen as in Sofiiuk et al. 2021,
+        https://arxiv.org/abs/2102.06583.
     """
     target = np.asarray(target)
     missing = interior_distance((target == 1) & ~prediction)
@@ -94,20 +103,20 @@ def mask_iou(prediction: np.ndarray, target: np.ndarray) -> float:
         float in 0..1; 1 if both are empty.
     """
     target = np.asarray(target)
-    prediction = np.asarray(prediction, bool) & (target != VOID)
-    union = np.count_nonzero(prediction | (target == 1))
-    return np.count_nonzero(prediction & (target == 1)) / union if union else 1.0
+    prediction, target = np.asarray(prediction, bool) & (target != VOID), target == 1
+    areas = map(np.count_nonzero, (prediction & target, prediction, target))
+    return float(iou_of_areas(*areas, if_empty=1.0))
 
 
 def boundary_iou(prediction: np.ndarray, target: np.ndarray, dilation_ratio: float = 0.02) -> float:
-    """Intersection over union of the pixels near the two masks' own boundaries.
+    """Intersection over union of the pixels near the boundaries of the two masks.
 
-    Unlike the IoU of whole masks it does not forgive coarse outlines of large objects.
+    Unlike the IoU of whole masks it stays sensitive to coarse outlines of large objects.
 
     Args:
         prediction: bool array `(H0, W0)`.
         target: array `(H0, W0)` of 0, 1 and 255 for void.
-        dilation_ratio: float. Width of the boundary, as a part of the image's diagonal.
+        dilation_ratio: float. Width of the boundary as a fraction of the image's diagonal.
 
     Returns:
         float in 0..1; 1 if both are empty.
@@ -121,7 +130,7 @@ def boundary_iou(prediction: np.ndarray, target: np.ndarray, dilation_ratio: flo
     return mask_iou(inner[0], np.where(target == VOID, VOID, inner[1]).astype("uint8"))
 
 
-def _near_boundary(mask, width):
+def _near_boundary(mask: np.ndarray, width: int) -> np.ndarray:
     square = np.ones((3, 3), bool)
     eroded = _ndimage().binary_erosion(np.pad(mask, 1), square, iterations=width)[1:-1, 1:-1]
     return mask & ~eroded
@@ -133,17 +142,17 @@ def average_recall(
     targets: Sequence[np.ndarray],
     max_masks: int = 1000,
 ) -> float:
-    """Part of the targets that masks find, averaged over the IoU it takes: 0.50, 0.55 .. 0.95.
+    """Recall of the targets, averaged over IoU thresholds 0.50, 0.55 .. 0.95.
 
     Args:
         masks: bool arrays `(H0, W0)`, for instance of the mask generator's records.
-        scores: float per mask; the best are matched first, each with the free target that it
-            overlaps most.
+        scores: float per mask. In the order of descending scores, each mask is matched with the
+            unmatched target that it overlaps most.
         targets: bool arrays `(H0, W0)`, at least one.
-        max_masks: int. Only so many of the best masks count. Defaults to `1000`.
+        max_masks: int. The number of masks, by score, that count. Defaults to `1000`.
 
     Returns:
-        float in 0..1: AR@1000 as COCO defines it, without regard to classes.
+        float in 0..1: AR@1000 as COCO defines it, ignoring classes.
 
     Raises:
         ValueError: if there is no target.
@@ -156,17 +165,13 @@ def average_recall(
     order = np.argsort(-np.asarray(scores, "float64"), kind="stable")[:max_masks]
     if not len(order):
         return 0.0
-    found = np.stack([np.asarray(masks[i], bool).ravel() for i in order]).astype("float32")
-    wanted = np.stack([np.asarray(t, bool).ravel() for t in targets]).astype("float32")
-    shared = found @ wanted.T
-    union = found.sum(1)[:, None] + wanted.sum(1)[None] - shared
-    iou = np.where(union > 0, shared / np.maximum(union, 1), 0.0)
+    iou = mask_tools.mask_iou([masks[i] for i in order], targets)
     recalls = []
     for threshold in np.linspace(0.5, 0.95, 10):
         free = np.ones(len(targets), bool)
         for row in iou:
             overlaps = np.where(free, row, -1.0)
-            # Of equal overlaps the last one is taken, as in COCO's own evaluation.
+            # Of equal overlaps the last one counts, as in COCO's own evaluation.
             best = len(overlaps) - 1 - int(np.argmax(overlaps[::-1]))
             if overlaps[best] >= min(threshold, 1 - 1e-10):
                 free[best] = False
@@ -176,20 +181,20 @@ def average_recall(
 
 @dataclasses.dataclass
 class Evaluation:
-    """What `evaluate` measured.
+    """The results of `evaluate`.
 
     Args:
-        objects: list of dicts, one per object: `image`, `object`, `iou@1` and so on after
-            that many clicks, `oracle_iou@1`, `boundary_iou@1`, `box_iou`, `noc@85` and so on.
-        summary: dict of the same names without `image` and `object`, each averaged over all
-            objects; IoUs are called `miou` then.
+        objects: list of dicts, one per object: `image`, `object`, `iou@N` after `N` clicks,
+            `oracle_iou@1`, `boundary_iou@1`, `box_iou`, and the numbers of clicks `noc@85` etc.
+        summary: dict of the means over all objects, without `image` and `object`; `iou` is
+            `miou` in their names.
     """
 
     objects: list[dict[str, Any]]
     summary: dict[str, float]
 
-    def to_csv(self, path) -> None:
-        """Writes one row per object, the file whole or not at all."""
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Writes one row per object; the file appears complete or not at all."""
         with whole_file(path, text=True) as file:
             writer = csv.DictWriter(file, list(self.objects[0]), lineterminator="\n")
             writer.writeheader()
@@ -197,7 +202,7 @@ class Evaluation:
 
 
 def evaluate(
-    predictor,
+    predictor: SAMPredictor,
     data: Iterable[tuple[Any, Sequence[np.ndarray]]],
     clicks: Sequence[int] = (1, 2, 3, 5, 9),
     boxes: bool = True,
@@ -206,8 +211,8 @@ def evaluate(
 ) -> Evaluation:
     """Lets a simulated annotator segment every object, and measures the masks.
 
-    The first click is the object's centre, each other one the middle of the largest error of the
-    mask so far, together with that mask's logits as a prompt. The first mask is the best of
+    The first click is the object's centre. Each further click is the middle of the current mask's
+    largest error, and the mask's logits are a prompt with it. The first mask is the best of
     three by predicted IoU, later ones are mask 0.
 
     Args:
@@ -216,8 +221,8 @@ def evaluate(
             objects, arrays `(H0, W0)` of 0, 1 and 255 for void. Empty objects are left out.
         clicks: ints. The numbers of clicks after which the IoU is measured.
         boxes: bool. Whether to measure the mask from each object's exact box.
-        noc: floats. IoUs for which the clicks to reach them are counted.
-        max_clicks: int. Where counting stops; an object that never gets there counts so many.
+        noc: floats. IoUs for which the number of clicks (NoC) is counted.
+        max_clicks: int. The most clicks per object, and the NoC of an IoU that is not reached.
 
     Returns:
         An `Evaluation`.
@@ -251,8 +256,14 @@ def evaluate(
     return Evaluation(rows, summary)
 
 
-def _click_through(predictor, target, clicks, noc, max_clicks):
-    """One object, click after click, until everything that is asked for is known."""
+def _click_through(
+    predictor: SAMPredictor,
+    target: np.ndarray,
+    clicks: Sequence[int],
+    noc: Sequence[float],
+    max_clicks: int,
+) -> dict[str, Any]:
+    """The row of one object, which is clicked on until every requested number is known."""
     points, labels = [center_click(target == 1)], [1]
     logits, ious, oracle, boundary = None, [], None, None
     last = max(max(clicks), max_clicks if noc else 0)
@@ -260,7 +271,7 @@ def _click_through(predictor, target, clicks, noc, max_clicks):
         masks, scores, candidates = predictor.predict(
             points=points, labels=labels, masks=logits, multimask_output=logits is None
         )
-        best = int(np.argmax(scores))
+        best = int(best_index(scores))
         logits = candidates[best]
         ious.append(mask_iou(masks[best], target))
         if oracle is None:
@@ -282,8 +293,7 @@ def _click_through(predictor, target, clicks, noc, max_clicks):
     return row
 
 
-def _box_iou(predictor, target):
-    y, x = np.nonzero(target == 1)
-    box = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+def _box_iou(predictor: SAMPredictor, target: np.ndarray) -> float:
+    box = mask_tools.mask_to_box(target == 1, inclusive=False)
     masks, _, _ = predictor.predict(boxes=box, multimask_output=False)
     return mask_iou(masks[0], target)

@@ -1,7 +1,7 @@
-"""Files and folders that are there whole or not at all.
+"""Files and folders that appear complete or not at all.
 
-Everything is written under another name beside its place and renamed at the end, so a full
-disk, an error or Ctrl-C leaves what was there before, and nothing half done.
+Everything is written under a temporary name in the same folder and renamed at the end, so after
+a full disk, an error or Ctrl-C the earlier file is unchanged, and no partial file is left.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def whole_file(path: str | os.PathLike, text: bool = False) -> Iterator[IO]:
     """Opens a file for writing that appears at `path` only when the block ends well.
 
     Args:
-        path: the file; missing parent folders are made. An existing file is replaced.
+        path: the file; missing parent folders are created. An existing file is replaced.
         text: bool. True for UTF-8 text, with a bare line feed on every system. Defaults to `False`.
 
     Yields:
@@ -42,7 +42,7 @@ def whole_file(path: str | os.PathLike, text: bool = False) -> Iterator[IO]:
     except OSError as error:
         _raise_with_path(error, path, temporary)
     finally:
-        with contextlib.suppress(OSError):  # most often it has been renamed
+        with contextlib.suppress(OSError):  # it does not exist after the renaming
             temporary.unlink()
 
 
@@ -51,7 +51,7 @@ def whole_folder(path: str | os.PathLike, replaceable: str) -> Iterator[Path]:
     """Makes a folder that appears at `path` only when the block ends well.
 
     Args:
-        path: the folder; missing parent folders are made.
+        path: the folder; missing parent folders are created.
         replaceable: str. An existing folder is replaced if it is empty or
             holds a file of this name, the mark of an earlier result.
 
@@ -60,7 +60,7 @@ def whole_folder(path: str | os.PathLike, replaceable: str) -> Iterator[Path]:
 
     Raises:
         OSError: if it cannot be written, with `path` and the reason.
-        FileExistsError: if there is a file, or a folder with something else in it.
+        FileExistsError: if `path` is a file, or a folder with other content.
     """
     path = Path(path)
     temporary, old = _beside(path), _beside(path)
@@ -94,7 +94,7 @@ def _restore(path: Path, old: Path) -> None:
 
 
 def _raise_with_path(error: OSError, path: Path, temporary: Path) -> None:
-    """Says which file could not be written, unless the error is about another one."""
+    """Raises the error with the file that could not be written, unless it is about another one."""
     about = None if error.filename is None else Path(os.fsdecode(error.filename))
     own = about is None or about in (path, *path.parents) or temporary in (about, *about.parents)
     if error.errno is None or not own:

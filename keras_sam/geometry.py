@@ -1,4 +1,4 @@
-"""Where things are: one image's scaling and padding and the way back, and box formats.
+"""Coordinates: how one image is scaled and padded and the way back, and box formats.
 
 Numpy (and pillow for pixels) only. Sizes are `(height, width)`, points `(x, y)`.
 """
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_sam.enlarging import Axis, axis_of, enlarged_rows
+from keras_sam.enlarging import AxisWeights, axis_weights, enlarged_rows
+
+__all__ = ["ResizePlan", "xywh_to_xyxy", "xyxy_to_xywh"]
 
 # Logit of 0.001: "certainly outside" for mask prompts, also in the padding.
 OUTSIDE_LOGIT = -math.log(999.0)
@@ -191,12 +193,8 @@ class ResizePlan:
                 f"`masks` must have shape (..., {self.original_size[0]}, {self.original_size[1]}), "
                 f"the size of the original image. Received: shape={masks.shape}."
             )
-        rows, columns = (
-            _mask_reduction(o, s, m, n)
-            for o, s, m, n in zip(
-                self.original_size, self.scaled_size, self.model_size, mask_size, strict=True
-            )
-        )
+        sizes = (self.original_size, self.scaled_size, self.model_size, mask_size)
+        rows, columns = (_mask_reduction(*along) for along in zip(*sizes, strict=True))
         mapped = np.full(masks.shape[:-2] + mask_size, pad_value, "float32")
         mapped[..., : len(rows), : len(columns)] = rows @ masks.astype("float32") @ columns.T
         return mapped
@@ -214,8 +212,8 @@ class ResizePlan:
         Args:
             masks: float array `(..., Lh, Lw)`, logits of the model's whole
                 frame at any resolution.
-            mask_threshold: optional float. Return which logits are above it, without ever
-                holding those of a whole mask.
+            mask_threshold: optional float. Return which logits are above it; the logits of a
+                whole mask are then never held in memory.
 
         Returns:
             float32 array `(..., H0, W0)`, bool with a threshold.
@@ -226,7 +224,7 @@ class ResizePlan:
                 "`masks` must have shape (..., Lh, Lw), mask logits of the model's frame. "
                 f"Received: shape={masks.shape}."
             )
-        rows, columns = self.mask_axes(masks.shape[-2:])
+        rows, columns = mask_axes(self, masks.shape[-2:])
         dtype = "float32" if mask_threshold is None else bool
         original = np.empty(masks.shape[:-2] + self.original_size, dtype)
         for index in np.ndindex(masks.shape[:-2]):
@@ -236,27 +234,6 @@ class ResizePlan:
                 else:
                     np.greater(values, mask_threshold, out=original[index][some])
         return original  # (..., H0, W0)
-
-    def mask_axes(self, mask_size: int | tuple[int, int]) -> tuple[Axis, Axis]:
-        """The weights of `masks_to_original` for heights and for widths.
-
-        Args:
-            mask_size: int or pair `(Lh, Lw)`, the model's mask frame.
-
-        Returns:
-            Two `enlarging.Axis`, from which parts of an image can be made.
-        """
-        rows, columns = (
-            axis_of(o, s, m, n)
-            for o, s, m, n in zip(
-                self.original_size,
-                self.scaled_size,
-                self.model_size,
-                size_pair(mask_size, "mask_size"),
-                strict=True,
-            )
-        )
-        return rows, columns
 
     # --- inside ---
 
@@ -288,6 +265,13 @@ class ResizePlan:
         return (points * (scale * (length // 2))).astype("float32")
 
 
+def mask_axes(plan: ResizePlan, mask_size: tuple[int, int]) -> tuple[AxisWeights, AxisWeights]:
+    """The weights of `plan.masks_to_original` for heights and widths, from masks `(Lh, Lw)`."""
+    sizes = (plan.original_size, plan.scaled_size, plan.model_size, mask_size)
+    rows, columns = (axis_weights(*along) for along in zip(*sizes, strict=True))
+    return rows, columns
+
+
 def resize_image(
     image: np.ndarray, size: tuple[int, int], resample: str | int = "bilinear"
 ) -> np.ndarray:
@@ -310,8 +294,8 @@ def resize_image(
     size_xy = (size[1], size[0])
     if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8):
         return np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size_xy, code))
-    # One channel at a time: pillow has no images of arbitrary depth, and it would multiply the
-    # colours of a four-channel one by its "alpha".
+    # One channel at a time: pillow has no images of arbitrary depth, and would multiply the
+    # colours of a four-channel image by its "alpha".
     channels = [
         np.asarray(Image.fromarray(np.ascontiguousarray(image[..., c])).resize(size_xy, code))
         for c in range(image.shape[2])
@@ -320,7 +304,7 @@ def resize_image(
 
 
 def resampling_code(resample: str | int) -> int:
-    """Pillow's code of a resampling filter given by name or code."""
+    """Pillow's code for a resampling filter given by name or code."""
     if isinstance(resample, str) and resample.lower() in RESAMPLING:
         return RESAMPLING.index(resample.lower())
     if isinstance(resample, numbers.Integral) and 0 <= resample < len(RESAMPLING):
@@ -331,7 +315,7 @@ def resampling_code(resample: str | int) -> int:
 
 
 def size_pair(size: Any, name: str, square: bool = True) -> tuple[int, int]:
-    """A size given as `(height, width)`, or as one number for a square, as a pair of ints."""
+    """Reads a size, `(height, width)` or one number for a square, as a pair of ints."""
     if square and isinstance(size, numbers.Integral):
         size = (size, size)
     try:
@@ -378,30 +362,6 @@ def xywh_to_xyxy(boxes: ArrayLike) -> np.ndarray:
     """`(..., 4)` boxes x1 y1 width height to x1 y1 x2 y2."""
     boxes = _boxes_array(boxes)
     return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
-
-
-def xyxy_to_cxcywh(boxes: ArrayLike) -> np.ndarray:
-    """`(..., 4)` boxes x1 y1 x2 y2 to centre x, centre y, width, height."""
-    boxes = _boxes_array(boxes)
-    centres = (boxes[..., :2] + boxes[..., 2:]) / 2
-    return np.concatenate([centres, boxes[..., 2:] - boxes[..., :2]], axis=-1)
-
-
-def cxcywh_to_xyxy(boxes: ArrayLike) -> np.ndarray:
-    """`(..., 4)` boxes centre x, centre y, width, height to x1 y1 x2 y2."""
-    boxes = _boxes_array(boxes)
-    halves = boxes[..., 2:] / 2
-    return np.concatenate([boxes[..., :2] - halves, boxes[..., :2] + halves], axis=-1)
-
-
-def xywh_to_cxcywh(boxes: ArrayLike) -> np.ndarray:
-    """`(..., 4)` boxes x1 y1 width height to centre x, centre y, width, height."""
-    return xyxy_to_cxcywh(xywh_to_xyxy(boxes))
-
-
-def cxcywh_to_xywh(boxes: ArrayLike) -> np.ndarray:
-    """`(..., 4)` boxes centre x, centre y, width, height to x1 y1 width height."""
-    return xyxy_to_xywh(cxcywh_to_xyxy(boxes))
 
 
 def _boxes_array(boxes: ArrayLike) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Whatever a user calls an image - array, tensor, pillow image, path - as one numpy array.
+"""Images as one numpy array, read from arrays, tensors, pillow images and files.
 
 Numpy and pillow only.
 """
@@ -18,6 +18,12 @@ from keras_sam.prompts.nested import to_numpy
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
+# The image files of a folder, by their endings in lower case; its other files are left out.
+IMAGE_ENDINGS: tuple[str, ...] = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp"),
+    *(".gif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"),
+)
+
 
 def load_image(
     image: Any,
@@ -28,8 +34,8 @@ def load_image(
 ) -> np.ndarray:
     """Reads one image from an array, a tensor, a pillow image or a file.
 
-    Values are 0..255: uint8 as it is, uint16 divided by 257, other integers if
-    they are within 0..255, floats as they are. Nothing is rescaled by guess;
+    Values are 0..255: uint8 unchanged, uint16 divided by 257, other integers if
+    they are within 0..255, floats unchanged. Values are never rescaled by guess;
     a float image within 0..1 or far outside 0..255 gets a warning. Pillow
     images and files are turned upright by their EXIF orientation.
 
@@ -37,7 +43,7 @@ def load_image(
         image: array or tensor `(H0, W0, C)` or `(H0, W0)`, pillow image, or
             path.
         channel_order: `"rgb"` or `"bgr"`, the order in arrays; files and
-            pillow images say theirs. Defaults to `"rgb"`.
+            pillow images are read as RGB. Defaults to `"rgb"`.
         num_channels: int. Channels that the model takes. Defaults to `3`.
         convert_rgb: bool. With three channels, repeat a grey one and drop
             alpha. Defaults to `True`.
@@ -64,7 +70,7 @@ def read_image(
     convert_rgb: bool = True,
     data_format: str = "channels_last",
 ) -> np.ndarray:
-    """`load_image` without its warning, for callers that warn once for many images."""
+    """`load_image` without its warning, for callers that warn once for several images."""
     check_choice(channel_order, "channel_order", ("rgb", "bgr"))
     check_choice(data_format, "data_format", ("channels_last", "channels_first"))
     if isinstance(image, (str, bytes, os.PathLike)):
@@ -82,7 +88,7 @@ def read_image(
 
 
 def warn_of_range(images: Iterable[np.ndarray]) -> None:
-    """Warns, once for all the images of a call, of floats that do not look like 0..255."""
+    """Warns, once for all images of a call, if floats do not look like 0..255."""
     extremes = [(i.min(), i.max()) for i in images if i.dtype.kind == "f"]
     if any(low >= 0 and 0 < high <= 1 for low, high in extremes):
         warnings.warn(
@@ -91,7 +97,7 @@ def warn_of_range(images: Iterable[np.ndarray]) -> None:
             stacklevel=3,
         )
     elif any(low < -16 or high > 271 for low, high in extremes):
-        # A margin for what filters with negative lobes overshoot.
+        # The margin is the overshoot of filters with negative lobes.
         warnings.warn(
             "A float image lies far outside 0..255. Images are always 0..255: the model "
             "normalises them itself.",
@@ -121,7 +127,7 @@ def _read_file(path: str, convert_rgb: bool) -> np.ndarray:
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no image file at {path!r}.") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # SyntaxError is how some of pillow's decoders say "broken file".
+        # Some of pillow's decoders raise SyntaxError for a broken file.
         raise ValueError(
             f"The file must be an image that pillow can read. Received: {path!r} ({error}). "
             "Open it yourself and pass an array (height, width, channels)."
@@ -131,7 +137,7 @@ def _read_file(path: str, convert_rgb: bool) -> np.ndarray:
 def _read_pillow(image: Any, convert_rgb: bool) -> np.ndarray:
     from PIL import ImageOps
 
-    # Before the transposition, which makes a new image that no longer knows its file's format.
+    # Before the transposition, which makes a new image without its file's format.
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     if 0 in image.size:
         raise _empty_error((image.size[1], image.size[0]))
@@ -141,7 +147,7 @@ def _read_pillow(image: Any, convert_rgb: bool) -> np.ndarray:
     if image.mode in ("I", "F"):
         return np.asarray(image)
     if image.mode in ("P", "PA", "La", "RGBa"):
-        # Palettes and premultiplied colours have to be resolved before alpha can be dropped.
+        # Palettes and premultiplied colours must be resolved before alpha can be dropped.
         image = image.convert("LA" if image.mode == "La" else "RGBA")
         image = image if convert_rgb else image.convert("RGB")
     elif image.mode == "1":

@@ -1,17 +1,18 @@
 """SAM's training loss: focal, dice and predicted IoU, for the masks that a prompt trains."""
 
 import dataclasses
+from typing import Any, TypeAlias
 
 from keras import ops
+
+Tensor: TypeAlias = Any  # of the running backend
 
 VOID = 255
 
 
-def _sum_pixels(x):
-    return ops.sum(x, axis=(-2, -1))
-
-
-def focal_loss(logits, targets, valid, alpha: float = 0.25, gamma: float = 2.0):
+def focal_loss(
+    logits: Tensor, targets: Tensor, valid: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
     """Sigmoid focal loss, averaged over the pixels that count.
 
     Args:
@@ -19,7 +20,7 @@ def focal_loss(logits, targets, valid, alpha: float = 0.25, gamma: float = 2.0):
         targets: float32 tensor that broadcasts to it, 0 or 1.
         valid: float32 tensor that broadcasts to it, 0 for void pixels, otherwise 1.
         alpha: float. Weight of foreground pixels; background has `1 - alpha`.
-        gamma: float. How much easy pixels are played down.
+        gamma: float. Higher values give pixels that are already right less weight.
 
     Returns:
         Float32 tensor `(...)`.
@@ -37,7 +38,7 @@ def focal_loss(logits, targets, valid, alpha: float = 0.25, gamma: float = 2.0):
     return _sum_pixels(loss) / ops.maximum(_sum_pixels(valid), 1.0)
 
 
-def dice_loss(logits, targets, valid, smooth: float = 1.0):
+def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor, smooth: float = 1.0) -> Tensor:
     """One minus the dice coefficient of probabilities and target, over the pixels that count.
 
     Args:
@@ -60,8 +61,10 @@ def dice_loss(logits, targets, valid, smooth: float = 1.0):
     return 1.0 - (overlap + smooth) / (total + smooth)
 
 
-def mask_iou(logits, targets, valid):
+def mask_iou(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     """Intersection over union of `logits > 0` with the target, over the pixels that count.
+
+    The form for tensors; `keras_sam.masks.mask_iou` is the one for arrays.
 
     Args:
         logits: float tensor `(..., L, L)`.
@@ -79,12 +82,12 @@ def mask_iou(logits, targets, valid):
     return ops.where(union > 0, intersection / ops.maximum(union, 1.0), 1.0)
 
 
-def lone_click(labels, mask_given=None):
-    """Whether each prompt set is one click and nothing else, as `select_masks` means it.
+def lone_click(labels: Tensor, mask_given: Tensor | None = None) -> Tensor:
+    """Whether each prompt set is one click and nothing else, the ambiguous prompt.
 
     Args:
         labels: int tensor `(B, P, T)`.
-        mask_given: optional bool tensor `(B, P)`, or `(B, 0)` when nobody has a mask.
+        mask_given: optional bool tensor `(B, P)`, or `(B, 0)` when no prompt set has a mask.
 
     Returns:
         Bool tensor `(B, P)`.
@@ -96,7 +99,7 @@ def lone_click(labels, mask_given=None):
     lone = ops.logical_and(ops.equal(clicks, 1), ops.equal(corners, 0))
     if mask_given is None or mask_given.shape[1] == 0:
         return lone
-    if mask_given.shape[1] is None:  # it may turn out to be 0: nobody has one, then
+    if mask_given.shape[1] is None:  # may be 0 at run time: then no prompt set has a mask
         filled = ops.concatenate([mask_given, ops.zeros_like(lone)], axis=1)
         mask_given = filled[:, : ops.shape(lone)[1]]
     return ops.logical_and(lone, ops.logical_not(mask_given))
@@ -106,9 +109,9 @@ def lone_click(labels, mask_given=None):
 class SAMLoss:
     """The loss that SAM was trained with.
 
-    Of a lone click's candidates, masks 1 to K - 1, only the one that fits best is
-    pulled towards the target: the click does not say which object is meant. Any other
-    prompt trains mask 0. The predicted IoU of all masks that were candidates is trained.
+    A lone click is ambiguous, so of its candidates, masks 1 to K - 1, only the one that fits the
+    target best is trained. Any other prompt trains mask 0. The predicted IoU is trained for all
+    candidates.
 
     Args:
         focal_weight: float. Defaults to `20.0`.
@@ -127,7 +130,7 @@ class SAMLoss:
     alpha: float = 0.25
     gamma: float = 2.0
 
-    def __call__(self, outputs, targets, ambiguous):
+    def __call__(self, outputs: dict[str, Tensor], targets: Tensor, ambiguous: Tensor) -> Tensor:
         """The loss of every prompt set.
 
         Args:
@@ -136,7 +139,7 @@ class SAMLoss:
             ambiguous: bool tensor `(B, P)`, True for lone clicks.
 
         Returns:
-            Float32 tensor `(B, P)`; 0 where a target is void altogether.
+            Float32 tensor `(B, P)`; 0 where the whole target is void.
         """
         logits = ops.cast(outputs["masks"], "float32")
         targets, valid = split_void(targets)
@@ -153,17 +156,17 @@ class SAMLoss:
         return loss * ops.cast(ops.any(valid > 0, axis=(-2, -1)), "float32")
 
 
-def split_void(targets):
-    """Targets of 0, 1 and 255 as two float32 tensors: the target, and 1 where it counts."""
+def split_void(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits targets of 0, 1 and 255 into the float32 target and a float32 map of what counts."""
     valid = ops.cast(ops.not_equal(targets, VOID), "float32")
     return ops.cast(ops.equal(targets, 1), "float32"), valid
 
 
-def candidate_masks(ambiguous, num_masks: int):
+def candidate_masks(ambiguous: Tensor, num_masks: int) -> Tensor:
     """Which masks may answer each prompt set: 1 to K - 1 for a lone click, otherwise mask 0.
 
     Args:
-        ambiguous: bool tensor `(B, P)`.
+        ambiguous: bool tensor `(B, P)`, True for lone clicks.
         num_masks: int, `K`.
 
     Returns:
@@ -176,24 +179,60 @@ def candidate_masks(ambiguous, num_masks: int):
     return ambiguous * (1.0 - first) + (1.0 - ambiguous) * first
 
 
-def selected_iou(outputs, targets, ambiguous):
-    """How good the mask is that `select_masks(..., "auto")` picks, and how well that was foreseen.
+def choose_mask(iou_pred: Tensor, ambiguous: Tensor) -> Tensor:
+    """Which mask answers each prompt set: of its candidates the one with the highest score.
+
+    The rule of `select_masks(..., "auto")` for tensors. A score of NaN never wins.
+
+    Args:
+        iou_pred: float tensor `(B, P, K)`.
+        ambiguous: bool tensor `(B, P)`, True for lone clicks.
+
+    Returns:
+        Bool tensor `(B, P, K)`, True for one mask of each prompt set.
+    """
+    num_masks = iou_pred.shape[2]
+    scores = ops.cast(iou_pred, "float32")
+    scores = ops.where(ops.isnan(scores), -1e8, scores)
+    scores = ops.where(candidate_masks(ambiguous, num_masks) > 0, scores, -1e9)
+    return ops.one_hot(ops.argmax(scores, axis=-1), num_masks, dtype="bool")
+
+
+def take_mask(values: Tensor, chosen: Tensor) -> Tensor:
+    """The entries of the masks that `choose_mask` chose.
+
+    Args:
+        values: float tensor `(B, P, K, ...)`.
+        chosen: bool tensor `(B, P, K)`.
+
+    Returns:
+        Float32 tensor `(B, P, ...)`.
+    """
+    chosen = ops.reshape(chosen, (*ops.shape(chosen), *[1] * (len(values.shape) - 3)))
+    return ops.sum(ops.where(chosen, ops.cast(values, "float32"), 0.0), axis=2)
+
+
+def selected_iou(
+    outputs: dict[str, Tensor], targets: Tensor, ambiguous: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How good the chosen mask is, and how well the model predicted that.
 
     Args:
         outputs: dict of `masks` `(B, P, K, L, L)` and `iou_pred` `(B, P, K)`.
         targets: tensor `(B, P, L, L)` of 0, 1 and 255 for void.
-        ambiguous: bool tensor `(B, P)`.
+        ambiguous: bool tensor `(B, P)`, True for lone clicks.
 
     Returns:
-        Tuple of float32 tensors `(B, P)`: the selected mask's IoU with the target, the
-        absolute error of its predicted IoU, and 1 where the target counts.
+        Tuple of float32 tensors `(B, P)`: the IoU with the target of the mask that `choose_mask`
+        chooses, the absolute error of its predicted IoU, and 1 where the target counts.
     """
     targets, valid = split_void(targets)
-    num_masks = outputs["masks"].shape[2]
-    iou = mask_iou(outputs["masks"], ops.expand_dims(targets, 2), ops.expand_dims(valid, 2))
-    predicted = ops.cast(outputs["iou_pred"], "float32")
-    candidates = candidate_masks(ambiguous, num_masks)
-    chosen = ops.argmax(ops.where(candidates > 0, predicted, -1e9), axis=-1)
-    chosen = ops.one_hot(chosen, num_masks, dtype="float32")
-    iou, predicted = ops.sum(iou * chosen, -1), ops.sum(predicted * chosen, -1)
+    chosen = choose_mask(outputs["iou_pred"], ambiguous)
+    logits = take_mask(outputs["masks"], chosen)
+    iou = mask_iou(logits, targets, valid)
+    predicted = take_mask(outputs["iou_pred"], chosen)
     return iou, ops.abs(predicted - iou), ops.cast(ops.any(valid > 0, axis=(-2, -1)), "float32")
+
+
+def _sum_pixels(x: Tensor) -> Tensor:
+    return ops.sum(x, axis=(-2, -1))

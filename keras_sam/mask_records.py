@@ -27,7 +27,7 @@ from keras_sam.candidates import (
     pack_mask,
 )
 from keras_sam.enlarging import enlarged_rows
-from keras_sam.geometry import ResizePlan, xywh_to_xyxy, xyxy_to_xywh
+from keras_sam.geometry import ResizePlan, mask_axes, xywh_to_xyxy, xyxy_to_xywh
 from keras_sam.masks import (
     compress_rle,
     decode_rle,
@@ -281,7 +281,7 @@ def _enlarge(
     Enlarging takes weighted means, which exceed no level that all their pixels are below. So
     what is left out belongs to neither of the masks that stability compares.
     """
-    rows, columns = plan.mask_axes(logits.shape)
+    rows, columns = mask_axes(plan, logits.shape)
     threshold, offset = thresholds.mask_threshold, thresholds.stability_score_offset
     above = np.asarray(logits) > threshold - abs(offset)
     y, x = rows.reach(above.any(axis=1)), columns.reach(above.any(axis=0))

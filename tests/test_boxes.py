@@ -57,24 +57,9 @@ def test_from_a_crop_to_the_image_as_meta(amg):
     import torch
 
     rng = np.random.default_rng(0)
-    crop, size = [30, 20, 70, 95], (110, 120)
-    masks = rng.random((3, 75, 40)) < 0.5
-    boxes, points = rng.integers(0, 40, (5, 4)), rng.integers(0, 40, (5, 1, 2))
-    uncropped = tools.uncrop_masks(masks, crop, size)
-    expected = amg.uncrop_masks(torch.from_numpy(masks), crop, *size).numpy()
-    np.testing.assert_array_equal(uncropped, expected)
-    assert uncropped.dtype == bool
+    crop, boxes = [30, 20, 70, 95], rng.integers(0, 40, (5, 4))
     expected = amg.uncrop_boxes_xyxy(torch.from_numpy(boxes), crop).numpy()
     np.testing.assert_array_equal(tools.uncrop_boxes(boxes, crop), expected)
-    expected = amg.uncrop_points(torch.from_numpy(points), crop).numpy()
-    np.testing.assert_array_equal(tools.uncrop_points(points, crop), expected)
-
-
-def test_uncropping_masks_refuses_what_does_not_fit():
-    masks = np.ones((2, 5, 6), bool)
-    for crop, size in [([0, 0, 5, 6], (9, 9)), ([4, 0, 10, 5], (9, 9)), ([-1, 0, 5, 5], (9, 9))]:
-        with pytest.raises(ValueError, match="`crop_box` must be"):
-            tools.uncrop_masks(masks, crop, size)
 
 
 def test_boxes_near_a_crops_edge_equal_metas(amg):
@@ -155,24 +140,11 @@ def test_nms_equals_metas_torch_functions(amg):
         boxes, scores = rng.uniform(0, 60, (60, 2)), rng.random(60).astype("float32")
         boxes = np.concatenate([boxes, boxes + rng.uniform(1, 40, (60, 2))], axis=1)
         boxes = boxes.astype("float32")
-        groups = rng.integers(0, 3, 60)
+        one_group = torch.zeros(60)
         expected = meta.batched_nms(
-            torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(groups), 0.5
+            torch.from_numpy(boxes), torch.from_numpy(scores), one_group, 0.5
         )
-        assert tools.batched_nms(boxes, scores, groups, 0.5).tolist() == expected.tolist()
-
-
-def test_batched_nms_is_nms_within_each_category():
-    rng = np.random.default_rng(3)
-    for _ in range(60):
-        boxes = random_boxes(rng, 25)
-        scores, categories = rng.integers(0, 5, 25) / 4, rng.integers(-1, 3, 25)
-        kept = []
-        for category in set(categories.tolist()):
-            member = np.flatnonzero(categories == category)
-            kept += [int(member[i]) for i in slow_nms(boxes[member].tolist(), scores[member], 0.5)]
-        kept.sort(key=lambda i: (-scores[i], i))
-        assert tools.batched_nms(boxes, scores, categories, 0.5).tolist() == kept
+        assert tools.nms(boxes, scores, 0.5).tolist() == expected.tolist()
 
 
 def test_equal_scores_keep_the_earlier_and_boxes_without_area_suppress_nothing():
@@ -189,7 +161,6 @@ def test_no_boxes_give_no_indices():
     for kept in (
         tools.nms([], []),
         tools.nms(np.zeros((0, 4)), np.zeros(0)),
-        tools.batched_nms([], [], []),
         tools.nms_across_crops([], []),
     ):
         assert kept.shape == (0,) and kept.dtype == "int64"
@@ -217,7 +188,6 @@ def test_across_crops_the_smaller_crop_wins():
         (lambda: tools.generate_crop_boxes((9, 9), 1, 1.0), r"in \[0, 1\)"),  # all overlap
         (lambda: tools.nms([[0, 0, 1, 1]], [0.5, 0.5]), "one number per box"),  # a score too many
         (lambda: tools.nms([[0, 0, 1]], [0.5]), "must have shape"),  # three sides
-        (lambda: tools.batched_nms([[0, 0, 1, 1]], [1], [1, 2]), "one number per box"),
     ],
 )
 def test_bad_input_is_refused(call, words):

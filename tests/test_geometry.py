@@ -392,13 +392,9 @@ def test_nothing_is_written_into_the_arguments():
 
 
 def test_box_formats_by_example():
-    xyxy, xywh, cxcywh = [10, 20, 50, 40], [10, 20, 40, 20], [30.0, 30.0, 40.0, 20.0]
+    xyxy, xywh = [10, 20, 50, 40], [10, 20, 40, 20]
     np.testing.assert_array_equal(geometry.xyxy_to_xywh(xyxy), xywh)
     np.testing.assert_array_equal(geometry.xywh_to_xyxy(xywh), xyxy)
-    np.testing.assert_array_equal(geometry.xyxy_to_cxcywh(xyxy), cxcywh)
-    np.testing.assert_array_equal(geometry.cxcywh_to_xyxy(cxcywh), xyxy)
-    np.testing.assert_array_equal(geometry.xywh_to_cxcywh(xywh), cxcywh)
-    np.testing.assert_array_equal(geometry.cxcywh_to_xywh(cxcywh), xywh)
 
 
 def test_box_formats_keep_leading_axes_and_do_not_wrap():

@@ -3,8 +3,20 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
-from keras_sam.losses import SAMLoss, candidate_masks, dice_loss, focal_loss, lone_click, mask_iou
+from keras_sam.losses import (
+    SAMLoss,
+    candidate_masks,
+    choose_mask,
+    dice_loss,
+    focal_loss,
+    lone_click,
+    mask_iou,
+    selected_iou,
+    take_mask,
+)
+from keras_sam.models.outputs import select_masks
 
 
 def sigmoid(x):
@@ -85,6 +97,27 @@ def test_a_target_that_is_void_altogether_costs_nothing():
 def test_a_model_with_one_mask_always_trains_it():
     candidates = to_numpy(candidate_masks(np.array([[True, False]]), 1))
     np.testing.assert_array_equal(candidates, [[[1], [1]]])
+
+
+@pytest.mark.parametrize("num_masks", [1, 4])
+def test_the_chosen_mask_is_the_one_that_select_masks_picks(num_masks):
+    logits, targets, scores = example(3, (2, 3, num_masks, 7, 9))
+    scores[0] = np.nan  # of a prompt that has no score
+    scores[1, :, -2:-1] = np.nan
+    scores[1, 0, :1] = 2.0  # mask 0 has the best score, and is no candidate of a lone click
+    lone = np.array([[True, False, True], [True, True, False]])
+    answer = select_masks({"masks": logits, "iou_pred": scores, "lone_click": lone}, "auto")
+    chosen = choose_mask(scores, lone)
+    np.testing.assert_array_equal(to_numpy(ops.sum(ops.cast(chosen, "int32"), -1)), 1)
+    np.testing.assert_array_equal(to_numpy(take_mask(logits, chosen)), answer["masks"][:, :, 0])
+    np.testing.assert_array_equal(to_numpy(take_mask(scores, chosen)), answer["iou_pred"][..., 0])
+    iou, error, counts = selected_iou({"masks": logits, "iou_pred": scores}, targets, lone)
+    for b, p in np.ndindex(2, 3):
+        wanted = numpy_terms(answer["masks"][b, p, 0], targets[b, p])[2]
+        np.testing.assert_allclose(to_numpy(iou)[b, p], wanted, rtol=1e-6)
+        predicted = answer["iou_pred"][b, p, 0]
+        np.testing.assert_allclose(to_numpy(error)[b, p], abs(predicted - wanted), rtol=1e-5)
+    np.testing.assert_array_equal(to_numpy(counts), 1)
 
 
 @pytest.mark.parametrize(

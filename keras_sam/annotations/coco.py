@@ -35,16 +35,16 @@ def write_coco(
 ) -> None:
     """Writes COCO instances. `pycocotools` loads them (`test_coco_loads_in_pycocotools`).
 
-    Images are written as they come, so an iterator keeps memory small. `area` and `bbox` are
-    counted from the mask, the box by COCO's rule: one pixel wider and higher than the
-    generator's. Whatever else a record holds is kept under its name.
+    Images are written one by one, so an iterator needs little memory. `area` and `bbox` are
+    computed from the mask, the box by COCO's rule: one pixel wider and higher than the
+    generator's. All other entries of a record are kept.
 
     Args:
         path: the file, whole or not at all.
         images: iterable of `ImageAnnotations`. Images without an
             `image_id` get the next free number.
-        categories: mapping from id to name. Defaults to those that occur: 1, which is that of
-            records without a `category_id`, is called "object", any other by its number.
+        categories: mapping from id to name. Defaults to the categories that occur: 1, also that
+            of records without a `category_id`, is named "object", others by their number.
         polygons: bool. Writes polygons, with holes cut open, instead of
             run lengths; crowds stay run lengths. Defaults to `False`.
         tolerance: float, pixels. Simplifies the polygons, see `mask_to_polygons`.
@@ -92,7 +92,7 @@ def read_coco(path: str | os.PathLike) -> tuple[list[ImageAnnotations], dict[int
         as in the file, run lengths or polygons: see `segmentation_to_rle`.
 
     Raises:
-        ValueError: if the file is no COCO instances file, with what is missing.
+        ValueError: if the file is not a COCO instances file, with what is missing.
     """
     data = read_json(path)
     where = f"`{os.fspath(path)}`"
@@ -122,8 +122,6 @@ def read_coco(path: str | os.PathLike) -> tuple[list[ImageAnnotations], dict[int
 
 
 def _image_id(image: ImageAnnotations, entries: Mapping[int, dict]) -> int:
-    if image.size is None:
-        raise ValueError(f"{image.file_name!r} must have a size. Received: size=None.")
     if image.image_id is None:
         return max(entries, default=0) + 1
     if image.image_id in entries:
@@ -136,7 +134,7 @@ def _image_id(image: ImageAnnotations, entries: Mapping[int, dict]) -> int:
 
 
 def _image_entry(image: ImageAnnotations, image_id: int) -> dict:
-    height, width = image.size
+    height, width = image.known_size()
     return {"id": image_id, "width": width, "height": height, "file_name": str(image.file_name)}
 
 

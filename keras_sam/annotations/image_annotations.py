@@ -1,4 +1,4 @@
-"""What all formats have in common: the masks of one image, and their conversion."""
+"""The masks of one image, as all formats read and write them, and their conversion."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class ImageAnnotations:
     """The masks of one image: what every writer takes and every reader returns.
 
     Args:
-        file_name: str. The image's file, as the annotations shall name it.
+        file_name: str. The image's file, as named in the annotations.
         size: pair of ints `(H0, W0)`, pixels. None only for a mask folder without masks.
         records: list of dicts, one per mask, as `SAMAutomaticMaskGenerator`
             makes them: `segmentation` (binary mask, run lengths or COCO
-            polygons) and whatever else is known: `area`, `bbox`,
+            polygons) and optional entries: `area`, `bbox`,
             `predicted_iou`, `stability_score`, `point_coords`, `crop_box`, `category_id`.
-        image_id: int. Defaults to `None`: given by the writer.
+        image_id: int. Defaults to `None`: chosen by the writer.
 
     Raises:
-        ValueError: if `size` is no size.
+        ValueError: if `size` is not a size.
 
     Example:
 
@@ -47,6 +47,16 @@ class ImageAnnotations:
     def __post_init__(self) -> None:
         if self.size is not None:
             object.__setattr__(self, "size", size_pair(self.size, "size", square=False))
+
+    def known_size(self) -> tuple[int, int]:
+        """`size`, for formats that need one.
+
+        Raises:
+            ValueError: if it is None.
+        """
+        if self.size is None:
+            raise ValueError(f"{self.file_name!r} must have a size. Received: size=None.")
+        return self.size
 
 
 def segmentation_to_rle(segmentation: Any, size: Sequence[int]) -> dict:
@@ -78,13 +88,13 @@ def segmentation_to_rle(segmentation: Any, size: Sequence[int]) -> dict:
         rle = encode_rle(mask)
     if tuple(rle["size"]) != size:
         raise ValueError(
-            f"A segmentation must have its image's size {size}. Received: {tuple(rle['size'])}."
+            f"A segmentation must have its image's size {size}. Received: size={rle['size']}."
         )
     return rle
 
 
 def plain(value: Any) -> Any:
-    """Makes a value ready for JSON: numpy becomes Python, and NaN null."""
+    """Converts a value for JSON: numpy values to Python's, and NaN to None."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -97,9 +107,11 @@ def plain(value: Any) -> Any:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file; what is no JSON is refused with the file's name."""
+    """Reads a JSON file; raises a ValueError with the file's name if it is not JSON."""
     with open(path, encoding="utf-8") as file:
         try:
             return json.load(file)
         except ValueError as error:
-            raise ValueError(f"`{os.fspath(path)}` must be a JSON file. {error}.") from error
+            raise ValueError(
+                f"`{os.fspath(path)}` must be a JSON file. Received: no valid JSON ({error})."
+            ) from error

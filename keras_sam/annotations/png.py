@@ -34,9 +34,9 @@ def write_mask_folder(folder: str | os.PathLike, image: ImageAnnotations) -> Non
     """Writes each mask as a black and white PNG, and a table: the layout of Meta's command line.
 
     Args:
-        folder: the folder of this image, whole or not at all: `0.png`,
-            `1.png`, ... and `metadata.csv`. An earlier result there is replaced, anything
-            else is not. What a record does not know is left empty in the table.
+        folder: the folder of this image, complete or not at all: `0.png`,
+            `1.png`, ... and `metadata.csv`. An earlier result there is replaced, other
+            folders are not. Cells for missing entries of a record are left empty.
         image: `ImageAnnotations`.
 
     Raises:
@@ -104,7 +104,7 @@ def write_label_map(path: str | os.PathLike, label_map: ArrayLike) -> None:
             see `keras_sam.masks.masks_to_label_map`.
 
     Raises:
-        ValueError: if it is no such map.
+        ValueError: if `label_map` is not such an array.
         OSError: if the file cannot be written.
     """
     labels = np.asarray(label_map)
@@ -138,13 +138,13 @@ def read_label_map(path: str | os.PathLike) -> np.ndarray:
         Int32 array `(H0, W0)` of the indices, not of the colours.
 
     Raises:
-        ValueError: if the file is no image, or one with colours but no palette.
+        ValueError: if the file is not an image, or has colours but no palette.
     """
     return _read_png(path).astype("int32")
 
 
 def _row_of(number: int, record: dict, rle: dict) -> tuple:
-    """A record as a row of the table; what it does not know is left empty."""
+    """A record as a row of the table; missing entries are empty cells."""
     box = record.get("bbox", xyxy_to_xywh(mask_to_box(rle)))
     return (
         number,
@@ -187,7 +187,7 @@ def _read_png(path: str | os.PathLike) -> np.ndarray:
 
 
 def _palette() -> np.ndarray:
-    """PASCAL VOC's 256 colours, uint8 `(256, 3)`: the bits of the index, dealt out in turn."""
+    """PASCAL VOC's 256 colours, uint8 `(256, 3)`: the index's bits, spread over the channels."""
     index = np.arange(256)
     colours = np.zeros((256, 3), int)
     for bit in range(8):

@@ -28,8 +28,7 @@ def write_sa1b(path: str | os.PathLike, image: ImageAnnotations) -> None:
         ValueError: if a segmentation is malformed.
         OSError: if the file cannot be written.
     """
-    if image.size is None:
-        raise ValueError(f"{image.file_name!r} must have a size. Received: size=None.")
+    height, width = image.known_size()
     annotations = []
     for number, record in enumerate(image.records):
         rle = segmentation_to_rle(record["segmentation"], image.size)
@@ -37,8 +36,8 @@ def write_sa1b(path: str | os.PathLike, image: ImageAnnotations) -> None:
         annotations.append(plain({"id": number, **counted, **record, "segmentation": rle}))
     about = {
         "image_id": 0 if image.image_id is None else image.image_id,
-        "width": image.size[1],
-        "height": image.size[0],
+        "width": width,
+        "height": height,
         "file_name": str(image.file_name),
     }
     with whole_file(path, text=True) as file:

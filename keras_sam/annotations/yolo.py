@@ -26,8 +26,8 @@ def write_yolo(
 ) -> None:
     """Writes the masks of one image as YOLO segmentation.
 
-    Several parts of an object, and holes, are joined by cuts of no width.
-    An empty mask has no line, and an image without masks an empty file.
+    Several parts of an object, and holes, are joined by cuts of zero width.
+    An empty mask has no line, and an image without masks has an empty file.
 
     Args:
         path: the text file, whole or not at all.
@@ -41,8 +41,7 @@ def write_yolo(
         ValueError: if a category has no class or a segmentation is malformed.
         OSError: if the file cannot be written.
     """
-    if image.size is None:
-        raise ValueError(f"{image.file_name!r} must have a size. Received: size=None.")
+    size = image.known_size()
     lines = []
     for record in image.records:
         category = int(record.get("category_id", 0))
@@ -51,8 +50,8 @@ def write_yolo(
                 f"`classes` must map every category. Received: {dict(classes)}, and a record of "
                 f"category {category} in {image.file_name!r}."
             )
-        mask = decode_rle(segmentation_to_rle(record["segmentation"], image.size))
-        values = polygons_to_yolo(mask_to_polygons(mask, tolerance), image.size)
+        mask = decode_rle(segmentation_to_rle(record["segmentation"], size))
+        values = polygons_to_yolo(mask_to_polygons(mask, tolerance), size)
         if values:
             number = category if classes is None else classes[category]
             lines.append(" ".join([str(number), *(f"{value:.7g}" for value in values)]) + "\n")
@@ -67,14 +66,14 @@ def read_yolo(
 
     Args:
         path: the text file.
-        size: pair of ints `(H0, W0)` of the image, which the file does not tell.
+        size: pair of ints `(H0, W0)` of the image, which is not in the file.
         file_name: str. Name of the image. Defaults to that of the text file without ending.
 
     Returns:
         `ImageAnnotations` with compressed run lengths and a `category_id`.
 
     Raises:
-        ValueError: if a line is no class and ring, with its number.
+        ValueError: if a line is not a class and a ring, with the line's number.
     """
     image = ImageAnnotations(Path(path).stem if file_name is None else file_name, size, [])
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):

@@ -61,6 +61,16 @@ def widen_bfloat16(words: np.ndarray) -> np.ndarray:
     return (words.astype("<u4") << 16).view("<f4")
 
 
+def narrow_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The bits, uint16, of the bfloat16 numbers nearest to finite float32 values, ties to even.
+
+    `widen_bfloat16` is the inverse.
+    """
+    bits = np.ascontiguousarray(values, "float32").view("uint32")
+    # Half of the last place that stays, less one bit if that place is even: ties to even.
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("uint16")
+
+
 class Layout(NamedTuple):
     """An order of axes; `axes` leads from the foreign layout to Keras's."""
 

@@ -23,15 +23,15 @@ _FINE = 5
 def mask_to_polygons(mask: ArrayLike, tolerance: float = 0.0) -> list[list[np.ndarray]]:
     """Traces the outlines of a mask along the edges of its pixels.
 
-    Each 8-connected part is one polygon. Without `tolerance` nothing is
-    lost: `polygons_to_mask` gives the mask back (`test_round_trip`).
+    Each 8-connected part is one polygon. With a tolerance of 0 the outlines
+    are exact: `polygons_to_mask` returns the same mask (`test_round_trip`).
     Where two pixels touch at a corner only, the ring passes there twice.
 
     Args:
         mask: bool or integer array `(H0, W0)`.
         tolerance: float, original pixels. Drops vertices that lie closer
             than this to the simplified ring (Douglas-Peucker); a ring that
-            would collapse is kept as it is. Defaults to `0.0`.
+            would collapse is kept unchanged. Defaults to `0.0`.
 
     Returns:
         A list of polygons, from the top down. Rings are int64 `(V, 2)`, x y in
@@ -92,7 +92,7 @@ def polygons_to_mask(polygons: Sequence[Any], size: Sequence[int]) -> np.ndarray
 def polygons_to_coco(polygons: Sequence[Any]) -> list[list[float]]:
     """Writes polygons as COCO does, one flat `[x1, y1, x2, y2, ...]` each.
 
-    COCO knows no holes: each is joined to its outline by a cut of no width,
+    COCO has no holes: each is joined to its outline by a cut of zero width,
     which fills to the same pixels (`test_coco_polygons_keep_holes`).
 
     Args:
@@ -107,9 +107,8 @@ def polygons_to_coco(polygons: Sequence[Any]) -> list[list[float]]:
 def polygons_to_yolo(polygons: Sequence[Any], size: Sequence[int]) -> list[float]:
     """Writes the polygons of one object as YOLO does: one ring, in fractions of the image.
 
-    Several parts and holes are joined by cuts of no width, as a YOLO line
-    has room for one ring only. Parts must not overlap; those of a traced
-    mask never do.
+    A YOLO line holds only one ring, so several parts and holes are joined by
+    cuts of zero width. Parts must not overlap; those of a traced mask never do.
 
     Args:
         polygons: sequence of polygons, as `polygons_to_mask`.
@@ -249,11 +248,11 @@ def _simplify(ring: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _join(rings: list[np.ndarray]) -> np.ndarray:
-    """Joins rings into one by cuts, walked there and back, from vertex to vertex nearby."""
+    """Joins rings into one by cuts between nearby vertices, each passed in both directions."""
     joined = rings[0]
     for ring in rings[1:]:
-        # Near is enough, and all pairs of vertices would be too many: the vertex next to the
-        # ring's first, and the ring's vertex next to that.
+        # The vertex nearest to the ring's first one, and the ring's vertex nearest to that: the
+        # nearest pair of all would be slow to find, and is not needed.
         a = ((joined - ring[0]) ** 2).sum(axis=1).argmin()
         b = ((ring - joined[a]) ** 2).sum(axis=1).argmin()
         loop = np.concatenate([ring[b:], ring[: b + 1]])
@@ -277,8 +276,8 @@ def _ring_flips(ring: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     steep = np.abs(end - start)[:, 1] > np.abs(end - start)[:, 0]
     axis = np.where(steep, 1, 0)
     edge = np.arange(len(start))
-    # Every edge is drawn in the direction of its longer axis, so that it has the same points
-    # whichever way it is walked.
+    # Every edge is drawn in the positive direction of its longer axis, so that its points do not
+    # depend on the direction of the ring.
     backward = start[edge, axis] > end[edge, axis]
     start[backward], end[backward] = end[backward], start[backward].copy()
     length = (end - start)[edge, axis]

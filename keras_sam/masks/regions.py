@@ -33,8 +33,8 @@ def remove_small_regions(mask: ArrayLike, min_area: float, mode: str) -> tuple[n
 
     Source:
         `remove_small_regions`, facebookresearch/segment-anything@dca509f. Works on runs of pixels
-        in numpy alone, which on masks of photographs is faster than labelling every pixel with
-        OpenCV or scipy, so neither is needed.
+        in numpy alone: on masks of photographs that is faster than labelling every pixel with
+        OpenCV or scipy, and needs neither.
     """
     if mode not in ("holes", "islands"):
         raise ValueError(f"`mode` must be 'holes' or 'islands'. Received: {mode!r}.")
@@ -91,7 +91,7 @@ def masks_to_label_map(
             "`scores` must hold one number per mask. "
             f"Received: shape={rank.shape} for {len(masks)} masks."
         )
-    # What is on top is painted last; NaN scores lie at the bottom.
+    # The mask on top is painted last; NaN scores are at the bottom.
     order = np.argsort(-rank.astype("float64"), kind="stable")[::-1]
     labels = None if size is None else np.zeros(size_pair(size, "size", square=False), "int32")
     for i, mask in zip(order, iterate_masks(masks[i] for i in order), strict=True):
@@ -106,7 +106,7 @@ def masks_to_label_map(
 
 
 def label_map_to_masks(label_map: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Takes a label map apart.
+    """Splits a label map into masks.
 
     Args:
         label_map: integer array `(H0, W0)`, 0 for background.
@@ -135,7 +135,7 @@ def remove_overlaps(masks: Any, scores: ArrayLike | None = None) -> np.ndarray:
         scores: array `(M,)`. Defaults to the smaller the better.
 
     Returns:
-        Bool array `(M, H0, W0)`; a mask that is covered altogether is left empty.
+        Bool array `(M, H0, W0)`; a mask that is covered completely is left empty.
 
     Raises:
         ValueError: as `masks_to_label_map`.
@@ -155,18 +155,18 @@ def _regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         of its region: the index of the region's first run.
     """
     h0, w0 = mask.shape
-    stride = w0 + 1  # an empty column, so that no run goes on into the next row
+    stride = w0 + 1  # an empty column, so that no run continues in the next row
     flat = np.zeros(h0 * stride + 1, bool)
     flat[1:].reshape(h0, stride)[:, :w0] = mask
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     starts, stops = edges[0::2], edges[1::2]
-    # The runs of the next row that a run touches, also by a corner, follow each other.
+    # The runs of the next row that a run touches, also by a corner, are consecutive.
     first = np.searchsorted(stops, starts + stride, side="left")
     touching = np.searchsorted(starts, stops + stride, side="right") - first
     upper = np.repeat(np.arange(len(starts)), touching)
     lower = np.arange(len(upper)) + np.repeat(first - np.cumsum(touching) + touching, touching)
-    # Each round joins every region to a neighbour that starts earlier, if it has one: at least
-    # half of those that are still apart disappear.
+    # Each round joins every region to a neighbour that starts earlier, if it has one, so at least
+    # half of the regions that are not yet joined disappear.
     region = np.arange(len(starts))
     while True:
         a, b = region[upper], region[lower]

@@ -1,7 +1,7 @@
-"""COCO run lengths: a mask as the lengths of its runs, column after column.
+"""COCO run lengths: a mask as the lengths of its runs, column by column.
 
 A run-length dict is `{"size": [H0, W0], "counts": counts}`. The counts start
-with a run of background (0 long where the first pixel is inside) and are a
+with a run of background (of length 0 if the first pixel is inside) and are a
 list of ints, or COCO's compressed string of them.
 """
 
@@ -19,12 +19,12 @@ from numpy.typing import ArrayLike
 
 from keras_sam.geometry import size_pair
 
-# Masks are encoded a few at a time: enough to spread the cost of numpy's calls, for which threads
-# wait for one another (64 masks of 1200 x 1800, 7 at a time, take 10 ms; 1 at a time 14), few
-# enough for each thread to have some, and for 16 bits to number their columns.
+# Masks are encoded a few at a time: enough to spread the cost of numpy's calls, in which threads
+# wait for Python's lock, few enough for every thread to have some, and for 16 bits to number
+# their columns.
 _CHUNK_PIXELS = 1 << 24
 _CHUNK_COLUMNS = 0xFFFF
-_MAX_THREADS = 4  # numpy lets go of Python's lock; more of them only wait for the memory
+_MAX_THREADS = 4  # numpy releases Python's lock; more threads only wait for memory
 _MAX_GROUPS = 7  # 5 bits each: 35 bits hold every count of a mask with fewer than 2**34 pixels.
 
 
@@ -75,7 +75,7 @@ def encode_rle(
     else:
         threads = min(_MAX_THREADS, os.cpu_count() or 1)
         turns = -(-len(stack) // (threads * step))
-        # Of one size, and as many for each thread: the last one is waited for.
+        # Chunks of one size, and as many for each thread, so that no thread finishes late.
         chunks = np.array_split(stack, min(threads * turns, len(stack)))
         with ThreadPoolExecutor(threads) as pool:
             encoded = list(itertools.chain.from_iterable(pool.map(encode, chunks)))
@@ -196,15 +196,10 @@ def read_counts(rle: dict) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def flips_to_mask(flips: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Paints a mask from the positions at which its value changes.
+    """Paints a bool mask `(H0, W0)` from the positions at which its value changes.
 
-    Args:
-        flips: int array `(runs - 1,)`, positions `x * H0 + y` in ascending
-            order; a position that occurs twice changes nothing.
-        size: `(H0, W0)` pixels.
-
-    Returns:
-        Bool array `(H0, W0)`.
+    `flips` are positions `x * H0 + y` in ascending order; a position that occurs twice changes
+    nothing.
     """
     h0, w0 = size
     x, y = np.divmod(flips[flips < h0 * w0], h0)
@@ -213,8 +208,8 @@ def flips_to_mask(flips: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     column_bit = (128 >> (x & 7)).astype("uint8")
     flat = y * bits.shape[1] + (x >> 3)
     np.bitwise_xor.at(bits.reshape(-1), flat[below], column_bit[below])
-    # The runs go on from the foot of a column to the head of the next: the top row holds values,
-    # the rows below hold changes, which a running exclusive-or down the rows turns into values.
+    # A run may continue from the foot of a column at the head of the next: the top row holds
+    # values, the rows below hold changes, which a running exclusive-or turns into values.
     top = np.searchsorted(flips, np.arange(w0) * h0, side="right") & 1
     bits[0, : -(-w0 // 8)] = np.packbits(top.astype(bool))
     words = bits.view("uint64")
@@ -225,18 +220,10 @@ def flips_to_mask(flips: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def mask_flips(
     stack: np.ndarray, corner: tuple[int, int] = (0, 0), size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Finds where the values of masks change, going down their columns.
+    """Positions `m * H0 * W0 + x * H0 + y` where values of masks change down their columns.
 
-    Every mask starts with background, so a mask whose first pixel is inside
-    changes at position 0.
-
-    Args:
-        stack: bool or integer array `(M, h, w)`.
-        corner: `(x, y)`, where the stack lies in the image.
-        size: `(H0, W0)` of the image. Defaults to `(h, w)`.
-
-    Returns:
-        Int64 array of `m * H0 * W0 + x * H0 + y` in ascending order, each once.
+    Ascending, each once. Every mask starts with background, so a mask whose first pixel is inside
+    changes at position 0. `corner` is `(x, y)` of the stack `(M, h, w)` in an image of `size`.
     """
     m, h, w = stack.shape
     h0, w0 = size or (h, w)
@@ -246,14 +233,14 @@ def mask_flips(
         padded = np.zeros((m, h, -(-w // 8) * 8), bool)
         padded[..., :w] = stack
         stack = padded
-    # Rows are compared eight pixels at a time, which takes as long as reading them from memory.
+    # Rows are compared eight pixels at a time, which is as fast as reading them from memory.
     words = stack.view("uint64")
     width = words.shape[2]
     count = m * (h - 1) * width
     differ = np.empty(-(-count // 8) * 8, bool)
     differ[count:] = False
     np.not_equal(words[:, 1:], words[:, :-1], out=differ[:count].reshape(m, h - 1, width))
-    # Few do. Numpy finds them holding Python's lock, so it is asked for eights of them first.
+    # Few words differ. Numpy holds Python's lock while it finds them, so it looks for groups first.
     eights = differ.view("uint64")
     eight = np.flatnonzero(eights != 0)
     found = np.flatnonzero(eights[eight].view(bool))
@@ -262,20 +249,20 @@ def mask_flips(
     found += mask * width  # counted in whole masks, like `words`
     pair = words.reshape(-1)[[found, found + width]].view(bool)
     pixel = np.flatnonzero(pair[0] != pair[1])
-    row = found // width  # numpy's `divmod` takes three times as long
+    row = found // width  # much faster than numpy's `divmod`
     # The masks beside each other, `wide` columns each. Down a column, values change in these rows:
     wide = 8 * width
     x = (mask * wide + 8 * (found - row * width))[pixel >> 3] + (pixel & 7)
     y = (row + 1 - mask * h)[pixel >> 3]
-    # Each column is closed at its foot. Where the next goes on from there, the two cancel; at
-    # the end of the image there is nothing to close.
+    # Each column that ends inside is closed at its foot. If the next column starts inside, the
+    # two flips cancel; at the end of the image there is nothing to close.
     top, foot = np.flatnonzero(stack[:, 0]), np.flatnonzero(stack[:, -1])
     foot = foot[(foot % wide + corner[0]) * h0 + corner[1] + h < h0 * w0]
     x = np.concatenate([top, x, foot])
     y = np.concatenate([np.zeros(len(top), int), y, np.full(len(foot), h)])
     flips = (x + corner[0] + x // wide * (w0 - wide)) * h0 + (y + corner[1])
-    # They go down the rows already. What is left is stable, by column, which numpy does in a third
-    # of the time for numbers of up to 16 bits: it needs no comparisons.
+    # The flips are in row order already, so a stable sort by column is enough. Numpy sorts numbers
+    # of up to 16 bits by radix, which is much faster.
     flips = flips[np.argsort(x.astype(np.min_scalar_type(m * wide)), kind="stable")]
     twice = np.flatnonzero(flips[1:] == flips[:-1])
     return np.delete(flips, np.concatenate([twice, twice + 1])) if len(twice) else flips
@@ -343,8 +330,8 @@ def _compress(counts: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.nd
     first = first[first < len(counts)]
     value[first] = counts[first]
     length = np.ones(len(value), "int8")
-    # Most runs need one character, of which one bit is for the sign; only the rest are looked at
-    # again. `x ^ (x >> 63)` is the magnitude: -1 is all ones, as long as 0.
+    # Most runs need one character, one bit of which is the sign; only the others are processed
+    # further. `x ^ (x >> 63)` is the magnitude: -1 needs as many bits as 0.
     longer = np.flatnonzero((value ^ (value >> 63)) >> 4)
     rest = value[longer]
     magnitude = (rest ^ (rest >> 63)) >> 4

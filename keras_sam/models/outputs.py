@@ -1,5 +1,10 @@
 """What a segmenter returns: joining batches, and picking masks."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from keras_sam.prompts.nested import to_numpy
@@ -7,19 +12,19 @@ from keras_sam.prompts.nested import to_numpy
 _PER_PROMPT = ("masks", "iou_pred", "lone_click")
 
 
-def join_batches(batches: list[dict], prompt_sets: int = 0) -> dict:
+def join_batches(batches: Sequence[dict[str, Any]], prompt_sets: int = 0) -> dict[str, np.ndarray]:
     """Joins the outputs of several batches into what `SAMImageSegmenter.predict` returns.
 
     Args:
         batches: list of dicts of `masks` `(B, P, K, Lh, Lw)`, `iou_pred` `(B, P, K)`,
-            `lone_click` `(B, P)`, `num_prompts` `(B,)`, the prompt sets that each image really
-            has, and `single_object`. Each batch has a `P` of its own.
+            `lone_click` `(B, P)`, `num_prompts` `(B,)`, each image's number of prompt sets
+            without padding, and `single_object`. `P` may differ between batches.
         prompt_sets: int. The smallest `P` of the result.
 
     Returns:
-        One dict with the largest `P` of all, where masks and scores of prompt sets that do not
-        exist are NaN. If `single_object` is True everywhere, without `num_prompts` and without
-        the axis `P`, which is 1.
+        One dict with the largest `P`. Masks and scores of padded prompt sets are NaN. If
+        `single_object` is True everywhere, the dict has no `num_prompts` and its arrays no axis
+        `P`, which is 1.
     """
     joined = {}
     most = max(prompt_sets, *(batch["masks"].shape[1] for batch in batches))
@@ -38,8 +43,8 @@ def join_batches(batches: list[dict], prompt_sets: int = 0) -> dict:
     return {**joined, "num_prompts": num_prompts}
 
 
-def _concatenate(arrays, prompt_sets, filler):
-    """Arrays `(B, P, ...)` one after the other, filled up to `P = prompt_sets`."""
+def _concatenate(arrays: list[np.ndarray], prompt_sets: int, filler: float | bool) -> np.ndarray:
+    """Concatenates arrays `(B, P, ...)`, each padded to `P = prompt_sets`."""
     if len(arrays) == 1 and arrays[0].shape[1] == prompt_sets:
         return arrays[0]
     total = sum(len(array) for array in arrays)
@@ -51,7 +56,7 @@ def _concatenate(arrays, prompt_sets, filler):
     return joined
 
 
-def select_masks(outputs: dict, multimask_output: bool | str = "auto") -> dict:
+def select_masks(outputs: dict[str, Any], multimask_output: bool | str = "auto") -> dict[str, Any]:
     """Picks which of a segmenter's masks answer a prompt.
 
     Mask 0 is the model's answer to an unambiguous prompt. Masks 1 to K - 1 are its
@@ -63,14 +68,14 @@ def select_masks(outputs: dict, multimask_output: bool | str = "auto") -> dict:
         multimask_output: `True` for masks 1 to K - 1, `False` for mask 0, or `"auto"`: a
             lone click is ambiguous and gets the best of masks 1 to K - 1 by predicted
             IoU, anything more gets mask 0. A box counts as two points, a mask as more
-            than a click. Training follows the same rule.
+            than a click. Training follows the same rule (`losses.choose_mask`).
 
     Returns:
         Dict with all entries of `outputs`, `masks` and `iou_pred` cut down to
         `(..., K', Lh, Lw)` and `(..., K')` with `K' = K - 1` for `True`, otherwise 1.
 
     Raises:
-        ValueError: if `multimask_output` is none of the three, if it is `True` for a model
+        ValueError: if `multimask_output` is none of these, if it is `True` for a model
             without candidates, or `"auto"` for outputs without `lone_click`.
 
     Source:
@@ -92,19 +97,14 @@ def select_masks(outputs: dict, multimask_output: bool | str = "auto") -> dict:
             "the model called directly."
         )
     ambiguous = to_numpy(outputs["lone_click"]).astype(bool)
-    index = np.where(ambiguous, 1 + _argmax(scores[..., 1:]), 0)
+    index = np.where(ambiguous, 1 + best_index(scores[..., 1:]), 0)
     return {**outputs, **_take(masks, scores, index)}
 
 
 def check_choice(multimask_output: bool | str | None, masks: int) -> None:
-    """Checks a choice of masks, as `select_masks` takes it, before they are made.
+    """Raises a ValueError if a model with so many masks, mask 0 included, cannot give this choice.
 
-    Args:
-        multimask_output: `True`, `False`, `"auto"`, or None for all.
-        masks: int. How many the model has, mask 0 among them.
-
-    Raises:
-        ValueError: see `select_masks`.
+    The values are those of `select_masks`, and None for all masks.
     """
     if isinstance(multimask_output, (bool, np.bool_)):
         if multimask_output and masks == 1:
@@ -116,13 +116,13 @@ def check_choice(multimask_output: bool | str | None, masks: int) -> None:
         raise _not_a_choice(multimask_output)
 
 
-def _not_a_choice(multimask_output):
+def _not_a_choice(multimask_output: Any) -> ValueError:
     return ValueError(
         f'`multimask_output` must be True, False or "auto". Received: {multimask_output!r}.'
     )
 
 
-def best_mask(outputs: dict) -> dict:
+def best_mask(outputs: dict[str, Any]) -> dict[str, Any]:
     """Keeps the mask with the highest predicted IoU, among those in `outputs`.
 
     Args:
@@ -134,15 +134,15 @@ def best_mask(outputs: dict) -> dict:
         `iou_pred` `(..., 1)`.
     """
     masks, scores = to_numpy(outputs["masks"]), to_numpy(outputs["iou_pred"])
-    return {**outputs, **_take(masks, scores, _argmax(scores))}
+    return {**outputs, **_take(masks, scores, best_index(scores))}
 
 
-def _argmax(scores):
-    """Index of the highest score; NaN, the score of a prompt that does not exist, never wins."""
+def best_index(scores: np.ndarray) -> np.ndarray:
+    """Index `(...)` of the highest of scores `(..., K)`. NaN, the score of padding, never wins."""
     return np.argmax(np.where(np.isnan(scores), -np.inf, scores), axis=-1)
 
 
-def _take(masks, scores, index):
+def _take(masks: np.ndarray, scores: np.ndarray, index: np.ndarray) -> dict[str, np.ndarray]:
     index = index[..., None]
     return {
         "masks": np.take_along_axis(masks, index[..., None, None], axis=-3),

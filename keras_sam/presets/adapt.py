@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_sam.converters import Tensor
+from keras_sam.enlarging import bilinear_weights
 from keras_sam.images import PIXEL_MEAN, PIXEL_STD
 
 IMAGE_ENCODER_CLASS = "keras_sam>ViTDetBackbone"
@@ -106,23 +107,13 @@ def _channels(image_shape, num_channels, encoder):
 
 
 def resample_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """Linear interpolation of `size_in` samples at `size_out` places, as a matrix.
+    """`(size_out, size_in)` weights of linear interpolation between the centres of equal cells.
 
-    Samples are the centres of equal cells, the ends are repeated, and nothing is
-    smoothed when the number shrinks: torch's `interpolate(align_corners=False)`.
-
-    Returns:
-        Float64 array `(size_out, size_in)`; the identity when the sizes are equal.
+    Ends are repeated, and nothing is smoothed when the number shrinks, as in torch's
+    `interpolate(align_corners=False)`. The identity when the sizes are equal.
     """
     places = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
-    places = np.clip(places, 0, size_in - 1)
-    low = np.floor(places).astype(int)
-    high = np.minimum(low + 1, size_in - 1)
-    matrix = np.zeros((size_out, size_in))
-    rows = np.arange(size_out)
-    np.add.at(matrix, (rows, low), 1 - (places - low))
-    np.add.at(matrix, (rows, high), places - low)
-    return matrix
+    return bilinear_weights(places, size_in)
 
 
 def resize_absolute(table: Tensor, grid) -> Tensor:

@@ -1,4 +1,4 @@
-"""Embeddings on disk: a data set is encoded once, and training leaves the encoder out."""
+"""Embeddings on disk: a data set is encoded once, and training does without the encoder."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import hashlib
 import io
 import json
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from keras_sam.converters.tables import narrow_bfloat16, widen_bfloat16
 from keras_sam.files import whole_file
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.vit_det_backbone import encoder_fingerprint
 from keras_sam.preprocessing.preprocessor import resizing_preprocessor
-from keras_sam.training.sources import read_targets
+from keras_sam.training.sources import item_name, read_targets, report_unreadable
 
 DTYPES = ("float16", "bfloat16")
 INDEX = "embeddings.json"
@@ -27,23 +27,23 @@ _FORMAT = "keras_sam cached embeddings 1"
 class CachedEmbeddings(Sequence):
     """The images of a data set as embeddings in a folder, encoded at their first use.
 
-    A drop-in for the data set it is made from: `ObjectBatches` of it has embeddings instead of
-    images, and `fit` and `SAMTrainer` then train prompt encoder and mask decoder without running
-    the image encoder, which has to be frozen.
+    A replacement for the data set it is made from: the batches that `ObjectBatches` makes of it
+    have embeddings instead of images, and `fit` and `SAMTrainer` then train prompt encoder and
+    mask decoder without running the image encoder, which must be frozen.
 
     There is a file per image, named after the image's content and written whole or not at all.
-    So an interrupted run goes on where it stopped, and images can be added, left out and
+    So an interrupted run continues where it stopped, and images can be added, left out and
     reordered later. Files are mapped into memory, and only what a batch needs is read.
 
     Args:
         segmenter: the `SAMImageSegmenter` whose encoder encodes the images.
         source: sequence of tuples of an image and its objects, as for `ObjectBatches`.
-        folder: where the embeddings are, or will be. It is made when it is not there.
-        dtype: `"float16"` or `"bfloat16"`, as which embeddings are stored: 2 MB an image of
+        folder: the folder of the embeddings. It is created if it does not exist.
+        dtype: `"float16"` or `"bfloat16"`, the dtype of the files: 2 MB for an image of
             1024 x 1024. Defaults to `"float16"`.
         batch_size: int. Images that are encoded at once. Defaults to 1.
         skip_unreadable: bool. Leave out images that cannot be read, with a warning that names
-            them, instead of stopping.
+            them, instead of raising an error.
         verbose: `"auto"`, 0, 1 or 2. Whether to show the progress of encoding.
 
     Raises:
@@ -73,7 +73,7 @@ class CachedEmbeddings(Sequence):
         dtype: str = "float16",
         batch_size: int = 1,
         skip_unreadable: bool = False,
-        verbose="auto",
+        verbose: str | int = "auto",
     ):
         if dtype not in DTYPES:
             raise ValueError(f"`dtype` must be one of {DTYPES}. Received: dtype={dtype!r}.")
@@ -93,14 +93,14 @@ class CachedEmbeddings(Sequence):
         if not self._indices:
             raise ValueError("`source` holds no image that can be read.")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._indices)
 
-    def path(self, index: int):
-        """The image file of an item, or what stands for it."""
-        return _name(self._source, self._indices[index])
+    def path(self, index: int) -> str:
+        """The image file of an item, or its index where the source has no files."""
+        return item_name(self._source, self._indices[index])
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """An item: the embedding, float32 `(Eh, Ew, C)`, and the objects, uint8 `(P, H0, W0)`."""
         inner = self._indices[index]
         file, size = self._files[inner]
@@ -108,12 +108,13 @@ class CachedEmbeddings(Sequence):
             embedding = np.load(file, mmap_mode="r")
         except ValueError as error:
             raise ValueError(
-                f"`{file}` is no embedding any more. Delete it, and open the cache again, which "
-                "encodes its image once more."
+                f"`{file}` is damaged and no longer an embedding. Delete it and open the cache "
+                "again, which encodes its image anew."
             ) from error
-        return _to_float32(embedding, self._dtype), read_targets(self._source, inner, size)
+        embedding = _to_float32(np.asarray(embedding), self._dtype)
+        return embedding, read_targets(self._source, inner, size)
 
-    def _claim_folder(self, identity):
+    def _claim_folder(self, identity: dict[str, str]) -> None:
         """Marks an empty folder as this model's; refuses one that belongs to another."""
         index = self._folder / INDEX
         if not index.is_file():
@@ -126,11 +127,11 @@ class CachedEmbeddings(Sequence):
                 json.dump(identity, file, indent=2)
             return
         try:
-            found = json.loads(index.read_text(encoding="utf-8"))
+            stored = json.loads(index.read_text(encoding="utf-8"))
         except ValueError:
-            found = None
-        found = found if isinstance(found, dict) else {}
-        different = [name for name, value in identity.items() if found.get(name) != value]
+            stored = None
+        stored = stored if isinstance(stored, dict) else {}
+        different = [name for name, value in identity.items() if stored.get(name) != value]
         if different:
             raise ValueError(
                 f"`folder` holds embeddings with another {', '.join(different)}: {self._folder}. "
@@ -138,9 +139,12 @@ class CachedEmbeddings(Sequence):
                 "folder, or delete this one to encode the images again."
             )
 
-    def _encode_missing(self, segmenter, batch_size, verbose):
-        length = len(_npy(np.zeros(self._shape, "uint16"), self._dtype))
-        there = {  # what is shorter was damaged by somebody else
+    def _encode_missing(
+        self, segmenter: SAMImageSegmenter, batch_size: int, verbose: str | int
+    ) -> dict[int, tuple[Path, tuple[int, int]]]:
+        """Encodes the images without a file. Returns each image's file and size by its index."""
+        length = len(_npy(np.zeros(self._shape, "uint16")))
+        there = {  # a file of another length is damaged
             entry.name.split("_")[0]: Path(entry.path)
             for entry in os.scandir(self._folder)
             if entry.name.endswith(".npy") and entry.stat().st_size == length
@@ -160,8 +164,8 @@ class CachedEmbeddings(Sequence):
                 bar.update(min(start + batch_size, len(missing)))
         return files
 
-    def _digest(self, index):
-        """A name for the image's content; None for an image that is left out."""
+    def _digest(self, index: int) -> str | None:
+        """A hash of the image's content; None for an image that is left out."""
         path = getattr(self._source, "path", None)
         try:
             if path is None:
@@ -170,17 +174,19 @@ class CachedEmbeddings(Sequence):
             else:
                 content = Path(path(index)).read_bytes()
         except (OSError, ValueError) as error:
-            self._unreadable(index, error)
+            report_unreadable(self._source, index, error, self._skip_unreadable, 4)
             return None
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
-    def _encode(self, segmenter, chosen, files):
+    def _encode(
+        self, segmenter: SAMImageSegmenter, chosen: list[tuple[int, str]], files: dict[int, tuple]
+    ) -> None:
         readable = []
         for index, digest in chosen:
             try:
                 readable.append((index, digest, self._source[index][0]))
             except (OSError, ValueError) as error:
-                self._unreadable(index, error)
+                report_unreadable(self._source, index, error, self._skip_unreadable, 4)
         if not readable:
             return
         embeddings = segmenter.encode([image for _, _, image in readable], len(readable))
@@ -190,25 +196,17 @@ class CachedEmbeddings(Sequence):
             stored = _stored(embedding, self._dtype)
             if stored is None:
                 raise ValueError(
-                    f"The embedding of {_name(self._source, index)} has values that {self._dtype} "
-                    'cannot hold. Pass dtype="bfloat16", or look for a broken image or model.'
+                    f"The embedding of {item_name(self._source, index)} has values that "
+                    f'{self._dtype} cannot hold. Pass dtype="bfloat16", or look for a broken image '
+                    "or model."
                 )
             with whole_file(path) as file:
-                file.write(_npy(stored, self._dtype))
+                file.write(_npy(stored))
             files[index] = (path, size)
 
-    def _unreadable(self, index, error):
-        name = _name(self._source, index)
-        if not self._skip_unreadable:
-            raise ValueError(
-                f"{name} cannot be read: {error} Pass `skip_unreadable=True` to leave such images "
-                "out."
-            ) from error
-        warnings.warn(f"{name} is left out: {error}", stacklevel=5)
 
-
-def _identity(segmenter, dtype):
-    """What has to be equal for embeddings to be of use."""
+def _identity(segmenter: SAMImageSegmenter, dtype: str) -> dict[str, str]:
+    """What must be equal for stored embeddings to fit a segmenter."""
     config = resizing_preprocessor(segmenter).image_converter.get_config()
     frame = repr(sorted((k, v) for k, v in config.items() if k not in ("name", "trainable")))
     return {
@@ -219,37 +217,26 @@ def _identity(segmenter, dtype):
     }
 
 
-def _size_of(path):
+def _size_of(path: Path) -> tuple[int, int]:
     height, width = path.stem.split("_")[1].split("x")
     return int(height), int(width)
 
 
-def _name(source, index):
-    path = getattr(source, "path", None)
-    return str(path(index)) if path is not None else f"image {index}"
+def _stored(embedding: np.ndarray, dtype: str) -> np.ndarray | None:
+    """The values as they are stored, bfloat16 as its bits. None if they do not fit."""
+    if dtype == "bfloat16":
+        return narrow_bfloat16(embedding) if np.isfinite(embedding).all() else None
+    with np.errstate(over="ignore"):
+        values = embedding.astype("float16")
+    return values if np.isfinite(values).all() else None
 
 
-def _stored(embedding, dtype):
-    """Values as they are on disk; bfloat16, which numpy lacks, as its bits. None on overflow."""
-    if dtype == "float16":
-        with np.errstate(over="ignore"):
-            values = embedding.astype("float16")
-        return values if np.isfinite(values).all() else None
-    if not np.isfinite(embedding).all():
-        return None
-    bits = np.ascontiguousarray(embedding, "float32").view("uint32")
-    # Half of the last place that stays, less one bit if that place is even: to the nearest even.
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("uint16")
+def _to_float32(stored: np.ndarray, dtype: str) -> np.ndarray:
+    return widen_bfloat16(stored) if dtype == "bfloat16" else stored.astype("float32")
 
 
-def _to_float32(stored, dtype):
-    if dtype == "float16":
-        return np.asarray(stored, "float32")
-    return (np.asarray(stored, "uint32") << 16).view("float32")
-
-
-def _npy(stored, dtype):
+def _npy(stored: np.ndarray) -> bytes:
     """The bytes of a numpy file."""
     file = io.BytesIO()
-    np.save(file, stored.view("float16") if dtype == "float16" else stored)
+    np.save(file, stored)
     return file.getvalue()

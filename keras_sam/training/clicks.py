@@ -1,26 +1,24 @@
 """A simulated annotator: first prompts drawn from a target, then clicks where masks are wrong.
 
 Everything is `keras.ops`, so that a whole interactive session is one compiled graph. Maps are in
-the frame of mask logits, `(B, P, Lh, Lw)`; points leave in pixels of the model frame.
+the frame of mask logits, `(B, P, Lh, Lw)`; points are returned in pixels of the model frame.
 """
 
 import keras
 from keras import ops
 
-# Corners of a drawn box are off by a tenth of its side on average, but by 20 pixels at most.
+from keras_sam.losses import Tensor
+
+# A drawn box: the standard deviation of each side, as a fraction of the box's width or height,
+# and the largest displacement, in pixels. The paper's values (appendix A).
 BOX_NOISE = 0.1
 BOX_NOISE_LIMIT = 20.0
 
 
-def random_pixel(region, seed):
-    """One pixel of each region, all equally likely.
+def random_pixel(region: Tensor, seed: keras.random.SeedGenerator) -> Tensor:
+    """One pixel x y, int32 `(B, P, 2)`, of each bool region `(B, P, Lh, Lw)`, all equally likely.
 
-    Args:
-        region: bool tensor `(B, P, Lh, Lw)`.
-        seed: `keras.random.SeedGenerator`.
-
-    Returns:
-        int32 tensor `(B, P, 2)`, x and y. Of an empty region it is any pixel at all.
+    For an empty region it is any pixel of the map.
     """
     width = region.shape[-1]
     noise = keras.random.uniform(ops.shape(region), dtype="float32", seed=seed)
@@ -30,26 +28,18 @@ def random_pixel(region, seed):
     return ops.stack([index % width, index // width], axis=-1)
 
 
-def pixel_to_model(xy, scale):
-    """Centres of mask pixels as pixels of the model frame.
+def pixel_to_model(xy: Tensor, scale: Tensor) -> Tensor:
+    """Centres of mask pixels `(..., 2)` in float32 pixels of the model frame.
 
-    Args:
-        xy: int or float tensor `(..., 2)`, mask pixels.
-        scale: float tensor `(2,)`, model pixels per mask pixel along x and y.
-
-    Returns:
-        float32 tensor `(..., 2)`.
+    `scale` is a float tensor `(2,)`: model pixels per mask pixel along x and y.
     """
     return (ops.cast(xy, "float32") + 0.5) * scale - 0.5
 
 
-def first_click(foreground, scale, seed):
-    """A foreground click anywhere in the target.
-
-    Args:
-        foreground: bool tensor `(B, P, Lh, Lw)`.
-        scale: see `pixel_to_model`.
-        seed: `keras.random.SeedGenerator`.
+def first_click(
+    foreground: Tensor, scale: Tensor, seed: keras.random.SeedGenerator
+) -> tuple[Tensor, Tensor]:
+    """A foreground click at a random pixel of the bool target `(B, P, Lh, Lw)`.
 
     Returns:
         Tuple of float32 points `(B, P, 1, 2)` and int32 labels `(B, P, 1)`.
@@ -58,8 +48,10 @@ def first_click(foreground, scale, seed):
     return points, ops.ones(ops.shape(points)[:3], dtype="int32")
 
 
-def noisy_box(foreground, scale, seed):
-    """The corners of a box drawn around the target by a hand that is not exact.
+def noisy_box(
+    foreground: Tensor, scale: Tensor, seed: keras.random.SeedGenerator
+) -> tuple[Tensor, Tensor]:
+    """The corners of a box drawn around the target with limited precision.
 
     Args:
         foreground: bool tensor `(B, P, Lh, Lw)`, not empty.
@@ -91,8 +83,14 @@ def noisy_box(foreground, scale, seed):
     return corners, ops.broadcast_to(labels, ops.shape(corners)[:3])
 
 
-def next_click(logits, foreground, valid, scale, seed):
-    """A click in the region where a mask is wrong: foreground if it is missing there.
+def next_click(
+    logits: Tensor,
+    foreground: Tensor,
+    valid: Tensor,
+    scale: Tensor,
+    seed: keras.random.SeedGenerator,
+) -> tuple[Tensor, Tensor]:
+    """A click at a random pixel where a mask is wrong: foreground if the object is missing there.
 
     Args:
         logits: float tensor `(B, P, Lh, Lw)`.
@@ -102,8 +100,8 @@ def next_click(logits, foreground, valid, scale, seed):
         seed: `keras.random.SeedGenerator`.
 
     Returns:
-        Tuple of float32 points `(B, P, 1, 2)` and int32 labels `(B, P, 1)`. Where nothing is
-        wrong the click confirms the target.
+        Tuple of float32 points `(B, P, 1, 2)` and int32 labels `(B, P, 1)`. If a mask has no
+        error, the click is a foreground one in the target.
     """
     wrong = ops.logical_and(ops.not_equal(logits > 0, foreground), valid)
     nothing = ops.logical_not(ops.any(wrong, axis=(-2, -1), keepdims=True))

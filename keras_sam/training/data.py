@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_sam.geometry import resize_image
+from keras_sam.masks import mask_to_box
 from keras_sam.training.cached import CachedEmbeddings
+from keras_sam.training.clicks import BOX_NOISE, BOX_NOISE_LIMIT
+from keras_sam.training.sources import item_name, report_unreadable
 
 PROMPTS = ("none", "points", "boxes", "points or boxes")
 
 
 def sample_point(target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A pixel of the object, all equally likely.
-
-    Args:
-        target: array `(H0, W0)`, 1 where the object is, somewhere.
-        rng: numpy generator.
-
-    Returns:
-        float32 `(2,)`, x and y.
-    """
+    """A random pixel of the object, float32 x y. `target` is 1 at the object, and not empty."""
     y, x = np.nonzero(target == 1)
     chosen = rng.integers(len(x))
     return np.float32([x[chosen], y[chosen]])
 
 
 def sample_box(
-    target: np.ndarray, rng: np.random.Generator, noise: float = 0.1, limit: float = 20.0
+    target: np.ndarray,
+    rng: np.random.Generator,
+    noise: float = BOX_NOISE,
+    limit: float = BOX_NOISE_LIMIT,
 ) -> np.ndarray:
-    """The object's box as a hand draws it.
+    """The object's box, drawn inexactly: `clicks.noisy_box` for one target in numpy.
 
     Args:
-        target: array `(H0, W0)`, 1 where the object is, somewhere.
+        target: array `(H0, W0)`, 1 where the object is; not empty.
         rng: numpy generator.
-        noise: float. Standard deviation of each side, as a part of the box's width or height.
-        limit: float. No side is further off than so many pixels.
+        noise: float. Standard deviation of each side, as a fraction of the box's width or height.
+        limit: float, pixels. The largest displacement of a side.
 
     Returns:
         float32 `(4,)`, x1, y1, x2, y2, within the image.
@@ -47,8 +45,7 @@ def sample_box(
     Source:
         Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix A.
     """
-    y, x = np.nonzero(target == 1)
-    box = np.float32([x.min(), y.min(), x.max() + 1, y.max() + 1])
+    box = mask_to_box(target == 1, inclusive=False).astype("float32")
     sides = np.tile(box[2:] - box[:2], 2)
     box = box + np.clip(rng.normal(0, noise, 4) * sides, -limit, limit)
     height, width = target.shape
@@ -67,13 +64,13 @@ def jitter_scale(
     rng: np.random.Generator,
     scales: tuple[float, float] = (0.1, 2.0),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scales image and targets together; larger ones are cropped to the old size at random.
+    """Scales image and targets by a random factor; larger ones are cropped to the old size.
 
     Args:
         image: uint8 array `(H0, W0, C)`.
         targets: uint8 array `(P, H0, W0)` of 0, 1 and 255.
         rng: numpy generator.
-        scales: pair of floats. The smallest and largest scale; all are equally likely.
+        scales: pair of floats. The smallest and largest scale, drawn uniformly.
 
     Returns:
         Tuple of the new image and targets, never larger than the old ones.
@@ -97,8 +94,8 @@ def jitter_scale(
 class ObjectBatches(keras.utils.PyDataset):
     """Batches `(x, y)` of images, sampled prompts and targets, for `fit` on any backend.
 
-    Everything random depends on the seed, the epoch and the image alone, so batches are the same
-    whatever the number of workers.
+    All random draws depend on the seed, the epoch and the image alone, so batches do not depend
+    on the number of workers.
 
     Args:
         source: sequence of tuples of an image, uint8 `(H0, W0, 3)`, and its objects, uint8
@@ -107,15 +104,16 @@ class ObjectBatches(keras.utils.PyDataset):
             `image_embeddings` and `original_sizes` instead of `images`.
         batch_size: int. Images in a batch. Defaults to 1.
         prompts: `"none"` for `SAMTrainer`, which simulates them; `"points"` for one click
-            each, `"boxes"`, or `"points or boxes"`, one of the two for all objects of a batch.
-        max_objects: int. At most so many objects of an image, drawn anew every epoch.
-        max_area: float. Objects that cover more of their image are left out.
+            per object, `"boxes"`, or `"points or boxes"`, one of the two for all objects of a
+            batch.
+        max_objects: int. The most objects of an image, drawn anew every epoch.
+        max_area: float. Objects that cover a larger fraction of their image are left out.
         flips: bool. Whether to mirror half of the images.
         scales: optional pair of floats for `jitter_scale`.
         shuffle: bool. Whether images come in a new order every epoch.
         skip_unreadable: bool. Leave out images that cannot be read, with a warning that
-            names them, instead of stopping.
-        seed: int.
+            names them, instead of raising an error.
+        seed: int. Seed of all random draws.
         **kwargs: `workers`, `use_multiprocessing`, `max_queue_size` of `keras.utils.PyDataset`.
 
     Raises:
@@ -144,7 +142,7 @@ class ObjectBatches(keras.utils.PyDataset):
         shuffle: bool = True,
         skip_unreadable: bool = False,
         seed: int = 0,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if prompts not in PROMPTS:
@@ -159,7 +157,7 @@ class ObjectBatches(keras.utils.PyDataset):
         self._is_cached = isinstance(source, CachedEmbeddings)
         if self._is_cached and (flips or scales is not None):
             raise ValueError(
-                "`flips` and `scales` change images, of which a cache has the embeddings alone. "
+                "`flips` and `scales` change images, but a cache holds only their embeddings. "
                 f"Received: flips={flips}, scales={scales}. Leave them out, or train on images."
             )
         self.source = source
@@ -175,24 +173,24 @@ class ObjectBatches(keras.utils.PyDataset):
         self.epoch = 0
 
     @property
-    def num_batches(self):
+    def num_batches(self) -> int:
         return math.ceil(len(self.source) / self.batch_size)
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         self.epoch += 1
 
     def describe(self, index: int) -> str:
         """The names of the images in a batch of this epoch."""
-        return ", ".join(self._name(int(i)) for i in self._chosen(index))
+        return ", ".join(item_name(self.source, int(i)) for i in self._chosen(index))
 
-    def _chosen(self, index):
+    def _chosen(self, index: int) -> np.ndarray:
         order = np.arange(len(self.source))
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         start = index * self.batch_size
         return order[start : start + self.batch_size]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         chosen = self._chosen(index)
         examples = [example for i in chosen if (example := self._example(int(i))) is not None]
         if not examples:
@@ -211,17 +209,12 @@ class ObjectBatches(keras.utils.PyDataset):
         x |= self._prompts(examples, rng)
         return x, {"masks": [targets for _, targets, _ in examples]}
 
-    def _example(self, index):
-        """Image, targets and generator of one image; None if there is nothing to train on."""
+    def _example(self, index: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator] | None:
+        """Image, targets and generator of one item; None if it has no usable object."""
         try:
             image, targets = self.source[index]
         except (OSError, ValueError) as error:
-            if not self.skip_unreadable:
-                raise ValueError(
-                    f"{self._name(index)} cannot be read: {error} Pass `skip_unreadable=True` to "
-                    "leave such images out."
-                ) from error
-            warnings.warn(f"{self._name(index)} is left out: {error}", stacklevel=3)
+            report_unreadable(self.source, index, error, self.skip_unreadable, stacklevel=3)
             return None
         rng = np.random.default_rng((self.seed, self.epoch, index))
         if self.flips and rng.random() < 0.5:
@@ -237,7 +230,7 @@ class ObjectBatches(keras.utils.PyDataset):
             usable = np.sort(rng.choice(usable, self.max_objects, replace=False))
         return np.ascontiguousarray(image), np.ascontiguousarray(targets[usable]), rng
 
-    def _prompts(self, examples, rng):
+    def _prompts(self, examples: list[tuple], rng: np.random.Generator) -> dict[str, Any]:
         kind = self.prompts
         if kind == "points or boxes":
             kind = ("points", "boxes")[rng.integers(2)]
@@ -247,7 +240,3 @@ class ObjectBatches(keras.utils.PyDataset):
             points = [[[sample_point(t, r)] for t in targets] for _, targets, r in examples]
             return {"points": points, "labels": [[[1]] * len(t) for _, t, _ in examples]}
         return {}
-
-    def _name(self, index):
-        path = getattr(self.source, "path", None)
-        return str(path(index)) if path is not None else f"image {index}"

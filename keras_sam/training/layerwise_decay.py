@@ -1,9 +1,15 @@
 """Smaller learning rates for the image encoder's earlier blocks."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
+
+from keras_sam.losses import Tensor
 
 _BLOCK = re.compile(r"(?:^|/)block_(\d+)/")
 _STEM = re.compile(r"(?:^|/)(patch_embedding|position_embedding)/")
@@ -13,19 +19,19 @@ _STEM = re.compile(r"(?:^|/)(patch_embedding|position_embedding)/")
 class LayerwiseDecay(keras.optimizers.Optimizer):
     """An optimizer whose steps are smaller for the image encoder's earlier blocks.
 
-    The steps of the last block are multiplied by `decay`, those of the block before by `decay`
-    squared and so on, and those of the patch and position embeddings once more. Neck, prompt
-    encoder and mask decoder take full steps. That is what a smaller learning rate does, weight
-    decay included, whatever the optimizer.
+    The steps of the last block are multiplied by `decay`, those of the block before it by `decay`
+    squared and so on, and those of the patch and position embeddings by one power more. Neck,
+    prompt encoder and mask decoder take full steps. The effect is that of a smaller learning rate,
+    weight decay included, for every optimizer.
 
     Args:
-        optimizer: the `keras.optimizers.Optimizer` that makes the steps. Its learning rate,
-            clipping and accumulation act as ever.
+        optimizer: the `keras.optimizers.Optimizer` that makes the steps, with its learning rate,
+            clipping and accumulation.
         decay: float in (0, 1]. The paper has 0.8 for ViT-L and ViT-H, 0.6 for ViT-B.
 
     Raises:
         ValueError: if `decay` is outside (0, 1], or the optimizer averages weights (`use_ema`),
-            which would be averages of the full steps.
+            because it would average weights after full steps.
 
     Source:
         Clark et al. 2020, https://arxiv.org/abs/2003.10555 (layer-wise decay); Li et al. 2022,
@@ -38,7 +44,13 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
     ```
     """
 
-    def __init__(self, optimizer, decay: float = 0.8, name="layerwise_decay", **kwargs):
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        decay: float = 0.8,
+        name: str = "layerwise_decay",
+        **kwargs: Any,
+    ):
         if not 0.0 < decay <= 1.0:
             raise ValueError(f"`decay` must lie in (0, 1]. Received: decay={decay}.")
         if optimizer.use_ema:
@@ -50,31 +62,31 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         self.inner_optimizer = optimizer
         self.decay = decay
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         self.inner_optimizer.build(variables)
         super().build(variables)
 
     @property
-    def variables(self):
+    def variables(self) -> list[keras.Variable]:
         return [*super().variables, *self.inner_optimizer.variables]
 
     @property
-    def iterations(self):
+    def iterations(self) -> keras.Variable:
         return self.inner_optimizer.iterations
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Tensor:
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, value):
+    def learning_rate(self, value: Any) -> None:
         self.inner_optimizer.learning_rate = value
 
-    def scale_loss(self, loss):
+    def scale_loss(self, loss: Tensor) -> Tensor:
         return self.inner_optimizer.scale_loss(loss)
 
-    def multipliers(self, variables) -> list[float]:
-        """What each variable's steps are multiplied by.
+    def multipliers(self, variables: Sequence[keras.Variable]) -> list[float]:
+        """The factor of each variable's steps.
 
         Args:
             variables: list of `keras.Variable`, all that are trained.
@@ -83,14 +95,16 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
             List of floats.
         """
         blocks = [_BLOCK.search(v.path) for v in variables]
-        depth = 1 + max((int(found[1]) for found in blocks if found), default=-1)
+        depth = 1 + max((int(block[1]) for block in blocks if block), default=-1)
         powers = [
-            depth - int(found[1]) if found else (depth + 1) * bool(_STEM.search(v.path))
-            for found, v in zip(blocks, variables, strict=True)
+            depth - int(block[1]) if block else (depth + 1) * bool(_STEM.search(v.path))
+            for block, v in zip(blocks, variables, strict=True)
         ]
         return [self.decay**power for power in powers]
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(
+        self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable] | None = None
+    ) -> None:
         if trainable_variables is None:
             trainable_variables = self._trainable_variables
         trainable_variables = list(trainable_variables)
@@ -103,7 +117,7 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         for (variable, scale), old in zip(scaled, before, strict=True):
             variable.assign(old + scale * (ops.convert_to_tensor(variable) - old))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "optimizer": keras.optimizers.serialize(self.inner_optimizer),
             "decay": self.decay,
@@ -111,6 +125,8 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> LayerwiseDecay:
         optimizer = keras.optimizers.deserialize(config["optimizer"], custom_objects)
         return cls(**{**config, "optimizer": optimizer})

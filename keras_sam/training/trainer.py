@@ -1,9 +1,14 @@
 """SAM's training algorithm: prompt, look at the error, click on it, and again."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 import keras
 from keras import ops
 
-from keras_sam.losses import VOID, candidate_masks, lone_click, selected_iou
+from keras_sam.losses import VOID, Tensor, choose_mask, lone_click, selected_iou, take_mask
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.trainable import (
     TrainableSegmenter,
@@ -33,11 +38,11 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         mask_rounds: bool. Whether to add the two rounds without a new click. Needs at least
             one click. Defaults to `True`.
         box_probability: float. Chance that the first prompt is a box. Defaults to `0.5`.
-        parallel: bool. Whether every object of a training batch is at a round of its own, drawn
-            at random: the rounds up to it are run without gradients, and it alone is trained
-            on. On average the gradient is that of all rounds, but a batch needs the memory of
-            one, so that batches can be several times larger. Defaults to `False`.
-        seed: optional int, of the simulated annotator.
+        parallel: bool. Whether to train each object on one round only, drawn at random for each
+            object of a batch; the rounds before it are run without gradients. On average the
+            gradient is that of all rounds, but a batch needs the memory of one, so that batches
+            can be several times larger. Defaults to `False`.
+        seed: optional int. Seed of the simulated annotator.
 
     Call arguments:
         inputs: dict of `images` `(B, H, W, channels)` in the model frame, and `targets`
@@ -73,7 +78,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         box_probability: float = 0.5,
         parallel: bool = False,
         seed: int | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(autocast=False, **kwargs)
         if num_clicks < (1 if mask_rounds else 0):
@@ -89,15 +94,15 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def build(self, input_shape=None):
-        pass  # the segmenter is built, and there is nothing else
+    def build(self, input_shape: Any = None) -> None:
+        pass  # the segmenter is built, and the trainer has no weights of its own
 
     @property
     def num_rounds(self) -> int:
-        """Rounds in all, `R`."""
+        """The number of rounds, `R`."""
         return 1 + self.num_clicks + 2 * self.mask_rounds
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Mapping[str, Tensor], training: bool | None = None) -> dict[str, Tensor]:
         segmenter = self.segmenter
         targets = ops.convert_to_tensor(inputs["targets"])
         foreground, valid = ops.equal(targets, 1), ops.not_equal(targets, VOID)
@@ -121,18 +126,21 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
                 one_round.see(labels, logits)
             outputs = self._decode(embeddings, points, labels, logits, training)
             rounds.append(outputs)
-            logits = _most_trusted(outputs)
+            logits = take_mask(
+                outputs["masks"], choose_mask(outputs["iou_pred"], outputs["ambiguous"])
+            )
+            logits = ops.stop_gradient(logits)  # (B, P, Lh, Lw)
             if one_round is not None:
-                rounds = []  # what only led to the next prompts
+                rounds = []  # these rounds only led to the next prompts
         if one_round is not None:
             labels, logits, mask_given = one_round.prompts(labels)
             rounds = [self._decode(embeddings, points, labels, logits, training, mask_given)]
         return {k: ops.stack([r[k] for r in rounds], axis=2) for k in rounds[0]}
 
     def _rounds_with_click(self):
-        """For each round: True with a new click, False without, or a tensor that says which.
+        """For each round: True with a new click, False without, or a bool tensor that decides.
 
-        One of the rounds between the first and the last is without a click, chosen anew in every
+        One of the rounds between the first and the last is without a click, drawn for each
         batch. The shapes stay the same: a click that is left out is a padding token.
         """
         if not self.mask_rounds:
@@ -142,7 +150,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         return [True, *[ops.not_equal(chosen, i) for i in range(middle)], False]
 
     def _first_prompts(self, foreground, scale):
-        """A click or a box for each object, three tokens either way."""
+        """A click or a box for each object, as four tokens in either case."""
         point, label = clicks.first_click(foreground, scale, self.seed_generator)
         corners, corner_labels = clicks.noisy_box(foreground, scale, self.seed_generator)
         batch = ops.shape(label)[:2]
@@ -177,7 +185,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         self.segmenter.restore_lora()
 
     def prepare_training_batch(self, batch: Batch) -> tuple:
-        """One batch in the model frame; prompts in `x` are refused, for they would be ignored."""
+        """One batch in the model frame. Refuses prompts in `x`, which would have no effect."""
         x, segmenter = batch.x, self.segmenter
         if set(x) not in ({"images"}, {"image_embeddings"}, {"image_embeddings", "original_sizes"}):
             raise ValueError(
@@ -199,7 +207,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True, **kwargs
     ):
-        """The mean over rounds and prompt sets."""
+        """The mean loss over rounds and prompt sets."""
         losses = []
         for outputs in self._per_round(y_pred):
             loss = self._fit_state.loss(outputs, y["masks"], outputs["ambiguous"])
@@ -207,7 +215,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         return sum(losses) / len(losses) + self.added_losses()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """`miou` and `iou_error` of the last round, or in training with `parallel` of the drawn."""
+        """`miou` and `iou_error` of the last round; with `parallel`, in training, of the drawn."""
         last = self._per_round(y_pred)[-1]
         self.update_metrics(selected_iou(last, y["masks"], last["ambiguous"]), sample_weight)
         return self.get_metrics_result()
@@ -216,7 +224,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         rounds = y_pred["masks"].shape[2]
         return [{k: v[:, :, r] for k, v in y_pred.items()} for r in range(rounds)]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "segmenter": keras.layers.serialize(self.segmenter),
@@ -228,12 +236,12 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> SAMTrainer:
         return cls(**{**config, "segmenter": keras.layers.deserialize(config["segmenter"])})
 
 
 class _OneRound:
-    """The prompts of one round for each object, gathered while all rounds are run."""
+    """The prompts of the round drawn for each object, collected while all rounds are run."""
 
     def __init__(self, trainer, labels):
         shape = ops.shape(labels)[:2]
@@ -245,7 +253,7 @@ class _OneRound:
         self._rounds = 0
 
     def see(self, labels, logits):
-        """Takes in the labels and the fed-back logits of the next round."""
+        """Keeps the labels and the fed-back logits for the objects whose round this is."""
         here = ops.equal(self._drawn, self._rounds)
         self._tokens = ops.where(here, labels.shape[2], self._tokens)
         if logits is not None:
@@ -253,17 +261,6 @@ class _OneRound:
         self._rounds += 1
 
     def prompts(self, labels):
-        """Labels `(B, P, T)` without later clicks, logits, and whether they count, `(B, P)`."""
+        """Labels `(B, P, T)` without later clicks, logits, and `mask_given` `(B, P)`."""
         later = ops.arange(labels.shape[2]) >= self._tokens[..., None]
         return ops.where(later, -10, labels), self._logits, self._drawn > 0
-
-
-def _most_trusted(outputs):
-    """The logits `(B, P, Lh, Lw)` to feed back: of the mask with the highest predicted IoU."""
-    scores = ops.cast(outputs["iou_pred"], "float32")
-    num_masks = scores.shape[2]
-    candidates = candidate_masks(outputs["ambiguous"], num_masks)
-    chosen = ops.argmax(ops.where(candidates > 0, scores, -1e9), axis=-1)
-    chosen = ops.one_hot(chosen, num_masks, dtype="float32")[..., None, None]
-    logits = ops.sum(ops.cast(outputs["masks"], "float32") * chosen, axis=2)
-    return ops.stop_gradient(logits)

@@ -184,7 +184,7 @@ def test_bad_settings(segmenter, source, tmp_path, settings, message):
 
 @pytest.mark.parametrize("settings", [{"flips": True}, {"scales": (0.5, 2.0)}])
 def test_cached_images_cannot_be_augmented(segmenter, source, tmp_path, settings):
-    with pytest.raises(ValueError, match="of which a cache has the embeddings alone"):
+    with pytest.raises(ValueError, match="a cache holds only their embeddings"):
         ObjectBatches(make(segmenter, source, tmp_path / "cache"), **settings)
 
 

@@ -101,6 +101,15 @@ def test_sa1b(folder):
     np.testing.assert_array_equal(source[0][1], rectangle(1, 2, 30, 20)[None])
 
 
+@pytest.mark.parametrize("ending", [".heic", ".AVIF", ".jfif"])
+def test_photographs_of_phones_count_as_images(folder, ending):
+    (folder / "images" / "a.png").rename(folder / "images" / f"a{ending}")
+    (folder / "images" / "notes.txt").write_text("no image")
+    source = MaskFolder(folder / "images", folder / "masks")
+    assert [source.path(i).name for i in range(len(source))] == [f"a{ending}", "b.png"]
+    np.testing.assert_array_equal(source[0][0], photograph(SIZE, 0))  # read by its content
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
