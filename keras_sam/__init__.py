@@ -50,7 +50,6 @@ _KERAS_ROOMS = (
     "evaluation",
     "layers",
     "losses",
-    "mask_generator",
     "models",
     "predictor",
     "preprocessing",

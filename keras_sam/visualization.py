@@ -12,7 +12,7 @@ from PIL import Image
 from keras_sam import drawing
 from keras_sam.drawing import mask_colors
 from keras_sam.images import load_image
-from keras_sam.mask_records import MaskRecords
+from keras_sam.mask_generator.records import MaskRecords
 from keras_sam.masks import decode_rle
 from keras_sam.nested import to_numpy
 

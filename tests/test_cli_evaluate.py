@@ -13,7 +13,7 @@ from keras_sam import evaluation
 from tests.datasets import write_data_set
 
 PRESET = "sam_tiny_demo"
-MODEL = ("--preset", PRESET, "--quiet")
+MODEL = ("--model", PRESET, "--quiet")
 FEW = ("--clicks", "1,2", "--max-clicks", "2")
 
 
@@ -90,7 +90,7 @@ def test_everything_counts_what_is_found(cli, data, predictor):
 def test_images_that_cannot_be_read_are_named_and_left_out_only_if_asked(cli, data, tmp_path):
     broken = write_data_set(tmp_path / "broken")
     (broken.folder / "photos" / "p0.png").write_bytes(b"no picture")
-    words = ("evaluate", *broken.options("masks"), "--preset", PRESET, *FEW)
+    words = ("evaluate", *broken.options("masks"), "--model", PRESET, *FEW)
     code, out, err = cli(*words, "--quiet")
     assert (code, out) == (2, "")
     assert "p0.png" in err and "--skip-unreadable" in err and err.count("\n") == 1
@@ -103,7 +103,7 @@ def test_images_that_cannot_be_read_are_named_and_left_out_only_if_asked(cli, da
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "--data is required"),
+        ((), "required: --data"),
         (("--data", "none.json"), "no such file or folder"),
         (("--data", "DIR/photos"), "JSON file of the same name"),
         (("--data", "DIR/photos", "--masks", "DIR/none"), "--masks DIR/none: there is no such"),

@@ -5,11 +5,8 @@ import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from keras_sam.cli.failure import CommandError
-
-# What cameras, scanners and the web make. Other files of a folder are none of our business.
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp")
-ENDINGS += (".gif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm")
+from keras_sam.cli.errors import CommandError
+from keras_sam.images import IMAGE_ENDINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +59,7 @@ def find_photos(place: Path, recursive: bool, not_in: tuple[Path, ...] = ()) -> 
         found += [
             (here / name, (here / name).relative_to(place).as_posix())
             for name in files
-            if name.lower().endswith(ENDINGS) and not name.startswith(".")
+            if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
         ]
     if not found:
         where = "" if recursive else " (--recursive looks into its folders)"

@@ -10,7 +10,8 @@ import json
 import os
 from pathlib import Path
 
-from keras_sam.cli.failure import CommandError, writing
+from keras_sam.cli.errors import CommandError, writing
+from keras_sam.cli.output import check_same_settings
 from keras_sam.files import whole_file
 
 FILE = "keras_sam_run.jsonl"
@@ -22,7 +23,7 @@ class RunLog:
     Args:
         folder: Path of the folder. Nothing is written before `start`.
         settings: dict, ready for JSON: everything that the results depend on.
-        overwrite: bool. Forget what is there.
+        overwrite: bool. Whether to start anew, whatever the folder holds.
 
     Raises:
         CommandError: if the folder holds results of other settings.
@@ -83,21 +84,8 @@ class RunLog:
                 parsed.append(json.loads(line))
         if not parsed or "settings" not in parsed[0]:
             raise CommandError(
-                f"--out {folder}: {FILE} is damaged; --overwrite starts the folder anew"
+                f"--out {folder}: {FILE} is damaged; --overwrite starts this folder anew"
             )
-        changed = _differences(parsed[0]["settings"], self.settings)
-        if changed:
-            raise CommandError(
-                f"--out {folder}: holds results of other settings ({'; '.join(changed)}): choose "
-                "another folder, or --overwrite to start this one anew"
-            )
+        check_same_settings(folder, parsed[0]["settings"], self.settings)
         for entry in parsed[1:]:
             self._entries[entry["photo"]] = entry
-
-
-def _differences(before, now):
-    return [
-        f"{name} was {before.get(name)}, is {now.get(name)}"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
-    ]

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from keras_sam.boxes import boxes_near_crop_edge, nms, nms_across_crops, uncrop_boxes
-from keras_sam.candidates import (
+from keras_sam.enlarging import enlarged_rows
+from keras_sam.geometry import ResizePlan, xywh_to_xyxy, xyxy_to_xywh
+from keras_sam.mask_generator.candidates import (
     CandidateFile,
     Candidates,
     Crop,
@@ -26,8 +28,6 @@ from keras_sam.candidates import (
     WaitingMasks,
     pack_mask,
 )
-from keras_sam.enlarging import enlarged_rows
-from keras_sam.geometry import ResizePlan, xywh_to_xyxy, xyxy_to_xywh
 from keras_sam.masks import (
     compress_rle,
     decode_rle,
@@ -170,7 +170,9 @@ class MaskRecords(list):
         """
         changed = self.thresholds.replaced(thresholds)
         if self.candidates is not None:
-            return choose(self.candidates.crops(), self.original_size, changed, self.candidates)
+            return select_records(
+                self.candidates.crops(), self.original_size, changed, self.candidates
+            )
         looser = changed.looser_than(self.thresholds)
         if looser:
             values = [f"{name}={getattr(changed, name)}" for name in looser]
@@ -185,13 +187,13 @@ class MaskRecords(list):
         return MaskRecords, (list(self), self.original_size, self.thresholds)
 
 
-def choose(
+def select_records(
     crops: Iterable[tuple[Crop, Iterable[Candidates]]],
     original_size: tuple[int, int],
     thresholds: Thresholds,
     candidates: CandidateFile | None = None,
 ) -> MaskRecords:
-    """Chooses the masks of one image from the candidates of its crops.
+    """Selects the masks of one image from the candidates of its crops.
 
     Per crop: predicted IoU, stability, boxes cut off by the crop's edge, suppression by
     predicted IoU. Then suppression across crops, smaller crops first, and small regions.

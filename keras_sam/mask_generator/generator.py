@@ -1,4 +1,4 @@
-"""Segmenting everything: a grid of clicks over the image and its crops, and what is left of it."""
+"""Segmenting everything: a grid of clicks over the image and its crops, the good masks kept."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import keras
 import numpy as np
 
 from keras_sam.boxes import build_layer_point_grids, generate_crop_boxes
-from keras_sam.candidates import CandidateFile, Candidates, Crop
 from keras_sam.geometry import ResizePlan
 from keras_sam.images import load_image
-from keras_sam.mask_records import MaskRecords, Thresholds, choose
+from keras_sam.mask_generator.candidates import CandidateFile, Candidates, Crop
+from keras_sam.mask_generator.records import MaskRecords, Thresholds, select_records
 from keras_sam.models.batches import check_at_least_one
 from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
 from keras_sam.predictor import SAMPredictor
@@ -136,8 +136,8 @@ class SAMAutomaticMaskGenerator:
             )
         if (points_per_side is None) == (point_grids is None):
             raise ValueError(
-                "Exactly one of `points_per_side` and `point_grids` must be given; with grids of "
-                f"your own pass `points_per_side=None`. Received: points_per_side="
+                "Exactly one of `points_per_side` and `point_grids` must be given: pass "
+                "`points_per_side=None` with `point_grids`. Received: points_per_side="
                 f"{points_per_side}, point_grids={'None' if point_grids is None else 'given'}."
             )
         if point_grids is None:
@@ -206,9 +206,9 @@ class SAMAutomaticMaskGenerator:
             several = not is_one_image(image)
             sources = batch_of(image) if several else [image]
         _check_unusable(unusable)
-        tell = self._progress(len(sources), verbose)
+        progress = self._progress_bar(len(sources), verbose)
         if not several:
-            return self._segment(self._open(sources[0], channel_order), keep_candidates, tell)
+            return self._segment(self._open(sources[0], channel_order), keep_candidates, progress)
         results: list[MaskRecords | None] = []
         faults = []
         try:
@@ -219,7 +219,7 @@ class SAMAutomaticMaskGenerator:
                     faults.append(_describe_fault(number, len(sources), source, error))
                     results.append(None)
                 else:
-                    results.append(self._segment(opened, keep_candidates, tell))
+                    results.append(self._segment(opened, keep_candidates, progress))
         except KeyboardInterrupt:
             if not any(records is not None for records in results):
                 raise
@@ -266,8 +266,8 @@ class SAMAutomaticMaskGenerator:
             OSError: if temporary files find no folder or space.
         """
         _check_unusable(unusable)
-        tell = (lambda points: None) if progress is None else progress
-        return self._stream(images, keep_candidates, channel_order, unusable, tell)
+        progress = progress or _no_progress
+        return self._stream(images, keep_candidates, channel_order, unusable, progress)
 
     @property
     def clicks_per_image(self) -> int:
@@ -275,22 +275,7 @@ class SAMAutomaticMaskGenerator:
         layers = range(self.crop_n_layers + 1)
         return sum(4**layer * len(self.point_grids[layer]) for layer in layers)
 
-    def filter(self, records: MaskRecords, **thresholds: Any) -> MaskRecords:
-        """`records.filter(**thresholds)`: chooses again, without running the model.
-
-        Args:
-            records: `MaskRecords` that `generate` or `stream` returned.
-            **thresholds: see `MaskRecords.filter`.
-
-        Returns:
-            New `MaskRecords`.
-
-        Raises:
-            ValueError, OSError: see `MaskRecords.filter`.
-        """
-        return records.filter(**thresholds)
-
-    def _stream(self, images, keep_candidates, channel_order, unusable, tell):
+    def _stream(self, images, keep_candidates, channel_order, unusable, progress):
         for number, image in enumerate(images):
             try:
                 opened = self._open(image, channel_order)
@@ -301,7 +286,7 @@ class SAMAutomaticMaskGenerator:
                 warnings.warn(fault, stacklevel=2)
                 yield None
             else:
-                yield self._segment(opened, keep_candidates, tell)
+                yield self._segment(opened, keep_candidates, progress)
 
     def _open(self, image, channel_order):
         """Everything about an image that can be wrong, before the model is asked."""
@@ -320,15 +305,15 @@ class SAMAutomaticMaskGenerator:
         )
         return _OpenedImage(pixels, boxes, layers)
 
-    def _segment(self, image, keep_candidates, tell):
-        crops = image.crops(self, tell)
+    def _segment(self, image, keep_candidates, progress):
+        crops = image.crops(self, progress)
         keep = self.keep_candidates if keep_candidates is None else keep_candidates
         candidates = CandidateFile() if keep else None
         if candidates is not None:
             crops = candidates.recorded(crops)
-        return choose(crops, image.original_size, self.thresholds, candidates)
+        return select_records(crops, image.original_size, self.thresholds, candidates)
 
-    def _candidates(self, embedding, plan, layer, tell):
+    def _candidates(self, embedding, plan, layer, progress):
         h, w = plan.original_size
         points = self.point_grids[layer] * np.array([w, h])
         for start in range(0, len(points), self.points_per_batch):
@@ -338,7 +323,7 @@ class SAMAutomaticMaskGenerator:
             if self.use_m2m:
                 scores, logits = self._refine(embedding, plan, part, logits)
             yield Candidates(part, scores, logits)
-            tell(len(part))
+            progress(len(part))
 
     def _decode(self, embedding, plan, points, masks, multimask_output):
         """Scores `(N, K)` and logits `(N, K, Lh, Lw)` of one click each."""
@@ -380,10 +365,10 @@ class SAMAutomaticMaskGenerator:
             for i, size in enumerate(self.predictor.original_sizes)
         ]
 
-    def _progress(self, images, verbose):
+    def _progress_bar(self, images, verbose):
         """A function that moves the progress bar on by so many clicks."""
         if verbose in (0, False) or (verbose == "auto" and images == 1):
-            return lambda points: None
+            return _no_progress
         return keras.utils.Progbar(images * self.clicks_per_image, unit_name="click").add
 
 
@@ -394,7 +379,7 @@ class _OpenedImage:
         self.pixels, self.boxes, self.layers = pixels, boxes, layers
         self.original_size = pixels.shape[:2]
 
-    def crops(self, generator, tell):
+    def crops(self, generator, progress):
         """The crops, each with its candidates, encoded in its turn."""
         converter = generator.predictor.preprocessor.image_converter
         for box, layer in zip(self.boxes.tolist(), self.layers, strict=True):
@@ -403,7 +388,7 @@ class _OpenedImage:
                 [self.pixels[y1:y2, x1:x2]], channel_order="rgb", data_format="channels_last"
             )
             embedding = generator.segmenter.encode_frames(frame)
-            yield Crop(tuple(box), plan), generator._candidates(embedding, plan, layer, tell)
+            yield Crop(tuple(box), plan), generator._candidates(embedding, plan, layer, progress)
 
 
 class _EmbeddedImage:
@@ -413,11 +398,15 @@ class _EmbeddedImage:
         self.embedding, self.plan = embedding, plan
         self.original_size = plan.original_size
 
-    def crops(self, generator, tell):
+    def crops(self, generator, progress):
         """The whole image as its only crop."""
         h, w = self.original_size
-        candidates = generator._candidates(self.embedding, self.plan, 0, tell)
+        candidates = generator._candidates(self.embedding, self.plan, 0, progress)
         yield Crop((0, 0, w, h), self.plan), candidates
+
+
+def _no_progress(points: int) -> None:
+    """The progress function of a caller who wants none."""
 
 
 def _check_unusable(unusable):
