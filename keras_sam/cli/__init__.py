@@ -96,8 +96,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """
     argv = _join_negative_numbers(argv)
     args = build_parser().parse_args(argv)
-    if args.config is not None:
-        from_file = read_config(args.config, args.parser)
+    config = args.config or getattr(args, "config_file", None)
+    if config is not None:
+        from_file = read_config(config, args.parser)
         args = args.parser.parse_args(argv[1:], from_file)
     missing = [name for dest, name in args.parser.needed.items() if getattr(args, dest) is None]
     if missing:

@@ -7,7 +7,7 @@ from pathlib import Path
 from keras_sam.cli.errors import CommandError
 
 # Arguments that every command has; none of them is a setting.
-GENERAL = ("command", "config", "debug", "help", "parser", "quiet", "run")
+GENERAL = ("command", "config", "config_file", "debug", "help", "parser", "quiet", "run")
 
 
 def read_config(path: Path, parser: argparse.ArgumentParser) -> argparse.Namespace:

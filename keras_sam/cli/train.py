@@ -55,9 +55,7 @@ _FREE = (*GENERAL, "epochs", "patience", "out", "overwrite", "workers")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
     # An earlier form of --config.
-    parser.add_argument(
-        "config", type=Path, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
+    parser.add_argument("config_file", type=Path, nargs="?", help=argparse.SUPPRESS)
     data = parser.add_argument_group("data")
     datasets.add_data_options(data)
     datasets.add_data_options(data, "validation-")
