@@ -407,6 +407,13 @@ def test_a_click(cli, photo, checkpoint, predictor, tmp_path):
     np.testing.assert_array_equal(overlay, expected)
     assert np.asarray(Image.open(out / "photo_candidates.png")).shape[1] > 3 * W0
     assert "Encoding photo.png" in err
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    again = ("segment", photo, "--model", checkpoint, "--out", out, "--box", "10,5,70,45")
+    code, _, err = cli(*again)
+    assert code == 2 and f"{out / 'photo.json'} is there already; --overwrite replaces it" in err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert cli(*again, "--overwrite")[0] == 0
+    assert (out / "photo.json").read_bytes() != before["photo.json"]
 
 
 def test_points_a_box_and_a_mask_are_one_object(cli, photo, checkpoint, predictor, tmp_path):

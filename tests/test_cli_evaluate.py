@@ -66,6 +66,19 @@ def test_table_and_files(cli, data, expected, tmp_path):
     np.testing.assert_allclose(found, [row["box_iou"] for row in expected.objects], atol=2e-3)
     assert json.loads((out_folder / "summary.json").read_text())["data"].endswith("photos")
     assert Image.open(out_folder / "miou.png").width > 500
+    again = ("evaluate", *data.options("masks"), *MODEL, *FEW, "--out", out_folder, "--limit", "1")
+    code, _, err = cli(*again)
+    assert code == 2 and "objects.csv is there already; --overwrite replaces it" in err
+    assert json.loads((out_folder / "summary.json").read_text())["images"] == 2
+    assert cli(*again, "--overwrite")[0] == 0
+    assert json.loads((out_folder / "summary.json").read_text())["images"] == 1
+
+
+def test_the_mask_threshold_is_the_models(cli, data):
+    call = ("evaluate", *data.options("masks"), *MODEL, *FEW, "--limit", "1", "--json")
+    plain, none = (json.loads(cli(*call, *x)[1]) for x in ((), ("--mask-threshold", "1e6")))
+    assert (plain["mask_threshold"], none["mask_threshold"]) == (0, 1e6)
+    assert plain["box_miou"] > none["box_miou"] == 0
 
 
 def test_everything_counts_what_is_found(cli, data, predictor):

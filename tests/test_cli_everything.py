@@ -369,6 +369,16 @@ def test_a_thousand_photographs_interrupted_twice(cli, canned, tmp_path):
     assert [image.file_name for image in images] == [f"{number:04}.jpg" for number in range(1000)]
 
 
+def test_mask_threshold(cli, folder, expected, tmp_path):
+    call = ("everything", folder / "a.png", "--out", tmp_path / "out", "--format", "sa1b", *MODEL)
+    assert cli(*call, *FLAGS, "--mask-threshold", "2")[0] == 0
+    records = annotations.read_sa1b(tmp_path / "out" / "a.json").records
+    area = [np.mean([record["area"] for record in some]) for some in (records, expected["a.png"])]
+    assert area[0] < area[1]
+    code, _, err = cli(*call, *FLAGS)
+    assert code == 2 and "mask_threshold was 2.0, is None" in err
+
+
 def test_results_of_other_settings_are_not_mixed(cli, folder, tmp_path, encoded):
     call = ("everything", folder, "--out", tmp_path / "out", *MODEL)
     assert cli(*call, "--format", "sa1b", *FLAGS)[0] == 0

@@ -217,6 +217,9 @@ def test_damaged_states_are_refused(data, preset, whole, cli, tmp_path):
     (out / "settings.json").write_text("{")
     code, _, err = cli(*words(data, preset, out, "--flips"), "--quiet")
     assert code == 2 and "settings.json is damaged" in err and err.count("\n") == 1
+    assert cli(*words(data, preset, out, "--overwrite", epochs=1), "--quiet")[0] == 0
+    assert [row["epoch"] for row in log_of(out)] == [1]
+    assert [path.name for path in (out / "state").iterdir()] == ["epoch_1.weights.h5"]
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def _join_negative_numbers(argv):
 
 class _Version(argparse.Action):
     def __init__(self, option_strings, dest, help):  # noqa: A002 - argparse's name
-        super().__init__(option_strings, dest, nargs=0, help=help)
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser, namespace, values, option_string=None):
         print(f"keras-sam {__version__}")
