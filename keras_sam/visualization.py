@@ -250,7 +250,7 @@ def _show_row(pictures, titles, axes, figsize):
 
 
 def _read_image(image):
-    """Any photograph -> a uint8 (H0, W0, 3) array of our own."""
+    """Any photograph as a new uint8 (H0, W0, 3) array."""
     pixels = np.clip(np.rint(load_image(image)), 0, 255)
     return np.array(pixels, "uint8")
 
@@ -258,7 +258,7 @@ def _read_image(image):
 def _read_masks(masks, size):
     """Masks in any accepted form -> list of patches."""
     if masks is None or (isinstance(masks, MaskRecords) and not masks):
-        return []  # the mask generator found nothing: an answer, where another empty list is none
+        return []  # the mask generator found none; any other empty list is a mistake
     if isinstance(masks, dict):
         masks = [masks]
     if isinstance(masks, (list, tuple)):

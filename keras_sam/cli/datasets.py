@@ -14,12 +14,7 @@ HELP = """\
 
 
 def add_data_options(group, prefix: str = "") -> None:
-    """Adds the options that name a data set.
-
-    Args:
-        group: an argparse parser or group.
-        prefix: str, `"validation-"` for the options of a second data set.
-    """
+    """Adds the options that name a data set; `"validation-"` is the prefix of a second one."""
     name = prefix.rstrip("-") or "data"
     group.add_argument(
         f"--{name}",
@@ -45,11 +40,7 @@ def add_reading_options(group) -> None:
 
 
 def open_data(args: argparse.Namespace, prefix: str = ""):
-    """The data set that the options name, as a `keras_sam.training.Source`.
-
-    Raises:
-        CommandError: if it is not there, is none, or options do not fit it.
-    """
+    """Opens the data set that the options name, as a `keras_sam.training.Source`."""
     name = prefix.rstrip("-") or "data"
     key = prefix.replace("-", "_")
     path, images, masks = (

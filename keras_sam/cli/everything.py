@@ -208,13 +208,12 @@ def _segment(args, parameters, todo, log, summary):
         with progress.bar(len(todo) * generator.clicks_per_image) as bar:
             for number, photo in enumerate(todo, start=1):
                 bar.describe(f"{number}/{len(todo)} {photo.name}")
-                clicks = _Clicks(bar, generator.clicks_per_image)
-                outcome = _segment_photo(args, generator, photo, log, clicks, summary)
+                outcome = _segment_photo(args, generator, photo, log, bar, summary)
                 bar.say(f"{number}/{len(todo)} {photo.name}: {outcome}", only_in_logs=True)
-                clicks.finish()
+                bar.advance_to(number * generator.clicks_per_image)  # also where it failed
 
 
-def _segment_photo(args, generator, photo, log, clicks, summary):
+def _segment_photo(args, generator, photo, log, bar, summary):
     """Writes the results of one photograph, or notes why there are none. Returns a few words."""
     from keras_sam.mask_generator import UnfinishedImagesError
 
@@ -223,7 +222,7 @@ def _segment_photo(args, generator, photo, log, clicks, summary):
         stamp = photo.stamp()  # before it is read: what changes from now on is done again
         # What is wrong with the photograph is a ValueError by now.
         with writing("temporary files (their folder is that of TMPDIR, if it is set)"):
-            (records,) = generator.stream([photo.path], progress=clicks)
+            (records,) = generator.stream([photo.path], progress=bar.advance)
     except (UnfinishedImagesError, OSError) as error:
         reason = error.__cause__ if isinstance(error, UnfinishedImagesError) else error.strerror
         summary.unreadable[photo.name] = one_line(reason)
@@ -235,20 +234,6 @@ def _segment_photo(args, generator, photo, log, clicks, summary):
     summary.segmented += 1
     summary.masks += len(records)
     return f"{len(records)} masks, {time.monotonic() - began:.1f} s"
-
-
-class _Clicks:
-    """Moves the bar by the clicks of one photograph, in the end by all of them."""
-
-    def __init__(self, bar, total):
-        self._bar, self._left = bar, total
-
-    def __call__(self, clicks):
-        self._bar.advance(clicks)
-        self._left -= clicks
-
-    def finish(self):
-        self._bar.advance(self._left)
 
 
 def _output_name(args, photo):

@@ -17,14 +17,11 @@ def choose_backend(requested: str | None = None) -> str:
     """Sets `KERAS_BACKEND`, before anything imports Keras.
 
     Args:
-        requested: str. `--backend`. Defaults to `KERAS_BACKEND`, or without that to the first
+        requested: str, `--backend`. Defaults to `KERAS_BACKEND`, or without that to the first
             backend that is installed.
 
     Returns:
         str, the backend's name.
-
-    Raises:
-        CommandError: if the backend that was asked for is not installed, or none is.
     """
     name = requested or os.environ.get("KERAS_BACKEND")
     if name:
@@ -65,11 +62,7 @@ def prepare_device(device: str | None) -> None:
 
 @contextlib.contextmanager
 def use_device(device: str | None):
-    """Runs a block on `device`; None leaves the choice to the backend.
-
-    Raises:
-        CommandError: if the backend has no such device.
-    """
+    """Runs a block on `device`, which must exist; None leaves the choice to the backend."""
     if device is None:
         yield
         return
@@ -116,15 +109,7 @@ def check_source(source: str, option: str = "--model") -> None:
 
 @contextlib.contextmanager
 def open_segmenter(args, progress):
-    """Chooses the backend and the device, and loads the segmenter onto them.
-
-    Args:
-        args: the options of `options.add_model_options`.
-        progress: `Progress`.
-
-    Yields:
-        `SAMImageSegmenter`, to be used inside the block.
-    """
+    """Chooses backend and device, and yields the `SAMImageSegmenter` that is loaded there."""
     check_source(args.model)
     backend = choose_backend(args.backend)
     prepare_device(args.device)

@@ -1,12 +1,12 @@
 """Options that several commands share, and the values that options take."""
 
 import argparse
-import dataclasses
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from keras_sam.cli.errors import CommandError
 
@@ -166,25 +166,15 @@ def add_model_options(parser: argparse.ArgumentParser, makes_masks: bool = True)
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """A parameter of `SAMAutomaticMaskGenerator` as an option.
-
-    Args:
-        name: str, the parameter's name.
-        type: function that reads the option's value.
-        default: the generator's own, or None if it depends on the backend.
-        metavar: str, for the help.
-        help: str.
-        shapes_results: bool. Whether results depend on it, beyond their last bits.
-    """
+class Parameter(NamedTuple):
+    """A parameter of `SAMAutomaticMaskGenerator` as an option, with the generator's own default."""
 
     name: str
-    type: Any
-    default: Any
+    type: Callable[[str], Any]
+    default: Any  # None if it depends on the backend
     metavar: str
     help: str
-    shapes_results: bool = True
+    shapes_results: bool = True  # beyond their last bits
 
     @property
     def flag(self) -> str:
@@ -192,40 +182,37 @@ class Parameter:
         return "--" + self.name.replace("_", "-")
 
 
-PARAMETERS = tuple(
-    Parameter(*row)
-    for row in (
-        ("points_per_side", positive_integer, 32, "N", "clicks along each side"),
-        ("points_per_batch", positive_integer, 64, "N", "clicks in memory together", False),
-        ("pred_iou_thresh", finite_number, 0.88, "X", "keep masks of a higher predicted IoU"),
-        (
-            *("stability_score_thresh", finite_number, 0.95, "X"),
-            "keep masks that change so little with the mask threshold",
-        ),
-        (
-            *("stability_score_offset", finite_number, 1.0, "X"),
-            "how far the mask threshold is moved for that",
-        ),
-        (
-            *("box_nms_thresh", finite_number, 0.7, "X"),
-            "of masks whose boxes overlap more, one stays",
-        ),
-        ("crop_n_layers", whole_number, 0, "N", "layers of crops that are segmented, too"),
-        (
-            *("crop_nms_thresh", finite_number, 0.7, "X"),
-            "as --box-nms-thresh, among masks of different crops",
-        ),
-        ("crop_overlap_ratio", finite_number, 512 / 1500, "X", "how much crops overlap"),
-        (
-            *("crop_n_points_downscale_factor", positive_integer, 1, "N"),
-            "layer i has 1/N**i as many clicks per side",
-        ),
-        (
-            *("min_mask_region_area", finite_number, 0, "PIXELS"),
-            "remove smaller holes and islands from masks",
-        ),
-        ("prompt_chunk", positive_integer, None, "N", "clicks decoded at once", False),
-    )
+PARAMETERS = (
+    Parameter("points_per_side", positive_integer, 32, "N", "clicks along each side"),
+    Parameter("points_per_batch", positive_integer, 64, "N", "clicks in memory together", False),
+    Parameter("pred_iou_thresh", finite_number, 0.88, "X", "keep masks of a higher predicted IoU"),
+    Parameter(
+        *("stability_score_thresh", finite_number, 0.95, "X"),
+        "keep masks of at least this stability score",
+    ),
+    Parameter(
+        *("stability_score_offset", finite_number, 1.0, "X"),
+        "how far the mask threshold is moved up and down for the stability score",
+    ),
+    Parameter(
+        *("box_nms_thresh", finite_number, 0.7, "X"),
+        "of masks whose boxes have a larger IoU, one stays",
+    ),
+    Parameter("crop_n_layers", whole_number, 0, "N", "layers of crops that are segmented, too"),
+    Parameter(
+        *("crop_nms_thresh", finite_number, 0.7, "X"),
+        "as --box-nms-thresh, among masks of different crops",
+    ),
+    Parameter("crop_overlap_ratio", finite_number, 512 / 1500, "X", "how much crops overlap"),
+    Parameter(
+        *("crop_n_points_downscale_factor", positive_integer, 1, "N"),
+        "layer i has 1/N**i as many clicks per side",
+    ),
+    Parameter(
+        *("min_mask_region_area", finite_number, 0, "PIXELS"),
+        "remove smaller holes and islands from masks",
+    ),
+    Parameter("prompt_chunk", positive_integer, None, "N", "clicks decoded at once", False),
 )
 
 

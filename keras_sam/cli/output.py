@@ -75,10 +75,7 @@ def made_folder(folder: Path):
 
 
 class OutputFiles:
-    """Files of one run: written under temporary names, put in place together.
-
-    Made by `output_files`.
-    """
+    """Files of `output_files`: written under temporary names, put in place together."""
 
     def __init__(self, folder: Path, open_files: contextlib.ExitStack):
         self.folder = folder
@@ -100,15 +97,9 @@ class OutputFiles:
 
 @contextlib.contextmanager
 def output_files(folder: Path):
-    """Puts the files that the block writes in place when it ends well.
+    """Puts the files that the block writes into `folder` when it ends well.
 
     Otherwise they are removed, so that an error or Ctrl-C leaves earlier results untouched.
-
-    Args:
-        folder: Path. Made with its parents where missing.
-
-    Yields:
-        `OutputFiles`.
     """
     with made_folder(folder), writing(folder), contextlib.ExitStack() as open_files:
         yield OutputFiles(folder, open_files)

@@ -1,8 +1,7 @@
-"""What is finished in a folder of results, so that an interrupted run goes on where it stopped.
+"""The log of finished photographs in a folder of results, by which an interrupted run goes on.
 
-A text file of JSON lines: the settings of the run, then a line per finished photograph, added
-once its results are in place. A run that is killed between the two, or within a line, does that
-photograph again.
+A text file of JSON lines: the settings of the run, then a line per photograph, added once its
+results are in place. A photograph without a whole line is segmented again.
 """
 
 import contextlib
@@ -18,15 +17,13 @@ FILE = "keras_sam_run.jsonl"
 
 
 class RunLog:
-    """The log of one folder.
+    """The log of one folder. Nothing is written before `start`.
 
     Args:
-        folder: Path of the folder. Nothing is written before `start`.
-        settings: dict, ready for JSON: everything that the results depend on.
+        folder: Path of the folder.
+        settings: dict, ready for JSON: everything that the results depend on. Those of the
+            results that are there must be the same.
         overwrite: bool. Whether to start anew, whatever the folder holds.
-
-    Raises:
-        CommandError: if the folder holds results of other settings.
     """
 
     def __init__(self, folder: Path, settings: dict, overwrite: bool = False):
@@ -68,7 +65,7 @@ class RunLog:
         self.started = True
 
     def add(self, name: str, entry: dict) -> None:
-        """Writes down that a photograph is finished, to survive a power cut from here on."""
+        """Logs that a photograph is finished; the line survives a power cut."""
         entry = {"photo": name, **entry}
         with writing(self.path), self.path.open("ab") as file:
             file.write(json.dumps(entry).encode() + b"\n")

@@ -1,7 +1,6 @@
 """`keras-sam segment`: masks of the objects that prompts point at, in one photograph."""
 
 import argparse
-import dataclasses
 import io
 import itertools
 import json
@@ -170,28 +169,7 @@ def _read_mask(path, size):
     return mask != 0
 
 
-@dataclasses.dataclass(frozen=True)
-class PackedResult:
-    """A mask that the model returned, without its full-size array.
-
-    Args:
-        score: float, the predicted IoU.
-        best: bool. Whether it has its object's highest score.
-        area: int, pixels.
-        bbox: list, x, y, width and height in pixels.
-        rle: run-length dict.
-        png: bytes of the picture that is written.
-    """
-
-    score: float
-    best: bool
-    area: int
-    bbox: list[int]
-    rle: dict
-    png: bytes
-
-
-def _segment(predictor, objects, masks, args) -> list[list[PackedResult]]:
+def _segment(predictor, objects, masks, args):
     """Decodes the prompts, alike ones together. Returns the masks of each object."""
     groups: dict[tuple, list[int]] = {}
     for index, prompt in enumerate(objects):
@@ -201,7 +179,7 @@ def _segment(predictor, objects, masks, args) -> list[list[PackedResult]]:
         kind = (len(prompt.points), prompt.box is None, frame, multimask)
         groups.setdefault(kind, []).append(index)
     height, width = predictor.original_sizes[0]
-    results: list[list[PackedResult]] = [[] for _ in objects]
+    results: list[list[dict]] = [[] for _ in objects]
     for (*_, multimask), members in groups.items():
         step = max(1, _PIXELS_AT_ONCE // (height * width * (3 if multimask else 1)))
         for first in range(0, len(members), step):
@@ -244,19 +222,20 @@ def _prompt_arrays(predictor, prompts: list[ObjectPrompt], masks):
 
 
 def _pack(masks, scores):
+    """What is kept of an object's masks, so that the full-size arrays can go."""
     from keras_sam.geometry import xyxy_to_xywh
     from keras_sam.masks import encode_rle, mask_to_box
 
     best = int(np.argmax(scores))
     return [
-        PackedResult(
-            score=round(float(score), 6),
-            best=index == best,
-            area=int(np.count_nonzero(mask)),
-            bbox=xyxy_to_xywh(mask_to_box(mask, inclusive=False)).tolist(),
-            rle=encode_rle(mask),
-            png=_png(mask.astype("uint8") * 255),
-        )
+        {
+            "score": round(float(score), 6),
+            "best": index == best,
+            "area": int(np.count_nonzero(mask)),
+            "bbox": xyxy_to_xywh(mask_to_box(mask, inclusive=False)).tolist(),
+            "rle": encode_rle(mask),
+            "png": _png(mask.astype("uint8") * 255),
+        }
         for index, (mask, score) in enumerate(zip(masks, scores, strict=True))
     ]
 
@@ -268,10 +247,19 @@ def _write(args, segmenter, pixels, objects, results, files):
     for prompt, masks in zip(objects, results, strict=True):
         rows = []
         for mask in masks:
-            file = files.write(f"{stem}_mask_{next(numbers)}.png", mask.png)
-            about = {name: getattr(mask, name) for name in ("score", "best", "area", "bbox")}
+            file = files.write(f"{stem}_mask_{next(numbers)}.png", mask["png"])
+            about = {name: mask[name] for name in ("score", "best", "area", "bbox")}
             rows.append({"file": file.name, **about})
-        entries.append({**_prompt_entry(prompt), "masks": rows})
+        entries.append(
+            {
+                "name": prompt.name,
+                "points": [list(point[:2]) for point in prompt.points],
+                "labels": [point[2] for point in prompt.points],
+                "box": list(prompt.box) if prompt.box else None,
+                "mask": str(prompt.mask) if prompt.mask else None,
+                "masks": rows,
+            }
+        )
     document = {
         "photo": args.photo.name,
         "height": pixels.shape[0],
@@ -284,16 +272,6 @@ def _write(args, segmenter, pixels, objects, results, files):
     return document
 
 
-def _prompt_entry(prompt):
-    return {
-        "name": prompt.name,
-        "points": [list(point[:2]) for point in prompt.points],
-        "labels": [point[2] for point in prompt.points],
-        "box": list(prompt.box) if prompt.box else None,
-        "mask": str(prompt.mask) if prompt.mask else None,
-    }
-
-
 def _draw(stem, pixels, objects, results, files):
     from keras_sam import visualization
 
@@ -303,15 +281,16 @@ def _draw(stem, pixels, objects, results, files):
         "labels": [point[2] for point in points] or None,
         "boxes": [prompt.box for prompt in objects if prompt.box] or None,
     }
-    best = [mask for masks in results for mask in masks if mask.best]
-    picture = visualization.overlay(
-        pixels, [mask.rle for mask in best], scores=[mask.score for mask in best], **marks
-    )
-    written = {"overlay": files.write(f"{stem}_overlay.png", _png(picture)).name}
+
+    def write(kind, draw, masks):
+        scores = [mask["score"] for mask in masks]
+        picture = draw(pixels, [mask["rle"] for mask in masks], scores=scores, **marks)
+        return {kind: files.write(f"{stem}_{kind}.png", _png(picture)).name}
+
+    best = [mask for masks in results for mask in masks if mask["best"]]
+    written = write("overlay", visualization.overlay, best)
     if len(results) == 1 and len(results[0]) > 1:
-        masks, scores = [mask.rle for mask in results[0]], [mask.score for mask in results[0]]
-        picture = visualization.candidates(pixels, masks, scores, **marks)
-        written["candidates"] = files.write(f"{stem}_candidates.png", _png(picture)).name
+        written |= write("candidates", visualization.candidates, results[0])
     return written
 
 

@@ -23,12 +23,7 @@ STATE = "state"
 
 
 class Part:
-    """Some of the items of a `keras_sam.training.Source`.
-
-    Args:
-        source: a `Source`.
-        indices: ints.
-    """
+    """The items `indices` of a `keras_sam.training.Source`."""
 
     def __init__(self, source, indices):
         self._source, self._indices = source, indices
@@ -45,16 +40,7 @@ class Part:
 
 
 def split(source, part: float, seed: int) -> tuple[Part, Part]:
-    """Splits a data set at random.
-
-    Args:
-        source: a `Source`.
-        part: float. How much of it is the second part.
-        seed: int.
-
-    Raises:
-        ValueError: if one part would be empty.
-    """
+    """Splits a `Source` at random, the second part being `part` of it; no part may be empty."""
     count = round(part * len(source))
     if not 0 < count < len(source):
         raise ValueError(
@@ -66,20 +52,13 @@ def split(source, part: float, seed: int) -> tuple[Part, Part]:
 
 
 def import_for_fit() -> None:
-    """Imports TensorFlow where it is installed, as `fit` does on every backend, with its noise."""
+    """Imports TensorFlow where it is installed, as `fit` does on every backend, with its logs."""
     if importlib.util.find_spec("tensorflow"):
         importlib.import_module("tensorflow")
 
 
 class TrainingRun:
-    """Training of one segmenter in one folder.
-
-    Args:
-        segmenter: a `SAMImageSegmenter`.
-        train: a `Source`.
-        validation: a `Source` or None.
-        args: the options of `keras-sam train`.
-    """
+    """Training of a `SAMImageSegmenter` on a `Source`, as the options of `keras-sam train` say."""
 
     def __init__(self, segmenter, train, validation, args):
         self.args = args
@@ -165,7 +144,7 @@ class TrainingRun:
         folder = self.args.out / STATE
         folder.mkdir(exist_ok=True)
         earlier = list(folder.iterdir())
-        # Keras wants its own ending, so the temporary name differs in the front.
+        # Keras requires the ending `.weights.h5`, so a temporary name differs at its start.
         temporary = folder / f"unfinished_{epoch + 1}.weights.h5"
         self.trainer.save_weights(temporary, overwrite=True)
         temporary.replace(folder / f"epoch_{epoch + 1}.weights.h5")
