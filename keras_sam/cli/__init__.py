@@ -39,6 +39,8 @@ class _Parser(argparse.ArgumentParser):
             if action.required:
                 self.needed[action.dest] = "".join(action.option_strings) or action.metavar
                 action.required = False
+                if action.option_strings:
+                    action.help += " (required)"
 
     def error(self, message):
         raise CommandError(f"{one_line(message, 500)} (see {self.prog} --help)")

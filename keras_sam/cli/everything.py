@@ -94,6 +94,9 @@ def run(args: argparse.Namespace) -> int:
         planned = [args.out / COCO_FILE] if args.format == "coco" else []
         planned += [args.out / _output_name(args, photo) for photo in photos]
         check_nothing_is_lost(planned, args.overwrite)
+        if args.pictures is not None:
+            drawn = [_picture_path(args, photo) for photo in photos]
+            check_nothing_is_lost(drawn, args.overwrite, "--pictures")
     if len(photos) == 1 and todo:
         _check_photo(photos[0])
     if args.format == "coco" and not todo:
