@@ -270,7 +270,8 @@ def test_level_0_works_where_keras_is_not_installed():
 
 
 def test_the_package_and_the_command_line_start_without_keras():
-    code = "import keras_sam, keras_sam.cli\nprint('keras' in sys.modules, keras_sam.__version__)"
+    code = "import keras_sam, keras_sam.cli, keras_sam.visualization\n"
+    code += "print('keras' in sys.modules, keras_sam.__version__)"
     assert run_python(code).startswith("False ")
 
 
