@@ -12,6 +12,8 @@ import statistics
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from keras_sam.masks import mask_to_box
+
 LIGHT = (255, 255, 255)
 DARK = (17, 19, 26)
 FOREGROUND = (38, 203, 72)
@@ -40,7 +42,7 @@ def _palette(count=256):
     chroma = np.hypot(lab[:, 1], lab[:, 2])
     keep = (lab[:, 0] > 0.62) & (lab[:, 0] < 0.85) & (chroma > 0.14) & (chroma < 0.2)
     colors, lab = colors[keep], lab[keep]
-    chosen = [np.array([30, 144, 255])]  # the blue in which everybody knows SAM's masks
+    chosen = [np.array([30, 144, 255])]  # the blue of masks in Meta's notebooks
     distance = np.linalg.norm(lab - _oklab(chosen[0]), axis=1)
     while len(chosen) < count:
         farthest = int(distance.argmax())
@@ -88,12 +90,8 @@ class Patch:
     @classmethod
     def of(cls, mask: np.ndarray) -> "Patch":
         """Cuts a full-size bool mask `(H0, W0)` down to its pixels."""
-        rows = np.flatnonzero(mask.any(axis=1))
-        columns = np.flatnonzero(mask.any(axis=0))
-        if not rows.size:
-            return cls(mask[:0, :0], 0, 0)
-        top, left = int(rows[0]), int(columns[0])
-        return cls(mask[top : rows[-1] + 1, left : columns[-1] + 1].copy(), top, left)
+        x1, y1, x2, y2 = mask_to_box(mask, inclusive=False).tolist()
+        return cls(mask[y1:y2, x1:x2].copy(), y1, x1)
 
     @functools.cached_property
     def area(self) -> int:

@@ -24,6 +24,12 @@ IMAGE_ENDINGS: tuple[str, ...] = (
     *(".gif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"),
 )
 
+# What cameras, scanners and the web make; other files of a folder are not taken for images.
+IMAGE_ENDINGS: tuple[str, ...] = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp"),
+    *(".gif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"),
+)
+
 
 def load_image(
     image: Any,

@@ -12,7 +12,7 @@ from PIL import Image
 from keras_sam import drawing
 from keras_sam.drawing import mask_colors
 from keras_sam.images import load_image
-from keras_sam.mask_records import MaskRecords
+from keras_sam.mask_generator.records import MaskRecords
 from keras_sam.masks import decode_rle
 from keras_sam.prompts.nested import to_numpy
 
@@ -250,7 +250,7 @@ def _show_row(pictures, titles, axes, figsize):
 
 
 def _read_image(image):
-    """Any photograph -> a uint8 (H0, W0, 3) array of our own."""
+    """Any photograph as a new uint8 (H0, W0, 3) array."""
     pixels = np.clip(np.rint(load_image(image)), 0, 255)
     return np.array(pixels, "uint8")
 
@@ -258,7 +258,7 @@ def _read_image(image):
 def _read_masks(masks, size):
     """Masks in any accepted form -> list of patches."""
     if masks is None or (isinstance(masks, MaskRecords) and not masks):
-        return []  # the mask generator found nothing: an answer, where another empty list is none
+        return []  # the mask generator found none; any other empty list is a mistake
     if isinstance(masks, dict):
         masks = [masks]
     if isinstance(masks, (list, tuple)):

@@ -6,8 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from keras_sam import candidates
-from keras_sam.candidates import WaitingMasks, pack_mask
+from keras_sam.mask_generator import candidates
+from keras_sam.mask_generator.candidates import WaitingMasks, pack_mask
 from keras_sam.masks import encode_rle
 
 SIZE = (60, 90)  # height, width

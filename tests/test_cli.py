@@ -16,11 +16,10 @@ from PIL import Image
 import keras_sam
 from keras_sam.backend_choice import BACKENDS
 from keras_sam.cli import main
-from keras_sam.cli.backend import choose_backend
-from keras_sam.cli.failure import CommandError
-from keras_sam.cli.output import output_files
+from keras_sam.cli.errors import CommandError
+from keras_sam.cli.model import choose_backend
+from keras_sam.cli.output import format_table, output_files
 from keras_sam.cli.prompt_files import read_prompts
-from keras_sam.cli.tables import format_table
 from tests.meta_oracle import import_segment_anything, small_meta
 
 H0, W0 = 53, 80
@@ -98,7 +97,7 @@ def test_help_is_quick_and_imports_no_keras():
 def test_a_wrong_call_fails_before_keras_is_imported(tmp_path):
     result = run_python(
         "import sys; from keras_sam.cli import main\n"
-        "code = main(['segment', 'none.jpg', '--preset', 'sam_base_sa1b', '--point', '1,2',"
+        "code = main(['segment', 'none.jpg', '--model', 'sam_base_sa1b', '--point', '1,2',"
         " '--out', 'x'])\n"
         "assert code == 2 and 'keras' not in sys.modules"
     )
@@ -177,7 +176,7 @@ def test_without_any_backend_the_command_says_so(photo, checkpoint, tmp_path):
         f"hidden = {set(BACKENDS)}\n"
         "importlib.util.find_spec = lambda n, *a: None if n in hidden else find_spec(n, *a)\n"
         "from keras_sam.cli import main\n"
-        f"sys.exit(main(['segment', {str(photo)!r}, '--checkpoint', {str(checkpoint)!r},"
+        f"sys.exit(main(['segment', {str(photo)!r}, '--model', {str(checkpoint)!r},"
         f" '--point', '1,2', '--out', {str(tmp_path / 'out')!r}]))",
         KERAS_BACKEND=None,
     )
@@ -189,7 +188,7 @@ def test_without_any_backend_the_command_says_so(photo, checkpoint, tmp_path):
 def test_another_backend_than_the_running_one_is_refused(cli, photo, checkpoint, tmp_path):
     other = next(name for name in BACKENDS if name != keras.config.backend())
     code, _, err = cli(
-        *("segment", photo, "--checkpoint", checkpoint, "--point", "1,2"),
+        *("segment", photo, "--model", checkpoint, "--point", "1,2"),
         *("--out", tmp_path / "out", "--backend", other),
     )
     assert code in (1, 2) and other in err
@@ -202,7 +201,7 @@ BAD_CALLS = [
     (["paint"], "invalid choice: 'paint'"),
     (["segment"], "required: PHOTO"),
     (["segment", "PHOTO", "MODEL", "OUT"], "no prompt: give at least one --point"),
-    (["segment", "PHOTO", "OUT", "--point", "1,2"], "one of the arguments --preset --checkpoint"),
+    (["segment", "PHOTO", "OUT", "--point", "1,2"], "required: --model"),
     (["segment", "PHOTO", "MODEL", "--point", "1,2"], "required: --out"),
     (["segment", "PHOTO", "MODEL", "OUT", "--preset", "x", "--point", "1,2"], "not allowed with"),
     (["segment", "none.jpg", "MODEL", "OUT", "--point", "1,2"], "none.jpg"),
@@ -233,10 +232,13 @@ BAD_CALLS = [
         ],
         "several --box are one object each",
     ),
-    (["segment", "PHOTO", "OUT", "--preset", "sam_giant", "--point", "1,2"], "sam_base_sa1b"),
-    (["segment", "PHOTO", "OUT", "--checkpoint", "none.pth", "--point", "1,2"], "no such file"),
-    (["segment", "PHOTO", "OUT", "--checkpoint", "DIR/cut.pth", "--point", "1,2"], "cut.pth"),
-    (["segment", "PHOTO", "OUT", "--checkpoint", "DIR/text.pth", "--point", "1,2"], "text.pth"),
+    (["segment", "PHOTO", "OUT", "--model", "sam_giant", "--point", "1,2"], "sam_base_sa1b"),
+    (
+        ["segment", "PHOTO", "OUT", "--model", "none.pth", "--point", "1,2"],
+        "--model none.pth: no such",
+    ),
+    (["segment", "PHOTO", "OUT", "--model", "DIR/cut.pth", "--point", "1,2"], "cut.pth"),
+    (["segment", "PHOTO", "OUT", "--model", "DIR/text.pth", "--point", "1,2"], "text.pth"),
     (["segment", "PHOTO", "MODEL", "--out", "PHOTO", "--point", "1,2"], "is a file, not a folder"),
     (["segment", "PHOTO", "MODEL", "--out", "PHOTO/x/y", "--point", "1,2"], "is a file, not a"),
     (["segment", "PHOTO", "MODEL", "OUT", "--mask", "none.png"], "none.png"),
@@ -246,7 +248,7 @@ BAD_CALLS = [
     (["segment", "PHOTO", "MODEL", "OUT", "--mask", "DIR/objects.npy"], "objects.npy"),
     (["segment", "PHOTO", "MODEL", "OUT", "--mask", "DIR/nan.npy"], "finite"),
     (["segment", "PHOTO", "MODEL", "OUT", "--mask", "DIR/odd.npy"], "`masks`"),
-    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2", "--threshold", "nan"], "a number"),
+    (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2", "--mask-threshold", "nan"], "a number"),
     (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2", "--image-shape", "0"], "SIDE or"),
     (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2", "--image-shape", "a"], "received 'a'"),
     (["segment", "PHOTO", "MODEL", "OUT", "--point", "1,2", "--dtype", "int3"], "invalid choice"),
@@ -287,7 +289,7 @@ def test_bad_calls(cli, bad_files, photo, checkpoint, call, message):
     replaced = []
     for argument in call:
         if argument == "MODEL":
-            replaced += ["--checkpoint", checkpoint]
+            replaced += ["--model", checkpoint]
         elif argument == "OUT":
             replaced += ["--out", bad_files / "new" / "out"]
         else:
@@ -305,7 +307,7 @@ def test_a_folder_without_permission(cli, photo, checkpoint, tmp_path, monkeypat
     # The suite may run as root, who may write everywhere, so the system's answer is replaced.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     code, _, err = cli(
-        *("segment", photo, "--checkpoint", checkpoint, "--point", "1,2"),
+        *("segment", photo, "--model", checkpoint, "--point", "1,2"),
         *("--out", tmp_path / "out"),
     )
     assert code == 2 and "no permission to write in" in err
@@ -318,7 +320,7 @@ def test_debug_lets_the_traceback_through(photo, checkpoint, tmp_path):
             [
                 "segment",
                 str(photo),
-                "--checkpoint",
+                "--model",
                 str(checkpoint),
                 "--out",
                 str(tmp_path),
@@ -328,7 +330,7 @@ def test_debug_lets_the_traceback_through(photo, checkpoint, tmp_path):
 
 
 def test_unexpected_errors_and_interruptions_are_one_line_too(cli, monkeypatch, photo, tmp_path):
-    call = ("segment", photo, "--preset", "sam_base_sa1b", "--point", "1,2", "--out", tmp_path)
+    call = ("segment", photo, "--model", "sam_base_sa1b", "--point", "1,2", "--out", tmp_path)
 
     def fail(*_):
         raise RuntimeError("first line\nsecond line")
@@ -376,7 +378,7 @@ def check_result(folder, document, predictor, prompts_per_object, **options):
 def test_a_click(cli, photo, checkpoint, predictor, tmp_path):
     out = tmp_path / "new" / "out"
     code, stdout, err = cli(
-        *("segment", photo, "--checkpoint", checkpoint, "--point", "41.5,20"), "--out", out
+        *("segment", photo, "--model", checkpoint, "--point", "41.5,20"), "--out", out
     )
     assert code == 0, err
     assert sorted(path.name for path in out.iterdir()) == [
@@ -406,6 +408,13 @@ def test_a_click(cli, photo, checkpoint, predictor, tmp_path):
     np.testing.assert_array_equal(overlay, expected)
     assert np.asarray(Image.open(out / "photo_candidates.png")).shape[1] > 3 * W0
     assert "Encoding photo.png" in err
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    again = ("segment", photo, "--model", checkpoint, "--out", out, "--box", "10,5,70,45")
+    code, _, err = cli(*again)
+    assert code == 2 and f"{out / 'photo.json'} is there already; --overwrite replaces it" in err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert cli(*again, "--overwrite")[0] == 0
+    assert (out / "photo.json").read_bytes() != before["photo.json"]
 
 
 def test_points_a_box_and_a_mask_are_one_object(cli, photo, checkpoint, predictor, tmp_path):
@@ -413,7 +422,7 @@ def test_points_a_box_and_a_mask_are_one_object(cli, photo, checkpoint, predicto
     mask[10:40, 20:60] = True
     Image.fromarray(mask).save(tmp_path / "rough.png")
     code, _, err = cli(
-        *("segment", photo, "--checkpoint", checkpoint, "--out", tmp_path / "out"),
+        *("segment", photo, "--model", checkpoint, "--out", tmp_path / "out"),
         *("--point", "40,20", "--point", "-3,5,0", "--box", "10,5,70,45"),
         *("--mask", tmp_path / "rough.png", "--quiet"),
     )
@@ -432,7 +441,7 @@ def test_points_a_box_and_a_mask_are_one_object(cli, photo, checkpoint, predicto
 
     np.save(tmp_path / "logits.npy", logits)
     code, _, err = cli(
-        *("segment", photo, "--checkpoint", checkpoint, "--out", tmp_path / "npy"),
+        *("segment", photo, "--model", checkpoint, "--out", tmp_path / "npy"),
         *("--point", "40,20", "--point=-3,5,0", "--box=10,5,70,45"),
         *("--mask", tmp_path / "logits.npy"),
     )
@@ -446,9 +455,7 @@ def test_points_a_box_and_a_mask_are_one_object(cli, photo, checkpoint, predicto
 def test_several_boxes_are_one_object_each(cli, photo, checkpoint, predictor, tmp_path):
     boxes = [[10, 5, 70, 45], [0, 0, 20, 30], [30, 30, 30, 30]]
     options = [part for box in boxes for part in ("--box", ",".join(map(str, box)))]
-    code, _, err = cli(
-        "segment", photo, "--checkpoint", checkpoint, "--out", tmp_path / "out", *options
-    )
+    code, _, err = cli("segment", photo, "--model", checkpoint, "--out", tmp_path / "out", *options)
     assert code == 0, err
     document = json.loads((tmp_path / "out" / "photo.json").read_text())
     predictor.set_image(photo)
@@ -459,13 +466,13 @@ def test_several_boxes_are_one_object_each(cli, photo, checkpoint, predictor, tm
 
 
 def test_multimask_and_threshold(cli, photo, checkpoint, predictor, tmp_path):
-    call = ("segment", photo, "--checkpoint", checkpoint, "--out", tmp_path / "out")
+    call = ("segment", photo, "--model", checkpoint, "--out", tmp_path / "out")
     predictor.set_image(photo)
     masks, _, _ = predictor.predict(
         points=[[40, 20]], labels=[1], multimask_output=False, return_logits=True
     )
     threshold = float(np.quantile(masks, 0.75))
-    code, _, err = cli(*call, "--point", "40,20", "--no-multimask", "--threshold", threshold)
+    code, _, err = cli(*call, "--point", "40,20", "--no-multimask", "--mask-threshold", threshold)
     assert code == 0, err
     document = json.loads((tmp_path / "out" / "photo.json").read_text())
     click = {"points": [[40, 20]], "labels": [1]}
@@ -476,7 +483,7 @@ def test_multimask_and_threshold(cli, photo, checkpoint, predictor, tmp_path):
     )
     assert document["objects"][0]["masks"][0]["area"] == pytest.approx(H0 * W0 / 4, rel=0.02)
     assert document["mask_threshold"] == pytest.approx(threshold)
-    code, _, err = cli(*call, "--box", "10,5,70,45", "--multimask")
+    code, _, err = cli(*call, "--box", "10,5,70,45", "--multimask", "--overwrite")
     assert code == 0, err
     document = json.loads((tmp_path / "out" / "photo.json").read_text())
     check_result(tmp_path / "out", document, predictor, [{"boxes": [10, 5, 70, 45]}])
@@ -509,7 +516,7 @@ def test_prompt_files(cli, photo, checkpoint, predictor, tmp_path):
     for kind in ("json", "csv"):
         out = tmp_path / kind
         code, _, err = cli(
-            *("segment", photo, "--checkpoint", checkpoint, "--out", out),
+            *("segment", photo, "--model", checkpoint, "--out", out),
             *("--prompts", tmp_path / f"prompts.{kind}"),
         )
         assert code == 0, err
@@ -548,20 +555,20 @@ def test_masks_of_prompt_files_lie_beside_them(tmp_path):
         ("p.json", "[3]", "object 0: expected a dict"),
         ("p.json", '[{"point": [1, 2]}]', "object 0: expected a dict with name, points"),
         ("p.json", '[{"points": [1, 2]}]', "list of"),
-        ("p.json", '[{"points": [[1, 2, 1]]}]', "a point must be x, y and a label"),
-        ("p.json", '[{"points": [[1, NaN]]}]', "a point must be"),
-        ("p.json", '[{"points": [[1, 2]], "labels": [7]}]', "label must be 1 or 0"),
+        ("p.json", '[{"points": [[1, 2, 1]]}]', "expected X,Y or X,Y,LABEL in pixels"),
+        ("p.json", '[{"points": [[1, NaN]]}]', "expected X,Y or X,Y,LABEL"),
+        ("p.json", '[{"points": [[1, 2]], "labels": [7]}]', r"label must be 1 \(foreground\) or 0"),
         ("p.json", '[{"points": [[1, 2]], "labels": []}]', "one label per point"),
-        ("p.json", '[{"box": [1, 2, 3]}]', "a box must be x1, y1, x2, y2"),
+        ("p.json", '[{"box": [1, 2, 3]}]', "expected X1,Y1,X2,Y2 in pixels"),
         ("p.json", '[{"box": [9, 2, 3, 8]}]', "upside down"),
         ("p.json", '[{"mask": 3}]', "mask must be the path"),
         ("p.json", '[{"name": "a", "box": [1,2,3,4]}, {"name": "a", "box": [1,2,3,4]}]', "'a'"),
         ("p.csv", "", "holds no prompt"),
         ("p.csv", "a,b\n1,2\n", "line 2: the columns may be object, x, y"),
         ("p.csv", "x,y\n1,2,3\n", "line 2: the columns may be"),  # a value without a column
-        ("p.csv", "x,y\n1,\n", "line 2: a point must be"),
+        ("p.csv", "x,y\n1,\n", "line 2: expected X,Y"),
         ("p.csv", "object,x,y\n,,\n", "line 2: has neither"),
-        ("p.csv", "x1,y1,x2,y2\n1,2,3,\n", "line 2: a box must be"),
+        ("p.csv", "x1,y1,x2,y2\n1,2,3,\n", "line 2: expected X1,Y1,X2,Y2"),
         ("p.csv", "object,x1,y1,x2,y2\na,1,2,3,4\na,1,2,3,4\n", "line 3: object 'a' has a box"),
         ("p.csv", b"\xff\xfe\x00", "p.csv"),
         ("p.txt", "", "expected a .json or .csv file"),
@@ -577,7 +584,7 @@ def test_bad_prompt_files(tmp_path, name, text, message):
 
 def test_other_input_sizes_and_dtypes(cli, photo, checkpoint, tmp_path):
     code, _, err = cli(
-        *("segment", photo, "--checkpoint", checkpoint, "--out", tmp_path / "out"),
+        *("segment", photo, "--model", checkpoint, "--out", tmp_path / "out"),
         *("--point", "40,20", "--image-shape", "96,144", "--dtype", "bfloat16"),
         *("--device", "cpu"),
     )
@@ -590,7 +597,7 @@ def test_other_input_sizes_and_dtypes(cli, photo, checkpoint, tmp_path):
 def test_a_process_of_its_own(photo, checkpoint, tmp_path):
     """As a user calls it: the backend is chosen before Keras is there."""
     arguments = [
-        *("segment", str(photo), "--checkpoint", str(checkpoint), "--point", "40,20"),
+        *("segment", str(photo), "--model", str(checkpoint), "--point", "40,20"),
         *("--out", str(tmp_path / "out"), "--backend", keras.config.backend(), "--device", "cpu"),
     ]
     result = run_python(
@@ -647,13 +654,13 @@ def test_convert_to_meta_is_bit_exact(cli, checkpoint, tmp_path):
         assert torch.equal(converted[name], tensor), name
 
 
-@pytest.mark.parametrize("layout", ["preset", "transformers"])
+@pytest.mark.parametrize("layout", ["keras_sam", "transformers"])
 def test_converted_folders_segment_the_same(cli, photo, checkpoint, predictor, tmp_path, layout):
     target = tmp_path / layout
     code, _, err = cli("convert", checkpoint, target, "--to", layout, "--quiet")
     assert (code, err) == (0, "")
     click = ("--point", "40,20", "--no-multimask", "--quiet")
-    code, _, err = cli("segment", photo, "--preset", target, "--out", tmp_path / "out", *click)
+    code, _, err = cli("segment", photo, "--model", target, "--out", tmp_path / "out", *click)
     assert code == 0, err
     predictor.set_image(photo)
     document = json.loads((tmp_path / "out" / "photo.json").read_text())
@@ -664,10 +671,10 @@ def test_converted_folders_segment_the_same(cli, photo, checkpoint, predictor, t
 def test_convert_overwrites_only_when_told_to(cli, checkpoint, tmp_path):
     target = tmp_path / "folder"
     assert cli("convert", checkpoint, target, "--to", "transformers")[0] == 0
-    code, _, err = cli("convert", checkpoint, target, "--to", "preset")
+    code, _, err = cli("convert", checkpoint, target, "--to", "keras_sam")
     assert code == 2 and "is there already; --overwrite replaces it" in err
     assert (target / "preprocessor_config.json").exists()
-    assert cli("convert", checkpoint, target, "--to", "preset", "--overwrite")[0] == 0
+    assert cli("convert", checkpoint, target, "--to", "keras_sam", "--overwrite")[0] == 0
     assert sorted(path.name for path in target.iterdir()) == [
         "config.json",
         "metadata.json",
@@ -678,17 +685,17 @@ def test_convert_overwrites_only_when_told_to(cli, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (["none.pth", "OUT", "--to", "preset"], "IN none.pth: no such preset, file or folder"),
-        (["DIR/cut.pth", "OUT", "--to", "preset"], "cut.pth"),
+        (["none.pth", "OUT", "--to", "keras_sam"], "IN none.pth: no such preset, file or folder"),
+        (["DIR/cut.pth", "OUT", "--to", "keras_sam"], "cut.pth"),
         (["DIR/text.pth", "OUT", "--to", "transformers"], "text.pth"),
         (["MODEL", "OUT"], "required: --to"),
         (["MODEL", "OUT", "--to", "onnx"], "invalid choice: 'onnx'"),
         (["MODEL", "DIR/model.pth", "--to", "meta"], "must end in .safetensors"),
-        (["MODEL", "DIR/text.jpg", "--to", "preset", "--overwrite"], "is a file, not a folder"),
+        (["MODEL", "DIR/text.jpg", "--to", "keras_sam", "--overwrite"], "is a file, not a folder"),
         (["MODEL", "DIR/f.safetensors", "--to", "meta", "--overwrite"], "is a folder, not a file"),
-        (["MODEL", "DIR/text.jpg/x", "--to", "preset"], "is a file, not a folder"),
-        (["MODEL", "DIR", "--to", "preset", "--overwrite"], "no config.json"),
-        (["MODEL", "MODEL", "--to", "preset", "--overwrite"], "is IN itself"),
+        (["MODEL", "DIR/text.jpg/x", "--to", "keras_sam"], "is a file, not a folder"),
+        (["MODEL", "DIR", "--to", "keras_sam", "--overwrite"], "no config.json"),
+        (["MODEL", "MODEL", "--to", "keras_sam", "--overwrite"], "is IN itself"),
     ],
 )
 def test_bad_conversions(cli, bad_files, checkpoint, call, message):
@@ -710,7 +717,7 @@ def test_bad_conversions(cli, bad_files, checkpoint, call, message):
 def test_a_full_disk_leaves_earlier_results_untouched(
     cli, photo, checkpoint, tmp_path, monkeypatch
 ):
-    call = ("segment", photo, "--checkpoint", checkpoint, "--out", tmp_path / "out")
+    call = ("segment", photo, "--model", checkpoint, "--out", tmp_path / "out")
     assert cli(*call, "--point", "40,20")[0] == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     count, fsync = 0, os.fsync
@@ -723,7 +730,7 @@ def test_a_full_disk_leaves_earlier_results_untouched(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    code, _, err = cli(*call, "--point", "10,40", "--quiet")
+    code, _, err = cli(*call, "--point", "10,40", "--quiet", "--overwrite")
     assert code == 1 and "No space left on device" in err and err.count("\n") == 1
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 

@@ -13,7 +13,7 @@ from keras_sam import evaluation
 from tests.datasets import write_data_set
 
 PRESET = "sam_tiny_demo"
-MODEL = ("--preset", PRESET, "--quiet")
+MODEL = ("--model", PRESET, "--quiet")
 FEW = ("--clicks", "1,2", "--max-clicks", "2")
 
 
@@ -66,6 +66,19 @@ def test_table_and_files(cli, data, expected, tmp_path):
     np.testing.assert_allclose(found, [row["box_iou"] for row in expected.objects], atol=2e-3)
     assert json.loads((out_folder / "summary.json").read_text())["data"].endswith("photos")
     assert Image.open(out_folder / "miou.png").width > 500
+    again = ("evaluate", *data.options("masks"), *MODEL, *FEW, "--out", out_folder, "--limit", "1")
+    code, _, err = cli(*again)
+    assert code == 2 and "objects.csv is there already; --overwrite replaces it" in err
+    assert json.loads((out_folder / "summary.json").read_text())["images"] == 2
+    assert cli(*again, "--overwrite")[0] == 0
+    assert json.loads((out_folder / "summary.json").read_text())["images"] == 1
+
+
+def test_the_mask_threshold_is_the_models(cli, data):
+    call = ("evaluate", *data.options("masks"), *MODEL, *FEW, "--limit", "1", "--json")
+    plain, none = (json.loads(cli(*call, *x)[1]) for x in ((), ("--mask-threshold", "1e6")))
+    assert (plain["mask_threshold"], none["mask_threshold"]) == (0, 1e6)
+    assert plain["box_miou"] > none["box_miou"] == 0
 
 
 def test_everything_counts_what_is_found(cli, data, predictor):
@@ -90,7 +103,7 @@ def test_everything_counts_what_is_found(cli, data, predictor):
 def test_images_that_cannot_be_read_are_named_and_left_out_only_if_asked(cli, data, tmp_path):
     broken = write_data_set(tmp_path / "broken")
     (broken.folder / "photos" / "p0.png").write_bytes(b"no picture")
-    words = ("evaluate", *broken.options("masks"), "--preset", PRESET, *FEW)
+    words = ("evaluate", *broken.options("masks"), "--model", PRESET, *FEW)
     code, out, err = cli(*words, "--quiet")
     assert (code, out) == (2, "")
     assert "p0.png" in err and "--skip-unreadable" in err and err.count("\n") == 1
@@ -103,7 +116,7 @@ def test_images_that_cannot_be_read_are_named_and_left_out_only_if_asked(cli, da
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "--data is required"),
+        ((), "required: --data"),
         (("--data", "none.json"), "no such file or folder"),
         (("--data", "DIR/photos"), "JSON file of the same name"),
         (("--data", "DIR/photos", "--masks", "DIR/none"), "--masks DIR/none: there is no such"),

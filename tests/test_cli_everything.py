@@ -17,14 +17,15 @@ import pytest
 from PIL import Image
 
 import keras_sam
-from keras_sam import annotations, candidates
-from keras_sam.cli import generator_options, mask_outputs, photos, run_log
-from keras_sam.mask_records import MaskRecords, Thresholds
+from keras_sam import annotations
+from keras_sam.cli import everything, options, photos, run_log
+from keras_sam.mask_generator import candidates
+from keras_sam.mask_generator.records import MaskRecords, Thresholds
 from tests.scenes import scene
 
 PRESET = "sam_tiny_demo"
 SETTINGS = {"points_per_side": 4, "pred_iou_thresh": 0.45, "stability_score_thresh": 0.5}
-MODEL = ("--preset", PRESET, "--quiet")
+MODEL = ("--model", PRESET, "--quiet")
 FLAGS = [
     part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))
 ]
@@ -92,7 +93,7 @@ def contents(folder):
 def read(format_, out, name, size):
     """What a format's reader finds of a photograph: its masks."""
     if format_ == "coco":
-        images, _ = annotations.read_coco(out / mask_outputs.COCO_FILE)
+        images, _ = annotations.read_coco(out / everything.COCO_FILE)
         (image,) = (image for image in images if image.file_name == name)
     elif format_ == "sa1b":
         image = annotations.read_sa1b(out / Path(name).with_suffix(".json"))
@@ -109,7 +110,7 @@ def read(format_, out, name, size):
 # What it writes
 
 
-@pytest.mark.parametrize("format_", mask_outputs.FORMATS)
+@pytest.mark.parametrize("format_", everything.FORMATS)
 def test_results_are_the_generators(cli, folder, expected, tmp_path, format_):
     out = tmp_path / "new" / "out"
     code, stdout, err = cli("everything", folder, "--out", out, "--format", format_, *MODEL, *FLAGS)
@@ -142,7 +143,7 @@ def test_coco_loads_in_pycocotools_as_polygons_too(cli, folder, expected, tmp_pa
     call = ("everything", folder, "--out", tmp_path / "out", "--format", "coco", *MODEL, *FLAGS)
     for more in ((), ("--polygons", "--tolerance", "0.5")):
         assert cli(*call, *more)[0] == 0  # the second time, only the file is put together anew
-        loaded_file = coco.COCO(str(tmp_path / "out" / mask_outputs.COCO_FILE))
+        loaded_file = coco.COCO(str(tmp_path / "out" / everything.COCO_FILE))
         assert len(loaded_file.imgs) == 3
         assert len(loaded_file.anns) == sum(map(len, expected.values()))
         assert all(
@@ -166,9 +167,9 @@ def test_every_parameter_of_the_generator_is_an_option():
     signature = inspect.signature(keras_sam.SAMAutomaticMaskGenerator).parameters
     # What a mask is written as is the format; candidates serve `filter`, which is Python's.
     wanted = set(signature) - {"segmenter", "output_mode", "keep_candidates"}
-    options = {parameter.name: parameter for parameter in generator_options.PARAMETERS}
-    assert options.keys() == wanted - {"point_grids", "use_m2m"}
-    for name, parameter in options.items():
+    parameters = {parameter.name: parameter for parameter in options.PARAMETERS}
+    assert parameters.keys() == wanted - {"point_grids", "use_m2m"}
+    for name, parameter in parameters.items():
         if name != "prompt_chunk":  # which depends on the backend
             assert parameter.default == signature[name].default
 
@@ -256,7 +257,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_goes_on(
     whole = contents(tmp_path / "whole")
     assert kept and all(kept[name] == whole[name] for name in kept.keys() - {"annotations.json"})
     if format_ == "coco":
-        assert len(annotations.read_coco(tmp_path / "out" / mask_outputs.COCO_FILE)[0]) == 2
+        assert len(annotations.read_coco(tmp_path / "out" / everything.COCO_FILE)[0]) == 2
     encoded.clear()
     encoded.stop_at = 0
     code, stdout, _ = cli(*call, "--out", tmp_path / "out")
@@ -362,10 +363,20 @@ def test_a_thousand_photographs_interrupted_twice(cli, canned, tmp_path):
         summary = json.loads(stdout)
         assert code == (0 if stop_at is None else 130)
         assert (summary["segmented"], summary["skipped"]) == (done, skipped)
-        images, _ = annotations.read_coco(tmp_path / "out" / mask_outputs.COCO_FILE)
+        images, _ = annotations.read_coco(tmp_path / "out" / everything.COCO_FILE)
         assert len(images) == len(canned.calls) == summary["masks"] == done + skipped
     assert len(set(canned.calls)) == 1000
     assert [image.file_name for image in images] == [f"{number:04}.jpg" for number in range(1000)]
+
+
+def test_mask_threshold(cli, folder, expected, tmp_path):
+    call = ("everything", folder / "a.png", "--out", tmp_path / "out", "--format", "sa1b", *MODEL)
+    assert cli(*call, *FLAGS, "--mask-threshold", "2")[0] == 0
+    records = annotations.read_sa1b(tmp_path / "out" / "a.json").records
+    area = [np.mean([record["area"] for record in some]) for some in (records, expected["a.png"])]
+    assert area[0] < area[1]
+    code, _, err = cli(*call, *FLAGS)
+    assert code == 2 and "mask_threshold was 2.0, is None" in err
 
 
 def test_results_of_other_settings_are_not_mixed(cli, folder, tmp_path, encoded):
@@ -427,7 +438,7 @@ def test_unreadable_photographs_are_named_at_the_end(cli, folder, expected, tmp_
         lines = err.splitlines()
         assert [line.split(": ")[2] for line in lines] == ["aa.jpg", "bb.png", "empty.jpg"]
         assert all("must be an image that pillow can read" in line for line in lines)
-        images, _ = annotations.read_coco(tmp_path / "out" / mask_outputs.COCO_FILE)
+        images, _ = annotations.read_coco(tmp_path / "out" / everything.COCO_FILE)
         assert [image.file_name for image in images] == list(expected)
 
 
@@ -441,7 +452,7 @@ def test_crops_of_a_tiny_photograph(cli, folder, tmp_path):
     assert err.count("\n") == 1 and "dot.png: The image is too small for 1 layers of crops" in err
 
 
-@pytest.mark.parametrize("format_", mask_outputs.FORMATS)
+@pytest.mark.parametrize("format_", everything.FORMATS)
 def test_nothing_to_find_is_no_error(cli, tmp_path, format_):
     """1 x 1, all black, and thresholds that drop everything: results without masks."""
     (tmp_path / "photos").mkdir()
@@ -454,7 +465,7 @@ def test_nothing_to_find_is_no_error(cli, tmp_path, format_):
     summary = json.loads(stdout)
     assert (code, err, summary["segmented"], summary["masks"]) == (0, "", 2, 0)
     if format_ == "coco":
-        images, _ = annotations.read_coco(tmp_path / "out" / mask_outputs.COCO_FILE)
+        images, _ = annotations.read_coco(tmp_path / "out" / everything.COCO_FILE)
         assert [image.records for image in images] == [[], []]
     elif format_ == "label-map":
         assert not annotations.read_label_map(tmp_path / "out" / "black.png").any()

@@ -49,7 +49,7 @@ def cli(cli, loaded, preset):
 
 def words(data, preset, out, *more, **settings):
     """A call that trains the tiny model for a few epochs."""
-    call = ["train", "--preset", preset, *data.options("masks"), "--out", out, *more]
+    call = ["train", "--model", preset, *data.options("masks"), "--out", out, *more]
     for name, value in {**SETTINGS, **settings}.items():
         call += [f"--{name.replace('_', '-')}", value]
     return [str(word) for word in call]
@@ -140,11 +140,11 @@ def test_a_file_says_the_same_as_options(data, preset, whole, cli):
     """The finished run takes the file's settings for its own."""
     config = data.folder / "config.toml"
     lines = [f'data = "photos"\nmasks = "masks"\nout = {json.dumps(str(whole))}']
-    lines += [f"preset = {json.dumps(str(preset))}", "label_map = true", "flips = true"]
+    lines += [f"model = {json.dumps(str(preset))}", "label_map = true", "flips = true"]
     lines += [f"{name} = {value}" for name, value in SETTINGS.items() if name != "epochs"]
     config.write_text("\n".join([*lines, "epochs = 999"]))
-    assert cli("train", config, "--epochs", "3", "--quiet")[0] == 0
-    code, _, err = cli("train", config, "--seed", "4", "--quiet")
+    assert cli("train", "--config", config, "--epochs", "3", "--quiet")[0] == 0
+    code, _, err = cli("train", "--config", config, "--seed", "4", "--quiet")
     assert code == 2 and "other settings (seed was 3, is 4)" in err
 
 
@@ -174,7 +174,7 @@ def test_lora_with_smaller_steps_for_earlier_blocks(data, preset, cli, tmp_path,
     monkeypatch.setattr(training_run.TrainingRun, "fit", watched)
     out, config = tmp_path / "run", tmp_path / "lora.toml"
     config.write_text("lora = 2\nlayer_decay = 0.5")
-    call = ["train", config, *words(data, preset, out, epochs=1)[1:], "--quiet"]
+    call = ["train", "--config", config, *words(data, preset, out, epochs=1)[1:], "--quiet"]
     for _ in range(2):
         code, _, err = cli(*call)
         assert code == 0, err
@@ -217,20 +217,23 @@ def test_damaged_states_are_refused(data, preset, whole, cli, tmp_path):
     (out / "settings.json").write_text("{")
     code, _, err = cli(*words(data, preset, out, "--flips"), "--quiet")
     assert code == 2 and "settings.json is damaged" in err and err.count("\n") == 1
+    assert cli(*words(data, preset, out, "--overwrite", epochs=1), "--quiet")[0] == 0
+    assert [row["epoch"] for row in log_of(out)] == [1]
+    assert [path.name for path in (out / "state").iterdir()] == ["epoch_1.weights.h5"]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ((), "--data is required, on the command line or in CONFIG"),
-        (("--data", "DIR/pairs"), "--out is required"),
-        (("--data", "DIR/pairs", "OUT"), "--preset or --checkpoint is required"),
+        ((), "required: --data, --out, --model"),
+        (("--data", "DIR/pairs"), "required: --out, --model"),
+        (("--data", "DIR/pairs", "OUT"), "required: --model"),
         (("MODEL", "OUT", "--data", "none"), "no such file or folder"),
         (("MODEL", "OUT", "--data", "DIR/pairs", "--epochs", "0"), "at least 1"),
         (("MODEL", "OUT", "--data", "DIR/pairs", "--learning-rate", "0"), "a number above 0"),
         (("MODEL", "OUT", "--data", "DIR/pairs", "--scales", "2,1"), "expected 0 < LOW <= HIGH"),
         (("MODEL", "OUT", "--data", "DIR/pairs", "--box-probability", "2"), "from 0 to 1"),
-        (("MODEL", "OUT", "--data", "DIR/pairs", "--train", "nothing"), "invalid choice"),
+        (("MODEL", "OUT", "--data", "DIR/pairs", "--parts", "nothing"), "invalid choice"),
         (("MODEL", "OUT", "--data", "DIR/pairs", "--validation", "none"), "--validation none"),
         (("MODEL", "OUT", "--data", "DIR/pairs", "--validation-masks", "DIR"), "belong to"),
         (
@@ -241,7 +244,7 @@ def test_damaged_states_are_refused(data, preset, whole, cli, tmp_path):
         (("MODEL", "OUT", "--data", "DIR/pairs", "--validation-split", "0.01"), "both sides"),
         (("MODEL", "OUT", "--data", "DIR/pairs", "--cache", "c", "--flips"), "cannot be combined"),
         (
-            ("MODEL", "OUT", "--data", "DIR/pairs", "--cache", "c", "--train", "all"),
+            ("MODEL", "OUT", "--data", "DIR/pairs", "--cache", "c", "--parts", "all"),
             "--cache needs",
         ),
         (
@@ -253,16 +256,22 @@ def test_damaged_states_are_refused(data, preset, whole, cli, tmp_path):
         (("MODEL", "OUT", "--data", "DIR/pairs", "--layer-decay", "1.5"), "received '1.5'"),
         (
             ("MODEL", "OUT", "--data", "DIR/pairs", "--layer-decay", "0.5"),
-            "--layer-decay needs --train all or --lora",
+            "--layer-decay needs --parts all or --lora",
         ),
         (("MODEL", "--out", "DIR/photos", "--data", "DIR/pairs"), "holds other files"),
-        (("none.toml",), "none.toml: No such file"),
-        (("DIR/text.toml",), "is no TOML file"),
-        (("DIR/unknown.toml",), "there is no option 'epoch'"),
-        (("DIR/quiet.toml",), "there is no option 'quiet'"),
-        (("DIR/wrong.toml",), "--epochs: expected a whole number, at least 1, received 'many'"),
-        (("DIR/table.toml",), "must not be in a table"),
-        (("DIR/decay.toml",), "--layer-decay: expected a number above 0, up to 1, received '2'"),
+        (("--config", "none.toml"), "none.toml: No such file"),
+        (("--config", "DIR/text.toml"), "not a TOML file"),
+        (("--config", "DIR/unknown.toml"), "there is no option 'epoch'"),
+        (("--config", "DIR/quiet.toml"), "there is no option 'quiet'"),
+        (
+            ("--config", "DIR/wrong.toml"),
+            "--epochs: expected a whole number, at least 1, received 'many'",
+        ),
+        (("--config", "DIR/table.toml"), "must not be in a table"),
+        (
+            ("--config", "DIR/decay.toml"),
+            "--layer-decay: expected a number above 0, up to 1, received '2'",
+        ),
     ],
 )
 def test_bad_calls(cli, data, preset, tmp_path, call, message):
@@ -277,7 +286,7 @@ def test_bad_calls(cli, data, preset, tmp_path, call, message):
         (data.folder / f"{name}.toml").write_text(text)
     replaced = []
     for word in call:
-        named = {"MODEL": ["--preset", preset], "OUT": ["--out", tmp_path / "run"]}
+        named = {"MODEL": ["--model", preset], "OUT": ["--out", tmp_path / "run"]}
         replaced += named.get(word, [word.replace("DIR", str(data.folder))])
     code, out, err = cli("train", *replaced, "--quiet")
     assert (code, out) == (2, ""), err

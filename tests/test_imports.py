@@ -21,14 +21,12 @@ LEVELS = {
     "annotations": 0,
     "backend_choice": 0,
     "boxes": 0,
-    "candidates": 0,
     "converters": 0,
     "drawing": 0,
     "enlarging": 0,
     "files": 0,
     "geometry": 0,
     "images": 0,
-    "mask_records": 0,
     "masks": 0,
     "namespaces": 0,
     "presets": 0,
@@ -321,7 +319,8 @@ def test_level_0_works_where_keras_is_not_installed():
 
 
 def test_the_package_and_the_command_line_start_without_keras():
-    code = "import keras_sam, keras_sam.cli\nprint('keras' in sys.modules, keras_sam.__version__)"
+    code = "import keras_sam, keras_sam.cli, keras_sam.visualization\n"
+    code += "print('keras' in sys.modules, keras_sam.__version__)"
     assert run_python(code).startswith("False ")
 
 

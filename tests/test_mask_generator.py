@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam import candidates, mask_records
-from keras_sam.candidates import CandidateFile, Candidates, Crop
 from keras_sam.geometry import ResizePlan
-from keras_sam.mask_records import Thresholds, choose
+from keras_sam.mask_generator import candidates
+from keras_sam.mask_generator import records as mask_records
+from keras_sam.mask_generator.candidates import CandidateFile, Candidates, Crop
+from keras_sam.mask_generator.records import Thresholds, select_records
 from keras_sam.masks import stability_score
 from tests.generator_oracle import (
     PRESET,
@@ -235,7 +236,7 @@ def test_a_disk_too_full_for_candidates_loses_no_others(monkeypatch):
             if Full.made == 2:
                 self._file = open("/dev/full", "wb")  # noqa: SIM115
 
-    monkeypatch.setattr("keras_sam.mask_generator.CandidateFile", Full)
+    monkeypatch.setattr("keras_sam.mask_generator.generator.CandidateFile", Full)
     images = [small_picture(seed) for seed in (5, 6, 7)]
     with pytest.raises(keras_sam.UnfinishedImagesError, match="Image 1 of 3.*No space left"):
         generator(keep_candidates=True).generate(images, verbose=0)
@@ -337,7 +338,7 @@ def test_candidates_give_what_generating_again_gives(changes):
     crops = {"crop_n_layers": 1, "crop_n_points_downscale_factor": 2}
     kept = generator(**crops).generate(small_picture(), keep_candidates=True)
     expected = generator(**crops, **changes).generate(small_picture())
-    assert_identical(generator().filter(kept, **changes), expected)
+    assert_identical(kept.filter(**changes), expected)
     assert_identical(kept.filter(**changes).filter(**FEW_THRESHOLDS), kept)  # and back again
 
 
@@ -475,11 +476,11 @@ def test_masks_that_wait_take_no_memory(monkeypatch):
             logits = rng.normal(0, 3, (16, 3, 64, 64)).astype("float32")
             yield Candidates(rng.random((16, 2)), rng.random((16, 3)).astype("float32"), logits)
 
-    choose([(crop, noise(1))], size, thresholds)  # fills the caches
+    select_records([(crop, noise(1))], size, thresholds)  # fills the caches
     peaks = []
     for batches in (3, 9):
         tracemalloc.start()
-        records = choose([(crop, noise(batches))], size, thresholds)
+        records = select_records([(crop, noise(batches))], size, thresholds)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert len(records) < 10

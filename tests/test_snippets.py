@@ -189,7 +189,7 @@ def test_commands_in_documents_are_valid(command, sandbox, monkeypatch, capsys):
     sandbox(command)
     words = shlex.split(command, comments=True)
     if words[:2] == ["keras-sam", "train"]:  # minutes, and tested elsewhere
-        keras_sam.cli.build_parser().parse_args(words[1:])
+        keras_sam.cli.parse_arguments(words[1:])
     elif words[0] == "keras-sam":
         assert run_command_line(words[1:]) == 0, capsys.readouterr()
     elif words[0].startswith("python") and words[1].startswith("tools/"):

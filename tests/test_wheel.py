@@ -185,7 +185,7 @@ def test_demo_sets_itself_up_and_writes_the_picture(tmp_path):
     assert "nvidia" not in packages
 
     Image.new("RGB", (90, 60)).save(tmp_path / "mine.png")
-    demo += ["--checkpoint", "small.pth"]
+    demo += ["--model", "small.pth"]
     output = call(*demo, "mine.png", "--point", "10,20", "--out", "other", cwd=tmp_path)
     assert "installed" not in output  # the environment is there already
     assert "10,20" in output

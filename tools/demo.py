@@ -2,8 +2,8 @@
 """Segments a real photograph from a click and from a box; makes the environment it needs itself.
 
     python3 tools/demo.py                                     # the small model that comes along
-    python3 tools/demo.py --checkpoint sam_base_sa1b          # downloads Meta's ViT-B, 375 MB
-    python3 tools/demo.py --checkpoint sam_vit_b_01ec64.pth photo.jpg --point 300,200
+    python3 tools/demo.py --model sam_base_sa1b               # downloads Meta's ViT-B, 375 MB
+    python3 tools/demo.py --model sam_vit_b_01ec64.pth photo.jpg --point 300,200
 
 Prints the scores and writes the picture with the masks to `demo_output/overlay.png`. The
 environment (JAX for the CPU and this package, nothing with CUDA) is kept in `.demo/`.
@@ -51,12 +51,13 @@ def parse(arguments=None):
         "photo", nargs="?", type=Path, help="a picture (default: scikit-image's old coins)"
     )
     parser.add_argument(
-        "--checkpoint",
+        "--model",
         default=SHIPPED_PRESET,
         help="weights: Meta's .pth, transformers' .safetensors, a preset folder, or the name of a "
         f"preset, of which all but {SHIPPED_PRESET}, the default, are downloaded: "
         f"{', '.join(preset_names())}",
     )
+    parser.add_argument("--checkpoint", dest="model", help=argparse.SUPPRESS)  # an earlier name
     parser.add_argument("--point", type=numbers(2), metavar="X,Y", help="the click, in pixels")
     parser.add_argument("--box", type=numbers(4), metavar="X1,Y1,X2,Y2", help="the box, in pixels")
     parser.add_argument(
@@ -69,8 +70,8 @@ def parse(arguments=None):
         "--here", action="store_true", help="run with this Python, where the package is installed"
     )
     options = parser.parse_args(arguments)
-    if options.checkpoint not in preset_names() and not Path(options.checkpoint).exists():
-        parser.error(f"{options.checkpoint} is neither a file, nor a folder, nor a preset's name")
+    if options.model not in preset_names() and not Path(options.model).exists():
+        parser.error(f"{options.model} is neither a file, nor a folder, nor a preset's name")
     if options.photo is not None and not options.photo.exists():
         parser.error(f"{options.photo} does not exist")
     return options
@@ -126,9 +127,9 @@ def segment(options):
     from keras_sam.visualization import overlay
 
     started = time.monotonic()
-    segmenter = keras_sam.SAMImageSegmenter.from_preset(options.checkpoint)
+    segmenter = keras_sam.SAMImageSegmenter.from_preset(options.model)
     print(
-        f"model       {Path(options.checkpoint).name}, {segmenter.count_params():,} weights "
+        f"model       {Path(options.model).name}, {segmenter.count_params():,} weights "
         f"({time.monotonic() - started:.1f} s to load)"
     )
 

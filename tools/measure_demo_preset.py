@@ -42,7 +42,8 @@ def write_data_set(folder, images):
 
 def measure(folder, preset, *more):
     words = ["evaluate", "--data", folder / "coco.json", "--images", folder / "photos"]
-    words += ["--preset", preset, "--out", folder / "report", "--plot", "--max-clicks", "9", *more]
+    words += ["--model", preset, "--out", folder / "report", "--overwrite", "--plot"]
+    words += ["--max-clicks", "9", *more]
     code = keras_sam_command([str(word) for word in words])
     if code:
         raise SystemExit(code)

@@ -1,4 +1,4 @@
-"""The `keras-sam` command: one module per command, found in `COMMANDS`.
+"""The `keras-sam` command: one module per command, listed in `COMMANDS`.
 
 A command is named after its module, which has `HELP`, `DESCRIPTION` and
 `EXAMPLES`, `add_options(parser)`, and `run(args)`, which does the work and
@@ -13,12 +13,17 @@ import os
 import re
 import sys
 import warnings
+from pathlib import Path
 
 from keras_sam import __version__
 from keras_sam.cli import convert, evaluate, everything, presets, segment, train
-from keras_sam.cli.failure import CommandError, one_line
+from keras_sam.cli.config import read_config
+from keras_sam.cli.errors import CommandError, one_line
 
-COMMANDS = (segment, everything, evaluate, train, presets, convert)
+COMMANDS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (segment, everything, evaluate, train, presets, convert)
+}
 
 _DESCRIPTION = """\
 Segment Anything with Keras, on JAX, PyTorch, TensorFlow or OpenVINO.
@@ -27,8 +32,18 @@ Exit codes: 0 done, 2 the call or its input is wrong, 1 anything else."""
 
 
 class _Parser(argparse.ArgumentParser):
+    def require_later(self):
+        """Leaves what is required to `parse_arguments`: it may be in a file."""
+        self.needed = {}
+        for action in self._actions:
+            if action.required:
+                self.needed[action.dest] = "".join(action.option_strings) or action.metavar
+                action.required = False
+                if action.option_strings:
+                    action.help += " (required)"
+
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+        raise CommandError(f"{one_line(message, 500)} (see {self.prog} --help)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,9 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in COMMANDS:
+    for name, command in COMMANDS.items():
         command_parser = commands.add_parser(
-            command.__name__.rpartition(".")[2],
+            name,
             help=command.HELP,
             description=command.DESCRIPTION,
             epilog=command.EXAMPLES,
@@ -51,14 +66,46 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.add_options(command_parser)
-        command_parser.set_defaults(run=command.run)
+        command_parser.set_defaults(run=command.run, parser=command_parser)
+        command_parser.add_argument(
+            "--config",
+            type=Path,
+            metavar="FILE",
+            help='a .toml file of options, such as `model = "sam_base_sa1b"`; the command line\'s '
+            "own come first, and relative paths start from the file's folder",
+        )
         command_parser.add_argument(
             "--quiet", action="store_true", help="print nothing but results and errors"
         )
         command_parser.add_argument(
             "--debug", action="store_true", help="let errors end in a Python traceback"
         )
+        command_parser.require_later()
     return parser
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Reads a call, and the file that its `--config` names.
+
+    Args:
+        argv: list of str, the command and its arguments.
+
+    Returns:
+        The command's arguments; the values of the command line before those of the file.
+
+    Raises:
+        CommandError: if an argument is wrong or missing.
+    """
+    argv = _join_negative_numbers(argv)
+    args = build_parser().parse_args(argv)
+    config = args.config or getattr(args, "config_file", None)
+    if config is not None:
+        from_file = read_config(config, args.parser)
+        args = args.parser.parse_args(argv[1:], from_file)
+    missing = [name for dest, name in args.parser.needed.items() if getattr(args, dest) is None]
+    if missing:
+        args.parser.error(f"the following arguments are required: {', '.join(missing)}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,10 +119,14 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        args = build_parser().parse_args(_join_negative_numbers(argv))
-    except SystemExit as stop:  # argparse, after --help, --version or an error
+        args = parse_arguments(argv)
+    except SystemExit as stop:  # argparse, after --help or --version
         return stop.code or 0
-    name = f"keras-sam {args.command}"
+    except CommandError as error:
+        command = [word for word in argv[:1] if word in COMMANDS]
+        print(f"{' '.join(['keras-sam', *command])}: error: {error}", file=sys.stderr)
+        return error.code
+    name = args.parser.prog
     with warnings.catch_warnings():
         if not args.debug:
             warnings.showwarning = _show_warning
@@ -125,7 +176,7 @@ def _join_negative_numbers(argv):
 
 class _Version(argparse.Action):
     def __init__(self, option_strings, dest, help):  # noqa: A002 - argparse's name
-        super().__init__(option_strings, dest, nargs=0, help=help)
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser, namespace, values, option_string=None):
         print(f"keras-sam {__version__}")

@@ -3,21 +3,26 @@
 import argparse
 from pathlib import Path
 
-from keras_sam.cli.failure import CommandError, bad_input
+from keras_sam.cli.errors import CommandError, bad_input
 from keras_sam.cli.model import check_source
-from keras_sam.cli.output import check_output_folder, made_folder
+from keras_sam.cli.output import (
+    add_overwrite_option,
+    check_nothing_is_lost,
+    check_output_folder,
+    made_folder,
+)
 from keras_sam.cli.progress import Progress
 
-_LAYOUTS = {"meta": "meta", "transformers": "transformers", "preset": "keras_sam"}
+_LAYOUTS = ("keras_sam", "meta", "transformers")
 
 HELP = "convert a checkpoint to Meta's, transformers' or this package's format"
 DESCRIPTION = """\
 Converts a checkpoint, bit by bit; no backend is needed.
 
+--to keras_sam      OUT is a folder for from_preset and for --model
 --to meta           OUT is a .safetensors file with the names of Meta's state dict: torch users
                     load it with safetensors.torch.load_file and model.load_state_dict
---to transformers   OUT is a folder for transformers' SamModel.from_pretrained
---to preset         OUT is a folder for from_preset and for --preset"""
+--to transformers   OUT is a folder for transformers' SamModel.from_pretrained"""
 
 EXAMPLES = """\
 examples:
@@ -33,8 +38,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a checkpoint file, a folder, a built-in name, or a kaggle:// or hf:// handle",
     )
     parser.add_argument("target", type=Path, metavar="OUT", help="the file or folder to write")
-    parser.add_argument("--to", choices=sorted(_LAYOUTS), required=True, help="the format of OUT")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    parser.add_argument(
+        "--to", type=_layout, choices=_LAYOUTS, required=True, help="the format of OUT"
+    )
+    add_overwrite_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,18 +51,21 @@ def run(args: argparse.Namespace) -> int:
 
     check_source(args.source, "IN")
     _check_target(args)
-    layout = _LAYOUTS[args.to]
     progress = Progress(args.quiet)
     local = Path(args.source).exists()
     step = progress.step(f"Converting {args.source}", spinner=local)
     with step, bad_input(), made_folder(args.target.parent):
         if args.to == "meta":
-            convert_checkpoint(args.source, args.target, layout)
+            convert_checkpoint(args.source, args.target, args.to)
         else:
             with whole_folder(args.target, replaceable="config.json") as folder:
-                convert_checkpoint(args.source, folder, layout)
+                convert_checkpoint(args.source, folder, args.to)
     print(args.target)
     return 0
+
+
+def _layout(text):
+    return "keras_sam" if text == "preset" else text  # an earlier name
 
 
 def _check_target(args):
@@ -68,8 +78,7 @@ def _check_target(args):
         if target.is_dir() == (args.to == "meta"):
             kind = "folder, not a file" if target.is_dir() else "file, not a folder"
             raise CommandError(f"OUT {target}: is a {kind}")
-        if not args.overwrite:
-            raise CommandError(f"OUT {target}: is there already; --overwrite replaces it")
+        check_nothing_is_lost([target], args.overwrite, "OUT")
         if target.is_dir() and not (target / "config.json").is_file():
             raise CommandError(f"OUT {target}: has no config.json, so it is no model: not replaced")
     check_output_folder(target.parent, "OUT")

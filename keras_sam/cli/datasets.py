@@ -1,9 +1,9 @@
-"""The images with masks that a command trains on or is measured on, from `--data` and its kin."""
+"""The data sets of `train` and `evaluate`: images with masks, from `--data` and its options."""
 
 import argparse
 from pathlib import Path
 
-from keras_sam.cli.failure import CommandError, bad_input
+from keras_sam.cli.errors import CommandError, bad_input
 
 HELP = """\
 --data coco.json                  COCO instances; --images is the folder of the images (default:
@@ -14,15 +14,14 @@ HELP = """\
 
 
 def add_data_options(group, prefix: str = "") -> None:
-    """Adds the options that name a data set.
-
-    Args:
-        group: an argparse parser or group.
-        prefix: str, `"validation-"` for the options of a second data set.
-    """
+    """Adds the options that name a data set; `"validation-"` is the prefix of a second one."""
     name = prefix.rstrip("-") or "data"
     group.add_argument(
-        f"--{name}", type=Path, metavar="PATH", help="a COCO file or a folder, see above"
+        f"--{name}",
+        type=Path,
+        required=not prefix,
+        metavar="PATH",
+        help="a COCO file or a folder, see above",
     )
     group.add_argument(
         f"--{prefix}images", type=Path, metavar="DIR", help=f"images of --{name} coco.json"
@@ -33,7 +32,7 @@ def add_data_options(group, prefix: str = "") -> None:
 
 
 def add_reading_options(group) -> None:
-    """Adds the options that say how to read data sets, all that a command has."""
+    """Adds the options that say how to read all data sets of a command."""
     group.add_argument("--label-map", action="store_true", help="masks hold one object per value")
     group.add_argument(
         "--skip-unreadable", action="store_true", help="leave out images that cannot be read"
@@ -41,11 +40,7 @@ def add_reading_options(group) -> None:
 
 
 def open_data(args: argparse.Namespace, prefix: str = ""):
-    """The data set that the options name, as a `keras_sam.training.Source`.
-
-    Raises:
-        CommandError: if it is not there, is none, or options do not fit it.
-    """
+    """Opens the data set that the options name, as a `keras_sam.training.Source`."""
     name = prefix.rstrip("-") or "data"
     key = prefix.replace("-", "_")
     path, images, masks = (

@@ -1,7 +1,6 @@
-"""`keras-sam evaluate`: how good a model's masks are, on images whose masks are known."""
+"""`keras-sam evaluate`: how good a model's masks are, on images with known masks."""
 
 import argparse
-import csv
 import io
 import itertools
 import json
@@ -10,10 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from keras_sam.cli import datasets, model, options
-from keras_sam.cli.failure import CommandError, bad_input, one_line
-from keras_sam.cli.output import check_output_folder, output_files
+from keras_sam.cli.errors import CommandError, bad_input, one_line
+from keras_sam.cli.output import (
+    add_overwrite_option,
+    check_nothing_is_lost,
+    check_output_folder,
+    csv_text,
+    format_table,
+    output_files,
+)
 from keras_sam.cli.progress import Progress
-from keras_sam.cli.tables import format_table
 
 HELP = "measure masks on images whose masks are known"
 DESCRIPTION = f"""\
@@ -28,7 +33,7 @@ time with the mask so far. Printed are, as means over all objects:
   boundary IoU, 1 click   near the outlines only
   mIoU from the box       of the mask from the object's exact box
   clicks to IoU 0.85      and 0.90; 20 where that is never reached
-and with --everything, for masks without any prompt, the part of the objects that is found: at IoU
+and with --everything, for masks without any prompt, the share of the objects that have one: at IoU
 0.7, and averaged over 0.50, 0.55 ... 0.95 (AR@1000, as COCO defines it).
 
 Writes into --out, all files or none: objects.csv with a row per object, summary.json, and with
@@ -36,8 +41,8 @@ Writes into --out, all files or none: objects.csv with a row per object, summary
 
 EXAMPLES = """\
 examples:
-  keras-sam evaluate --data coco/val.json --images coco/val --preset sam_base_sa1b
-  keras-sam evaluate --data photos --masks masks --label-map --preset sam_tiny_demo \\
+  keras-sam evaluate --data coco/val.json --images coco/val --model sam_base_sa1b
+  keras-sam evaluate --data photos --masks masks --label-map --model sam_tiny_demo \\
       --out report --plot --everything"""
 
 _LABELS = {
@@ -47,6 +52,11 @@ _LABELS = {
     "recall@70": "found at IoU 0.7, no prompts",
     "ar@1000": "AR@1000, no prompts",
 }
+_GENERATOR = [
+    parameter
+    for parameter in options.PARAMETERS
+    if parameter.name in ("points_per_side", "pred_iou_thresh", "stability_score_thresh")
+]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -73,19 +83,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="where counting the clicks to an IoU stops (default: 20)",
     )
     measures.add_argument(
-        "--everything", action="store_true", help="segment everything, too, and count what is found"
+        "--everything",
+        action="store_true",
+        help="segment everything, too, and count the objects that have a mask",
     )
-    measures.add_argument(
-        "--pred-iou-thresh", type=options.finite_number, metavar="X", help="of --everything"
-    )
-    measures.add_argument(
-        "--stability-score-thresh", type=options.finite_number, metavar="X", help="of --everything"
-    )
-    measures.add_argument(
-        "--points-per-side", type=options.positive_integer, metavar="N", help="of --everything"
-    )
+    for parameter in _GENERATOR:
+        measures.add_argument(
+            parameter.flag,
+            type=parameter.type,
+            metavar=parameter.metavar,
+            help="of --everything",
+        )
     results = parser.add_argument_group("results")
     results.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (see above)")
+    add_overwrite_option(results)
     results.add_argument("--plot", action="store_true", help="draw the results; needs matplotlib")
     results.add_argument("--json", action="store_true", help="print the means as a line of JSON")
     options.add_model_options(parser)
@@ -93,19 +104,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints the table, and writes the files that were asked for."""
-    if args.data is None:
-        raise CommandError("--data is required: a COCO file, or a folder")
     if args.plot and args.out is None:
         raise CommandError("--plot needs --out, the folder to draw into")
-    generator = {
-        name: getattr(args, name)
-        for name in ("pred_iou_thresh", "stability_score_thresh", "points_per_side")
-        if getattr(args, name) is not None
-    }
+    generator = {p.name: getattr(args, p.name) for p in _GENERATOR}
+    generator = {name: value for name, value in generator.items() if value is not None}
     if generator and not args.everything:
         raise CommandError(f"--{next(iter(generator)).replace('_', '-')} belongs to --everything")
     if args.out is not None:
         check_output_folder(args.out)
+        check_nothing_is_lost((args.out / name for name in _files(args)), args.overwrite)
     if args.plot:
         _import_matplotlib()
     progress = Progress(args.quiet)
@@ -170,13 +177,13 @@ class _Images:
 
 
 def _everything(segmenter, settings, images, bar):
-    """Part of all objects that the automatic masks find."""
+    """Share of all objects that the automatic masks match."""
     from keras_sam import evaluation
     from keras_sam.mask_generator import SAMAutomaticMaskGenerator
     from keras_sam.masks import decode_rle
 
     generator = SAMAutomaticMaskGenerator(segmenter, output_mode="coco_rle", **settings)
-    found = average = objects = 0.0
+    matched = average = objects = 0.0
     for image, targets in images.read(bar):
         targets = [target == 1 for target in targets if (target == 1).any()]
         if not targets:
@@ -185,10 +192,10 @@ def _everything(segmenter, settings, images, bar):
         masks = [decode_rle(record["segmentation"]) for record in records]
         scores = [record["predicted_iou"] for record in records]
         best = [max((evaluation.mask_iou(m, t) for m in masks), default=0.0) for t in targets]
-        found += np.count_nonzero(np.array(best) >= 0.7)
+        matched += np.count_nonzero(np.array(best) >= 0.7)
         average += len(targets) * evaluation.average_recall(masks, scores, targets)
         objects += len(targets)
-    return {"recall@70": found / objects, "ar@1000": average / objects}
+    return {"recall@70": matched / objects, "ar@1000": average / objects}
 
 
 def _table(summary, means):
@@ -205,15 +212,16 @@ def _table(summary, means):
 
 
 def _write(args, measured, summary):
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(measured.objects[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(measured.objects)
     with output_files(args.out) as files:
-        files.write("objects.csv", table.getvalue().encode())
-        files.write("summary.json", json.dumps(summary, indent=2).encode() + b"\n")
-        if args.plot:
-            files.write("miou.png", _plot(args.clicks, measured))
+        table, report, *plot = _files(args)
+        files.write(table, csv_text(measured.objects).encode())
+        files.write(report, json.dumps(summary, indent=2).encode() + b"\n")
+        for name in plot:
+            files.write(name, _plot(args.clicks, measured))
+
+
+def _files(args):
+    return ["objects.csv", "summary.json", *["miou.png"] * args.plot]
 
 
 def _plot(clicks, measured):

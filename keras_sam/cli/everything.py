@@ -7,13 +7,27 @@ import sys
 import time
 from pathlib import Path
 
-from keras_sam.cli import generator_options, mask_outputs, model, options
-from keras_sam.cli.failure import CommandError, bad_input, one_line, writing
-from keras_sam.cli.mask_outputs import COCO_FILE, FORMATS
-from keras_sam.cli.output import check_output_folder
+from keras_sam.cli import model, options
+from keras_sam.cli.errors import CommandError, bad_input, one_line, writing
+from keras_sam.cli.output import (
+    add_overwrite_option,
+    check_nothing_is_lost,
+    check_output_folder,
+)
 from keras_sam.cli.photos import find_photos
 from keras_sam.cli.progress import Progress
 from keras_sam.cli.run_log import RunLog
+
+COCO_FILE = "annotations.json"
+
+# What each format writes for a photograph whose results are called {}.
+FORMATS = {
+    "coco": "coco_parts/{}.json",
+    "sa1b": "{}.json",
+    "yolo": "{}.txt",
+    "png": "{}",
+    "label-map": "{}.png",
+}
 
 HELP = "segment everything in a photograph or in a folder of photographs"
 DESCRIPTION = f"""\
@@ -33,8 +47,8 @@ exit code is 2."""
 
 EXAMPLES = """\
 examples:
-  keras-sam everything photos --preset sam_base_sa1b --out masks --format coco
-  keras-sam everything truck.jpg --checkpoint sam_vit_b_01ec64.pth --out masks --format png \\
+  keras-sam everything photos --model sam_base_sa1b --out masks --format coco
+  keras-sam everything truck.jpg --model sam_vit_b_01ec64.pth --out masks --format png \\
       --points-per-side 16 --crop-n-layers 1 --min-mask-region-area 100"""
 
 
@@ -60,17 +74,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--pictures", type=Path, metavar="DIR", help="also draw the masks on each photograph, here"
     )
-    results.add_argument(
-        "--overwrite", action="store_true", help="do everything again, replacing what is there"
-    )
+    add_overwrite_option(results)
     results.add_argument("--json", action="store_true", help="print the summary as a line of JSON")
-    generator_options.add_options(parser)
+    options.add_generator_options(parser)
     options.add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segments what is not done yet, and sums up what is there, however the run ends."""
-    parameters = generator_options.read_options(args)
+    """Segments what is not done yet, and sums up what there is, however the run ends."""
+    parameters = options.read_generator_options(args)
     photos = find_photos(args.photos, args.recursive, _result_folders(args))
     _check_outputs(args)
     log = RunLog(args.out, _settings(args, parameters), args.overwrite)
@@ -78,8 +90,13 @@ def run(args: argparse.Namespace) -> int:
     todo = [photo for photo in photos if not _is_done(args, log, photo)]
     summary.skipped = len(photos) - len(todo)
     summary.masks = log.count_masks({photo.name for photo in photos} - {p.name for p in todo})
-    if log.is_new and not args.overwrite:
-        _check_nothing_is_lost(args, photos)
+    if log.is_new:
+        planned = [args.out / COCO_FILE] if args.format == "coco" else []
+        planned += [args.out / _output_name(args, photo) for photo in photos]
+        check_nothing_is_lost(planned, args.overwrite)
+        if args.pictures is not None:
+            drawn = [_picture_path(args, photo) for photo in photos]
+            check_nothing_is_lost(drawn, args.overwrite, "--pictures")
     if len(photos) == 1 and todo:
         _check_photo(photos[0])
     if args.format == "coco" and not todo:
@@ -125,15 +142,16 @@ class _Summary:
 
 
 def _settings(args, parameters):
-    """What results depend on: they are not mixed with those of other settings."""
+    """What results depend on: a folder holds those of the same settings only."""
     return {
-        "model": str(args.preset or args.checkpoint),
+        "model": args.model,
         "image_shape": args.image_shape and list(args.image_shape),
         "dtype": args.dtype,
+        "mask_threshold": args.mask_threshold,
         "format": args.format,
         # Of COCO, outlines are made when the file is put together.
         "tolerance": args.tolerance if args.format == "yolo" else 0.0,
-        **generator_options.shaping(args, parameters),
+        **options.generator_settings(args, parameters),
     }
 
 
@@ -172,18 +190,6 @@ def _check_photo(photo):
         read_image(photo.path)
 
 
-def _check_nothing_is_lost(args, photos):
-    """A first run replaces nothing that it has not made."""
-    planned = [args.out / COCO_FILE] if args.format == "coco" else []
-    planned += [args.out / mask_outputs.output_name(args, photo) for photo in photos]
-    for path in planned:
-        if path.exists():
-            raise CommandError(
-                f"--out {args.out}: {path} is there already, and not from an earlier run: choose "
-                "another folder, or --overwrite to replace it"
-            )
-
-
 def _is_done(args, log, photo):
     try:
         entry = log.find(photo.name, photo.stamp())
@@ -191,7 +197,7 @@ def _is_done(args, log, photo):
         return False
     if entry is None or not (args.out / entry["output"]).exists():
         return False
-    return args.pictures is None or mask_outputs.picture_path(args, photo).exists()
+    return args.pictures is None or _picture_path(args, photo).exists()
 
 
 def _segment(args, parameters, todo, log, summary):
@@ -205,13 +211,12 @@ def _segment(args, parameters, todo, log, summary):
         with progress.bar(len(todo) * generator.clicks_per_image) as bar:
             for number, photo in enumerate(todo, start=1):
                 bar.describe(f"{number}/{len(todo)} {photo.name}")
-                clicks = _Clicks(bar, generator.clicks_per_image)
-                outcome = _segment_photo(args, generator, photo, log, clicks, summary)
+                outcome = _segment_photo(args, generator, photo, log, bar, summary)
                 bar.say(f"{number}/{len(todo)} {photo.name}: {outcome}", only_in_logs=True)
-                clicks.finish()
+                bar.advance_to(number * generator.clicks_per_image)  # also where it failed
 
 
-def _segment_photo(args, generator, photo, log, clicks, summary):
+def _segment_photo(args, generator, photo, log, bar, summary):
     """Writes the results of one photograph, or notes why there are none. Returns a few words."""
     from keras_sam.mask_generator import UnfinishedImagesError
 
@@ -220,39 +225,82 @@ def _segment_photo(args, generator, photo, log, clicks, summary):
         stamp = photo.stamp()  # before it is read: what changes from now on is done again
         # What is wrong with the photograph is a ValueError by now.
         with writing("temporary files (their folder is that of TMPDIR, if it is set)"):
-            (records,) = generator.stream([photo.path], progress=clicks)
+            (records,) = generator.stream([photo.path], progress=bar.advance)
     except (UnfinishedImagesError, OSError) as error:
         reason = error.__cause__ if isinstance(error, UnfinishedImagesError) else error.strerror
         summary.unreadable[photo.name] = one_line(reason)
         return "could not be segmented"
     with writing(args.out):
-        mask_outputs.save(args, photo, records)
-    done = {"output": mask_outputs.output_name(args, photo), "masks": len(records)}
+        _save(args, photo, records)
+    done = {"output": _output_name(args, photo), "masks": len(records)}
     log.add(photo.name, {**stamp, **done})
     summary.segmented += 1
     summary.masks += len(records)
     return f"{len(records)} masks, {time.monotonic() - began:.1f} s"
 
 
-class _Clicks:
-    """Moves the bar by the clicks of one photograph, in the end by all of them."""
+def _output_name(args, photo):
+    """What is written for a photograph, a path inside `args.out`."""
+    return FORMATS[args.format].format(photo.result)
 
-    def __init__(self, bar, total):
-        self._bar, self._left = bar, total
 
-    def __call__(self, clicks):
-        self._bar.advance(clicks)
-        self._left -= clicks
+def _picture_path(args, photo):
+    """Where the masks are drawn on a photograph."""
+    return args.pictures / f"{photo.result}.png"
 
-    def finish(self):
-        self._bar.advance(self._left)
+
+def _save(args, photo, records):
+    """Writes the masks of a photograph, each file whole or not at all."""
+    from keras_sam import annotations
+    from keras_sam.masks import masks_to_label_map
+
+    path = args.out / _output_name(args, photo)
+    image = annotations.ImageAnnotations(photo.name, records.original_size, records)
+    if args.pictures is not None:  # first, so that what counts as done is complete
+        _draw(args, photo, records)
+    if args.format in ("coco", "sa1b"):
+        annotations.write_sa1b(path, image)
+    elif args.format == "yolo":
+        annotations.write_yolo(path, image, tolerance=args.tolerance)
+    elif args.format == "png":
+        annotations.write_mask_folder(path, image)
+    else:
+        labels = masks_to_label_map(records, size=records.original_size)
+        annotations.write_label_map(path, labels)
+
+
+def _draw(args, photo, records):
+    from PIL import Image
+
+    from keras_sam.files import whole_file
+    from keras_sam.visualization import overlay
+
+    picture = overlay(photo.path, records)
+    with whole_file(_picture_path(args, photo)) as file:
+        Image.fromarray(picture.view("uint8")).save(file, "png")
+
+
+def _collect(args, log):
+    """Writes one COCO file from those of the photographs, in the order of their names."""
+    from keras_sam import annotations
+
+    def images():
+        for number, entry in enumerate(log.entries(), start=1):
+            part = args.out / entry["output"]
+            if part.exists():  # it may have been deleted since
+                yield dataclasses.replace(annotations.read_sa1b(part), image_id=number)
+
+    with writing(args.out / COCO_FILE):
+        annotations.write_coco(
+            args.out / COCO_FILE, images(), polygons=args.polygons, tolerance=args.tolerance
+        )
 
 
 def _finish(args, log, summary):
-    """Puts the COCO file together, and says what there is."""
+    """Writes the COCO file, and reports."""
     try:
         if args.format == "coco":
-            mask_outputs.collect(args, log)
+            _collect(args, log)
     finally:
         _report(args, summary)
 

@@ -1,14 +1,89 @@
-"""The segmenter that a command runs: checked early, loaded late."""
+"""The segmenter that a command runs, its Keras backend and device: checked early, loaded late."""
 
 import contextlib
+import os
+import sys
 from pathlib import Path
 
-from keras_sam.cli.backend import choose_backend, prepare_device, use_device
-from keras_sam.cli.failure import CommandError, bad_input
+from keras_sam.backend_choice import BACKENDS, first_installed, is_installed
+from keras_sam.cli.errors import CommandError, bad_input
 from keras_sam.cli.progress import quiet_stderr
 
 
-def check_source(source: str, option: str) -> None:
+def choose_backend(requested: str | None = None) -> str:
+    """Sets `KERAS_BACKEND`, before anything imports Keras.
+
+    Args:
+        requested: str, `--backend`. Defaults to `KERAS_BACKEND`, or without that to the first
+            backend that is installed.
+
+    Returns:
+        str, the backend's name.
+    """
+    name = requested or os.environ.get("KERAS_BACKEND")
+    if name:
+        origin = "--backend" if requested else "KERAS_BACKEND"
+        if name not in BACKENDS:
+            raise CommandError(f"{origin} must be one of {', '.join(BACKENDS)}. Received: {name!r}")
+        if not is_installed(name):
+            raise CommandError(
+                f"{origin} asks for {name}, which is not installed. Install it with: "
+                f'pip install "keras-sam[{name}]"'
+            )
+    else:
+        name = first_installed()
+        if name is None:
+            raise CommandError(
+                "no Keras backend is installed. Install one with: "
+                'pip install "keras-sam[jax]" (or [torch], [tensorflow], [openvino])',
+                code=1,
+            )
+    running = sys.modules.get("keras")
+    if running is not None and running.config.backend() != name:
+        raise CommandError(
+            f"Keras already runs on {running.config.backend()} in this process: set "
+            f"KERAS_BACKEND={name} before importing it",
+            code=1,
+        )
+    os.environ["KERAS_BACKEND"] = name
+    # TensorFlow's start-up notes about the processor are not about this command.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    return name
+
+
+def prepare_device(device: str | None) -> None:
+    """Keeps GPUs out of a run on the CPU, before anything imports the backend."""
+    if device and device.startswith("cpu"):
+        os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu", KERAS_TORCH_DEVICE="cpu")
+
+
+@contextlib.contextmanager
+def use_device(device: str | None):
+    """Runs a block on `device`, which must exist; None leaves the choice to the backend."""
+    if device is None:
+        yield
+        return
+    import keras
+
+    name = keras.config.backend()
+    if name == "openvino" and not device.startswith("cpu"):
+        raise CommandError("--device: Keras runs OpenVINO on the CPU only")
+    try:
+        # TensorFlow would silently compute elsewhere, so ask which devices there are; on torch
+        # Keras cannot list them, but using one that is missing fails.
+        if name in ("jax", "tensorflow"):
+            kind, _, index = device.partition(":")
+            if f"{kind}:{index or 0}" not in keras.distribution.list_devices(kind):
+                raise ValueError(f"the devices are {keras.distribution.list_devices()}")
+        with keras.device(device):
+            keras.ops.convert_to_numpy(keras.ops.ones(1) + 1)
+    except Exception as error:  # every backend has its own kind
+        raise CommandError(f"--device: {name} has no {device} here: {error}") from error
+    with keras.device(device):
+        yield
+
+
+def check_source(source: str, option: str = "--model") -> None:
     """Checks a name, address or path as far as that goes without reading what it names."""
     if "://" in source or Path(source).exists():
         return
@@ -22,39 +97,24 @@ def check_source(source: str, option: str) -> None:
         )
 
 
-def _source(args):
-    """What `from_preset` takes, from `--preset` or `--checkpoint`."""
-    if args.checkpoint is None:
-        check_source(args.preset, "--preset")
-        return args.preset
-    if not args.checkpoint.exists():
-        raise CommandError(f"--checkpoint {args.checkpoint}: there is no such file")
-    return str(args.checkpoint)
-
-
 @contextlib.contextmanager
 def open_segmenter(args, progress):
-    """Chooses the backend and the device, and loads the segmenter onto them.
-
-    Args:
-        args: the options of `options.add_model_options`.
-        progress: `Progress`.
-
-    Yields:
-        `SAMImageSegmenter`, to be used inside the block.
-    """
-    source = _source(args)
+    """Chooses backend and device, and yields the `SAMImageSegmenter` that is loaded there."""
+    check_source(args.model)
     backend = choose_backend(args.backend)
     prepare_device(args.device)
     quiet = contextlib.nullcontext if args.debug else quiet_stderr
     with progress.step(f"Starting {backend}"), quiet():
         from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
-    overrides = {"dtype": args.dtype, "image_shape": args.image_shape}
+    overrides = {
+        name: getattr(args, name, None) for name in ("dtype", "image_shape", "mask_threshold")
+    }
     overrides = {name: value for name, value in overrides.items() if value is not None}
     with use_device(args.device):
         # Downloads draw bars of their own.
-        with progress.step(f"Loading {source}", spinner=Path(source).exists()), bad_input():
-            segmenter = SAMImageSegmenter.from_preset(source, **overrides)
+        local = Path(args.model).exists()
+        with progress.step(f"Loading {args.model}", spinner=local), bad_input():
+            segmenter = SAMImageSegmenter.from_preset(args.model, **overrides)
         yield segmenter
 
 
@@ -65,9 +125,10 @@ def describe(args, segmenter) -> dict:
     from keras_sam import __version__
 
     return {
-        "model": args.preset or str(args.checkpoint),
+        "model": args.model,
         "image_shape": list(segmenter.image_shape[:2]),
         "dtype": segmenter.dtype_policy.name,
         "backend": keras.config.backend(),
         "keras_sam": __version__,
+        "mask_threshold": segmenter.mask_threshold,
     }

@@ -1,38 +1,43 @@
 """Options that several commands share, and the values that options take."""
 
 import argparse
+import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from keras_sam.cli.errors import CommandError
 
 
-def numbers(text: str, allowed_counts: tuple[int, ...], form: str) -> list[float]:
-    """Reads comma-separated finite numbers. `form` names what is expected, `X,Y` say."""
+def numbers(given: str | list, allowed_counts: tuple[int, ...], form: str) -> list[float]:
+    """Reads finite numbers: a list, or text with commas. `form` is what to ask for instead."""
     try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
+        values = [float(part) for part in (given.split(",") if isinstance(given, str) else given)]
+    except (OverflowError, TypeError, ValueError):
         values = []
-    if len(values) not in allowed_counts or not all(math.isfinite(value) for value in values):
-        raise argparse.ArgumentTypeError(f"expected {form}, received {text!r}")
+    if len(values) not in allowed_counts or not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"expected {form}, received {given!r}")
     return values
 
 
-def point(text: str) -> tuple[float, float, int]:
+def point(given: str | list) -> tuple[float, float, int]:
     """`X,Y` or `X,Y,LABEL`."""
-    x, y, label = (*numbers(text, (2, 3), "X,Y or X,Y,LABEL in pixels"), 1)[:3]
+    x, y, label = (*numbers(given, (2, 3), "X,Y or X,Y,LABEL in pixels"), 1)[:3]
     if label not in (0, 1):
         raise argparse.ArgumentTypeError(
-            f"the label must be 1 (foreground) or 0 (background), received {text!r}"
+            f"the label must be 1 (foreground) or 0 (background), received {given!r}"
         )
     return x, y, int(label)
 
 
-def box(text: str) -> tuple[float, float, float, float]:
+def box(given: str | list) -> tuple[float, float, float, float]:
     """`X1,Y1,X2,Y2`, right way up."""
-    x1, y1, x2, y2 = numbers(text, (4,), "X1,Y1,X2,Y2 in pixels")
+    x1, y1, x2, y2 = numbers(given, (4,), "X1,Y1,X2,Y2 in pixels")
     if x2 < x1 or y2 < y1:
         raise argparse.ArgumentTypeError(
-            f"the box is upside down: X1,Y1 is its top left corner, received {text!r}"
+            f"the box is upside down: X1,Y1 is its top left corner, received {given!r}"
         )
     return x1, y1, x2, y2
 
@@ -93,27 +98,59 @@ def device(text: str) -> str:
     return text.replace("cuda", "gpu")
 
 
-def add_model_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Adds what says which model runs, and on what; `required=False` where a file may say it."""
+class Repeated(argparse.Action):
+    """Collects the values of a repeatable option, instead of those of a `--config` file."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Adds a value. What is there before the first one, a default or a file's, is a tuple."""
+        earlier = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*(earlier if isinstance(earlier, list) else ()), values])
+
+
+def add_hidden_alias(group, name: str, option: argparse.Action) -> None:
+    """Adds an earlier name of an option, which does the same and is not in the help."""
+    group.add_argument(
+        name,
+        dest=option.dest,
+        type=option.type,
+        choices=option.choices,
+        default=option.default,
+        help=argparse.SUPPRESS,
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser, makes_masks: bool = True) -> None:
+    """Adds what says which model runs, and on what.
+
+    Args:
+        parser: of the command.
+        makes_masks: bool. Whether logits are turned into masks, at `--mask-threshold`.
+    """
     group = parser.add_argument_group("model")
-    source = group.add_mutually_exclusive_group(required=required)
-    source.add_argument(
-        "--preset",
+    source = group.add_mutually_exclusive_group()
+    model = source.add_argument(
+        "--model",
         metavar="NAME",
-        help="built-in name (see `keras-sam presets`), kaggle:// or hf:// handle, or folder",
+        help="built-in name (see `keras-sam presets`), kaggle:// or hf:// handle, folder, or a "
+        ".pth, .safetensors, .h5 or .keras file, whose format and size are recognised",
     )
-    source.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="a .pth, .safetensors, .h5 or .keras file; its format and size are recognised",
-    )
+    model.required = True
+    for name in ("--preset", "--checkpoint"):
+        add_hidden_alias(source, name, model)
     group.add_argument(
         "--image-shape",
         type=image_shape,
         metavar="H,W",
         help="run the model at this input size (default: the preset's, 1024)",
     )
+    if makes_masks:
+        threshold = group.add_argument(
+            "--mask-threshold",
+            type=finite_number,
+            metavar="LOGIT",
+            help="logits above it belong to the mask (default: the model's, 0)",
+        )
+        add_hidden_alias(group, "--threshold", threshold)
     group.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"),
@@ -127,3 +164,120 @@ def add_model_options(parser: argparse.ArgumentParser, required: bool = True) ->
     group.add_argument(
         "--device", type=device, help="cpu, gpu, gpu:1 ... (default: the backend's choice)"
     )
+
+
+class Parameter(NamedTuple):
+    """A parameter of `SAMAutomaticMaskGenerator` as an option, with the generator's own default."""
+
+    name: str
+    type: Callable[[str], Any]
+    default: Any  # None if it depends on the backend
+    metavar: str
+    help: str
+    shapes_results: bool = True  # beyond their last bits
+
+    @property
+    def flag(self) -> str:
+        """The option's name."""
+        return "--" + self.name.replace("_", "-")
+
+
+PARAMETERS = (
+    Parameter("points_per_side", positive_integer, 32, "N", "clicks along each side"),
+    Parameter("points_per_batch", positive_integer, 64, "N", "clicks in memory together", False),
+    Parameter("pred_iou_thresh", finite_number, 0.88, "X", "keep masks of a higher predicted IoU"),
+    Parameter(
+        *("stability_score_thresh", finite_number, 0.95, "X"),
+        "keep masks of at least this stability score",
+    ),
+    Parameter(
+        *("stability_score_offset", finite_number, 1.0, "X"),
+        "how far the mask threshold is moved up and down for the stability score",
+    ),
+    Parameter(
+        *("box_nms_thresh", finite_number, 0.7, "X"),
+        "of masks whose boxes have a larger IoU, one stays",
+    ),
+    Parameter("crop_n_layers", whole_number, 0, "N", "layers of crops that are segmented, too"),
+    Parameter(
+        *("crop_nms_thresh", finite_number, 0.7, "X"),
+        "as --box-nms-thresh, among masks of different crops",
+    ),
+    Parameter("crop_overlap_ratio", finite_number, 512 / 1500, "X", "how much crops overlap"),
+    Parameter(
+        *("crop_n_points_downscale_factor", positive_integer, 1, "N"),
+        "layer i has 1/N**i as many clicks per side",
+    ),
+    Parameter(
+        *("min_mask_region_area", finite_number, 0, "PIXELS"),
+        "remove smaller holes and islands from masks",
+    ),
+    Parameter("prompt_chunk", positive_integer, None, "N", "clicks decoded at once", False),
+)
+
+
+def add_generator_options(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for each parameter of the mask generator."""
+    generator = parser.add_argument_group("mask generator (see SAMAutomaticMaskGenerator)")
+    for parameter in PARAMETERS:
+        default = parameter.default
+        shown = "as suits the backend" if default is None else f"{default:.4g}"
+        generator.add_argument(
+            parameter.flag,
+            type=parameter.type,
+            metavar=parameter.metavar,
+            help=f"{parameter.help} (default: {shown})",
+        )
+    generator.add_argument(
+        "--point-grids",
+        type=Path,
+        metavar="FILE",
+        help="a .json file of click grids instead, the image's and one per layer of crops: "
+        "[[[x, y], ...], ...] in 0..1",
+    )
+    generator.add_argument(
+        "--use-m2m", action="store_true", help="decode every mask twice, for better edges"
+    )
+
+
+def read_generator_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that the generator is made with; what was not given is left to its defaults.
+
+    Raises:
+        CommandError: if options exclude each other, or the file of click grids has none.
+    """
+    given = {p.name: getattr(args, p.name) for p in PARAMETERS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if args.use_m2m:
+        given["use_m2m"] = True
+    if args.point_grids is not None:
+        if "points_per_side" in given:
+            raise CommandError("--point-grids and --points-per-side cannot be combined")
+        given |= {"point_grids": _read_grids(args.point_grids), "points_per_side": None}
+    return given
+
+
+def generator_settings(args: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, Any]:
+    """What results depend on: `read_generator_options` with the defaults of what was not given."""
+    defaults = {p.name: p.default for p in PARAMETERS if p.shapes_results}
+    return {
+        **{name: parameters.get(name, default) for name, default in defaults.items()},
+        "point_grids": parameters.get("point_grids"),
+        "use_m2m": args.use_m2m,
+    }
+
+
+def _read_grids(path):
+    import numpy as np
+
+    wrong = f"--point-grids {path}: expected JSON, a list of grids [[x, y], ...]"
+    try:
+        grids = json.loads(path.read_text(encoding="utf-8"))
+        shapes = [np.asarray(grid, "float64").shape for grid in grids]
+    except OSError as error:
+        raise CommandError(f"--point-grids {path}: {error.strerror}") from error
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"{wrong} ({error})") from error
+    if not shapes or any(len(shape) != 2 or shape[1] != 2 for shape in shapes):
+        raise CommandError(f"{wrong}, received shapes {shapes}")
+    return grids

@@ -1,11 +1,46 @@
-"""Result files that are there whole or not at all."""
+"""Results: folders and files that are there whole or not at all, and tables on the screen.
+
+One rule for what is there already: a command does not replace it unless `--overwrite` is given.
+A run of the same settings that was interrupted goes on.
+"""
 
 import contextlib
+import csv
+import io
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from keras_sam.cli.failure import CommandError, writing
+from keras_sam.cli.errors import CommandError, writing
 from keras_sam.files import whole_file
+
+
+def add_overwrite_option(group) -> None:
+    """Adds the option that lets a command replace results that are there already."""
+    group.add_argument("--overwrite", action="store_true", help="replace results already there")
+
+
+def check_nothing_is_lost(paths: Iterable[Path], overwrite: bool, option: str = "--out") -> None:
+    """Raises if one of the files or folders that a command will write is there already."""
+    for path in () if overwrite else paths:
+        if path.exists():
+            raise CommandError(f"{option}: {path} is there already; --overwrite replaces it")
+
+
+def check_same_settings(folder: Path, earlier: dict, now: dict) -> None:
+    """Raises if a folder holds results of other settings than those of the run that goes on."""
+    now = json.loads(json.dumps(now))
+    changed = [
+        f"{name} was {earlier.get(name)}, is {now.get(name)}"
+        for name in {**earlier, **now}
+        if earlier.get(name) != now.get(name)
+    ]
+    if changed:
+        raise CommandError(
+            f"--out {folder}: holds results of other settings ({'; '.join(changed)}): choose "
+            "another folder, or --overwrite to start this one anew"
+        )
 
 
 def check_output_folder(folder: Path, option: str = "--out") -> None:
@@ -34,16 +69,13 @@ def made_folder(folder: Path):
         yield folder
     except BaseException:
         for place in missing:
-            with contextlib.suppress(OSError):  # somebody else's file is in it by now
+            with contextlib.suppress(OSError):  # another program has put a file into it
                 place.rmdir()
         raise
 
 
 class OutputFiles:
-    """Files of one run: written under temporary names, put in place together.
-
-    Made by `output_files`.
-    """
+    """Files of `output_files`: written under temporary names, put in place together."""
 
     def __init__(self, folder: Path, open_files: contextlib.ExitStack):
         self.folder = folder
@@ -57,7 +89,7 @@ class OutputFiles:
         with writing(path):
             file = self._open_files.enter_context(whole_file(path))
             file.write(data)
-            # Now, not when the first files are in place already: the disk may be full.
+            # A full disk must show before the first files are in place.
             file.flush()
             os.fsync(file.fileno())
         return path
@@ -65,15 +97,45 @@ class OutputFiles:
 
 @contextlib.contextmanager
 def output_files(folder: Path):
-    """Puts the files that the block writes in place when it ends well.
+    """Puts the files that the block writes into `folder` when it ends well.
 
     Otherwise they are removed, so that an error or Ctrl-C leaves earlier results untouched.
-
-    Args:
-        folder: Path. Made with its parents where missing.
-
-    Yields:
-        `OutputFiles`.
     """
     with made_folder(folder), writing(folder), contextlib.ExitStack() as open_files:
         yield OutputFiles(folder, open_files)
+
+
+def csv_text(rows: list[dict]) -> str:
+    """Rows of the same columns as a CSV file."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()
+
+
+def format_table(header: tuple[str, ...], rows: list[tuple]) -> str:
+    """Aligns columns, numbers to the right.
+
+    Example:
+
+    >>> print(format_table(("name", "size"), [("a", 5), ("bcd", 10)]))
+    name  size
+    a        5
+    bcd     10
+    """
+    cells = [header, *(tuple(str(cell) for cell in row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    right = [all(_is_number(row[column]) for row in cells[1:]) for column in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join(lines)
+
+
+def _is_number(text):
+    return text.lstrip("-").replace(",", "").replace(".", "").split(" ")[0].isdigit()

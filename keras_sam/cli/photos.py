@@ -5,11 +5,8 @@ import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from keras_sam.cli.failure import CommandError
-
-# What cameras, scanners and the web make. Other files of a folder are none of our business.
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp")
-ENDINGS += (".gif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm")
+from keras_sam.cli.errors import CommandError
+from keras_sam.images import IMAGE_ENDINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +39,14 @@ def find_photos(place: Path, recursive: bool, not_in: tuple[Path, ...] = ()) -> 
         not_in: folders inside `place` that are left out, such as that of the results.
 
     Raises:
-        CommandError: if there is nothing, or no photograph in the folder.
+        CommandError: if the place does not exist, or the folder has no photograph.
     """
     if not place.is_dir():
         if not place.exists():
             raise CommandError(f"{place}: there is no such photograph or folder")
         return _named([(place, place.name)], [])
     left_out = {path.resolve() for path in not_in} - {place.resolve()}
-    found: list[tuple[Path, str]] = []
+    photos: list[tuple[Path, str]] = []
     folders: list[str] = []
     for folder, subfolders, files in os.walk(place):
         here = Path(folder)
@@ -59,22 +56,22 @@ def find_photos(place: Path, recursive: bool, not_in: tuple[Path, ...] = ()) -> 
             if recursive and not name.startswith(".") and (here / name).resolve() not in left_out
         )
         folders += [(here / name).relative_to(place).as_posix() for name in subfolders]
-        found += [
+        photos += [
             (here / name, (here / name).relative_to(place).as_posix())
             for name in files
-            if name.lower().endswith(ENDINGS) and not name.startswith(".")
+            if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
         ]
-    if not found:
+    if not photos:
         where = "" if recursive else " (--recursive looks into its folders)"
         raise CommandError(f"{place}: the folder has no photographs{where}")
-    return _named(sorted(found, key=lambda photo: photo[1]), folders)
+    return _named(sorted(photos, key=lambda photo: photo[1]), folders)
 
 
-def _named(found, folders):
-    """Gives each photograph's results a name of their own, also where case does not count."""
-    short = [str(PurePosixPath(name).with_suffix("")) for _, name in found]
+def _named(photos, folders):
+    """Names each photograph's results, no two alike, also where case does not count."""
+    short = [str(PurePosixPath(name).with_suffix("")) for _, name in photos]
     taken = Counter(name.casefold() for name in [*short, *folders])
     return [
         Photo(path, name, stem if taken[stem.casefold()] == 1 else name)
-        for (path, name), stem in zip(found, short, strict=True)
+        for (path, name), stem in zip(photos, short, strict=True)
     ]

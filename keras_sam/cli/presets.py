@@ -3,13 +3,13 @@
 import argparse
 import json
 
-from keras_sam.cli.tables import format_table
+from keras_sam.cli.output import format_table
 
 HELP = "list the built-in presets"
 EXAMPLES = None
 DESCRIPTION = """\
-Lists the built-in presets. `keras-sam segment --preset NAME` downloads the weights of one that
-is not cached. Nothing is downloaded, and nobody asked, for this list."""
+Lists the built-in presets. `keras-sam segment --model NAME` downloads the weights of one that is
+not cached; for this list nothing is downloaded."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -70,7 +70,7 @@ class Progress:
             progress.TextColumn("left:"),
             progress.TimeRemainingColumn(),
         )
-        # An image is encoded in one step, so the speed is that of the last minutes, not seconds.
+        # An image is encoded in one step, so the speed is taken over minutes, not seconds.
         with progress.Progress(
             *columns,
             console=console,
@@ -87,19 +87,13 @@ class Progress:
 
 
 class Bar:
-    """A bar that moves on, and lines above it. Made by `Progress.bar`; without arguments, silent.
-
-    Args:
-        console: rich console.
-        shown: rich progress display.
-        task: the display's task.
-    """
+    """A bar of `Progress.bar`, and lines above it; without arguments it shows nothing."""
 
     def __init__(self, console=None, shown=None, task=None):
         self._console, self._shown, self._task = console, shown, task
 
     def describe(self, text: str) -> None:
-        """Says what is going on now."""
+        """Shows what is going on now."""
         if self._shown is not None:
             self._shown.update(self._task, description=text, refresh=True)
 
@@ -107,6 +101,11 @@ class Bar:
         """Moves the bar on."""
         if self._shown is not None:
             self._shown.advance(self._task, steps)
+
+    def advance_to(self, steps: int) -> None:
+        """Moves the bar to a number of steps from its start."""
+        if self._shown is not None:
+            self._shown.update(self._task, completed=steps)
 
     def say(self, text: str, only_in_logs: bool = False) -> None:
         """Prints a line above the bar; `only_in_logs` where the bar itself says it."""
@@ -118,10 +117,10 @@ class Bar:
 
 @contextlib.contextmanager
 def quiet_stderr():
-    """Keeps back what native code writes to stderr in the block, unless the block fails.
+    """Drops what native code writes to stderr in the block, unless the block fails.
 
-    TensorFlow, which Keras imports whatever its backend, logs about the processor at every start,
-    in a way that no setting of its own turns off.
+    Keras imports TensorFlow on every backend, and no setting of TensorFlow's turns off what it
+    logs about the processor at every start.
     """
     sys.stderr.flush()
     try:

@@ -1,11 +1,13 @@
 """Prompts of several objects, from the command line or a file."""
 
+import argparse
 import csv
 import dataclasses
 import json
 from pathlib import Path
 
-from keras_sam.cli.failure import CommandError
+from keras_sam.cli import options
+from keras_sam.cli.errors import CommandError
 
 _KEYS = ("name", "points", "labels", "box", "mask")
 _COLUMNS = ("object", "x", "y", "label", "x1", "y1", "x2", "y2", "mask")
@@ -13,7 +15,7 @@ _COLUMNS = ("object", "x", "y", "label", "x1", "y1", "x2", "y2", "mask")
 
 @dataclasses.dataclass(frozen=True)
 class ObjectPrompt:
-    """Everything that says which object is meant. Coordinates are pixels of the photograph.
+    """The prompts of one object. Coordinates are pixels of the photograph.
 
     Args:
         name: str. Tells the objects of a photograph apart.
@@ -26,11 +28,6 @@ class ObjectPrompt:
     points: tuple = ()
     box: tuple | None = None
     mask: Path | None = None
-
-    @property
-    def is_ambiguous(self) -> bool:
-        """Whether the prompt is a lone click, which may mean a thing or a part of it."""
-        return len(self.points) == 1 and self.box is None and self.mask is None
 
 
 def prompts_from_options(points, boxes, mask) -> list[ObjectPrompt]:
@@ -88,10 +85,11 @@ def _json_object(path, index, entry):
         labels = [1] * len(points)
     if not isinstance(labels, list) or len(labels) != len(points):
         raise CommandError(f"{where}: labels must hold one label per point, received {labels}")
-    points = tuple(
-        _point(where, [*point, label]) for point, label in zip(points, labels, strict=True)
-    )
-    box = _box(where, entry["box"]) if entry.get("box") is not None else None
+    pairs = zip(points, labels, strict=True)
+    points = [_read(where, options.point, [*point, label]) for point, label in pairs]
+    box = entry.get("box")
+    if box is not None:
+        box = _read(where, options.box, box)
     return _object(where, path, str(entry.get("name", index)), points, box, entry.get("mask"))
 
 
@@ -107,16 +105,28 @@ def _read_csv(path, text):
         known = objects.setdefault(name, {"where": where, "points": [], "box": None, "mask": None})
         if row.get("x") or row.get("y"):
             values = [row.get("x"), row.get("y"), row.get("label") or 1]
-            known["points"].append(_point(where, values))
+            known["points"].append(_read(where, options.point, values))
         corners = [row.get(key) or None for key in ("x1", "y1", "x2", "y2")]
-        for key, value in (("box", corners if any(corners) else None), ("mask", row.get("mask"))):
+        given = {
+            "box": _read(where, options.box, corners) if any(corners) else None,
+            "mask": row.get("mask"),
+        }
+        for key, value in given.items():
             if value and known[key]:
                 raise CommandError(f"{where}: object {name!r} has a {key} already")
-            known[key] = known[key] or (_box(where, value) if key == "box" and value else value)
+            known[key] = known[key] or value
     return [
-        _object(known["where"], path, name, tuple(known["points"]), known["box"], known["mask"])
+        _object(known["where"], path, name, known["points"], known["box"], known["mask"])
         for name, known in objects.items()
     ]
+
+
+def _read(where, read, values):
+    """A point or a box, read by the rules of the command line's options."""
+    try:
+        return read(values)
+    except argparse.ArgumentTypeError as error:
+        raise CommandError(f"{where}: {error}") from error
 
 
 def _object(where, path, name, points, box, mask):
@@ -124,29 +134,4 @@ def _object(where, path, name, points, box, mask):
         raise CommandError(f"{where}: mask must be the path of a file, received {mask}")
     if not (points or box or mask):
         raise CommandError(f"{where}: has neither points nor a box nor a mask")
-    return ObjectPrompt(name, points, box, path.parent / mask if mask else None)
-
-
-def _point(where, values):
-    x, y, label = _finite(where, values, 3, "a point must be x, y and a label")
-    if label not in (0, 1):
-        raise CommandError(f"{where}: a label must be 1 or 0, received {values[2]}")
-    return x, y, int(label)
-
-
-def _box(where, values):
-    x1, y1, x2, y2 = _finite(where, values, 4, "a box must be x1, y1, x2, y2")
-    if x2 < x1 or y2 < y1:
-        raise CommandError(f"{where}: the box {values} is upside down")
-    return x1, y1, x2, y2
-
-
-def _finite(where, values, count, form):
-    try:
-        numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
-        numbers = []
-    # A number that is not finite differs from itself or from its half's double.
-    if len(numbers) != count or not all(abs(number) < 1e9 for number in numbers):
-        raise CommandError(f"{where}: {form}, received {values}")
-    return numbers
+    return ObjectPrompt(name, tuple(points), box, path.parent / mask if mask else None)

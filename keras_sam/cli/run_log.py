@@ -1,8 +1,7 @@
-"""What is finished in a folder of results, so that an interrupted run goes on where it stopped.
+"""The log of finished photographs in a folder of results, by which an interrupted run goes on.
 
-A text file of JSON lines: the settings of the run, then a line per finished photograph, added
-once its results are in place. A run that is killed between the two, or within a line, does that
-photograph again.
+A text file of JSON lines: the settings of the run, then a line per photograph, added once its
+results are in place. A photograph without a whole line is segmented again.
 """
 
 import contextlib
@@ -10,22 +9,21 @@ import json
 import os
 from pathlib import Path
 
-from keras_sam.cli.failure import CommandError, writing
+from keras_sam.cli.errors import CommandError, writing
+from keras_sam.cli.output import check_same_settings
 from keras_sam.files import whole_file
 
 FILE = "keras_sam_run.jsonl"
 
 
 class RunLog:
-    """The log of one folder.
+    """The log of one folder. Nothing is written before `start`.
 
     Args:
-        folder: Path of the folder. Nothing is written before `start`.
-        settings: dict, ready for JSON: everything that the results depend on.
-        overwrite: bool. Forget what is there.
-
-    Raises:
-        CommandError: if the folder holds results of other settings.
+        folder: Path of the folder.
+        settings: dict, ready for JSON: everything that the results depend on. Those of the
+            results that are there must be the same.
+        overwrite: bool. Whether to start anew, whatever the folder holds.
     """
 
     def __init__(self, folder: Path, settings: dict, overwrite: bool = False):
@@ -67,7 +65,7 @@ class RunLog:
         self.started = True
 
     def add(self, name: str, entry: dict) -> None:
-        """Writes down that a photograph is finished, to survive a power cut from here on."""
+        """Logs that a photograph is finished; the line survives a power cut."""
         entry = {"photo": name, **entry}
         with writing(self.path), self.path.open("ab") as file:
             file.write(json.dumps(entry).encode() + b"\n")
@@ -83,21 +81,8 @@ class RunLog:
                 parsed.append(json.loads(line))
         if not parsed or "settings" not in parsed[0]:
             raise CommandError(
-                f"--out {folder}: {FILE} is damaged; --overwrite starts the folder anew"
+                f"--out {folder}: {FILE} is damaged; --overwrite starts this folder anew"
             )
-        changed = _differences(parsed[0]["settings"], self.settings)
-        if changed:
-            raise CommandError(
-                f"--out {folder}: holds results of other settings ({'; '.join(changed)}): choose "
-                "another folder, or --overwrite to start this one anew"
-            )
+        check_same_settings(folder, parsed[0]["settings"], self.settings)
         for entry in parsed[1:]:
             self._entries[entry["photo"]] = entry
-
-
-def _differences(before, now):
-    return [
-        f"{name} was {before.get(name)}, is {now.get(name)}"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
-    ]

@@ -1,19 +1,24 @@
 """`keras-sam segment`: masks of the objects that prompts point at, in one photograph."""
 
 import argparse
-import dataclasses
 import io
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 
 from keras_sam.cli import model, options
-from keras_sam.cli.failure import CommandError, bad_input
-from keras_sam.cli.output import check_output_folder, output_files
+from keras_sam.cli.errors import CommandError, bad_input
+from keras_sam.cli.output import (
+    add_overwrite_option,
+    check_nothing_is_lost,
+    check_output_folder,
+    format_table,
+    output_files,
+)
 from keras_sam.cli.progress import Progress
 from keras_sam.cli.prompt_files import ObjectPrompt, prompts_from_options, read_prompts
-from keras_sam.cli.tables import format_table
 
 HELP = "segment objects in a photograph from points, boxes and masks"
 DESCRIPTION = """\
@@ -31,7 +36,7 @@ are one object each. For more, put the prompts into a file (--prompts):
 
 Coordinates are pixels of the photograph as it is seen, x to the right and y down.
 
-Writes into --out, all files or none:
+Writes into --out, all files or none; an earlier PHOTO.json stays unless --overwrite is given:
   PHOTO_mask_N.png     each mask, white on black, in the photograph's size
   PHOTO_overlay.png    the best mask of each object, the points and boxes
   PHOTO_candidates.png the masks of one ambiguous object side by side
@@ -39,11 +44,11 @@ Writes into --out, all files or none:
 
 EXAMPLES = """\
 examples:
-  keras-sam segment truck.jpg --preset sam_base_sa1b --point 1000,600 --out masks
-  keras-sam segment truck.jpg --checkpoint sam_vit_b_01ec64.pth --box 80,280,1712,858 \\
+  keras-sam segment truck.jpg --model sam_base_sa1b --point 1000,600 --out masks
+  keras-sam segment truck.jpg --model sam_vit_b_01ec64.pth --box 80,280,1712,858 \\
       --point 560,740,0 --out masks"""
 
-_PIXELS_AT_ONCE = 1 << 28  # of full-size masks, a byte each, that a call of the decoder may return
+_PIXELS_AT_ONCE = 1 << 28  # of the full-size masks, a byte a pixel, that one call may return
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -53,16 +58,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument(
         "--point",
         type=options.point,
-        action="append",
-        default=[],
+        action=options.Repeated,
+        default=(),
         metavar="X,Y[,LABEL]",
         help="a point of the object, or with label 0 of the background; repeatable",
     )
     prompts.add_argument(
         "--box",
         type=options.box,
-        action="append",
-        default=[],
+        action=options.Repeated,
+        default=(),
         metavar="X1,Y1,X2,Y2",
         help="a box around the object; several boxes are several objects",
     )
@@ -86,21 +91,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="write three candidates per object, or the one mask for unambiguous prompts "
         "(default: three for a lone point, otherwise one)",
     )
-    results.add_argument(
-        "--threshold",
-        type=options.finite_number,
-        metavar="LOGIT",
-        help="logits above it belong to the mask (default: the model's, 0)",
-    )
+    add_overwrite_option(results)
     options.add_model_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks everything that can be checked at once, loads the model, and writes the results."""
+    """Checks what can be checked without the model, loads it, and writes the results."""
     objects = _read_objects(args)
     pixels = _read_photograph(args.photo)
     masks = {prompt.mask: _read_mask(prompt.mask, pixels.shape[:2]) for prompt in objects}
     check_output_folder(args.out)
+    names = (f"{args.photo.stem}{end}" for end in (".json", "_overlay.png", "_mask_0.png"))
+    check_nothing_is_lost((args.out / name for name in names), args.overwrite)
     progress = Progress(args.quiet)
     with model.open_segmenter(args, progress) as segmenter:
         from keras_sam.predictor import SAMPredictor
@@ -167,52 +169,37 @@ def _read_mask(path, size):
     return mask != 0
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundMask:
-    """A mask that the model returned, packed, so that the full-size array can go.
-
-    Args:
-        score: float, the predicted IoU.
-        best: bool. Whether it has its object's highest score.
-        area: int, pixels.
-        bbox: x, y, width and height in pixels.
-        rle: run-length dict.
-        png: bytes of the picture that is written.
-    """
-
-    score: float
-    best: bool
-    area: int
-    bbox: tuple[int, int, int, int]
-    rle: dict
-    png: bytes
-
-
-def _segment(predictor, objects, masks, args) -> list[list[FoundMask]]:
+def _segment(predictor, objects, masks, args):
     """Decodes the prompts, alike ones together. Returns the masks of each object."""
     groups: dict[tuple, list[int]] = {}
     for index, prompt in enumerate(objects):
         mask = masks[prompt.mask]
-        multimask = prompt.is_ambiguous if args.multimask is None else args.multimask
+        multimask = _is_lone_click(prompt) if args.multimask is None else args.multimask
         frame = None if mask is None else (mask.dtype, mask.shape)
         kind = (len(prompt.points), prompt.box is None, frame, multimask)
         groups.setdefault(kind, []).append(index)
     height, width = predictor.original_sizes[0]
-    results: list[list[FoundMask]] = [[] for _ in objects]
+    results: list[list[dict]] = [[] for _ in objects]
     for (*_, multimask), members in groups.items():
         step = max(1, _PIXELS_AT_ONCE // (height * width * (3 if multimask else 1)))
         for first in range(0, len(members), step):
             chunk = members[first : first + step]
-            found, scores, _ = predictor.predict(
+            chunk_masks, scores, _ = predictor.predict(
                 **_prompt_arrays(predictor, [objects[index] for index in chunk], masks),
                 multimask_output=multimask,
-                mask_threshold=args.threshold,
             )
             if not np.isfinite(scores).all():
                 raise CommandError("the model returned NaN: try --dtype float32", code=1)
-            for index, some, their_scores in zip(chunk, found, scores, strict=True):
-                results[index] = _pack(some, their_scores)
+            for index, *result in zip(chunk, chunk_masks, scores, strict=True):
+                results[index] = _pack(*result)
     return results
+
+
+def _is_lone_click(prompt):
+    from keras_sam.models.outputs import is_lone_click
+
+    labels = [label for _, _, label in prompt.points] + [2, 3] * (prompt.box is not None)
+    return bool(is_lone_click(np.array([[labels]]), np.array([[prompt.mask is not None]])).all())
 
 
 def _prompt_arrays(predictor, prompts: list[ObjectPrompt], masks):
@@ -235,69 +222,54 @@ def _prompt_arrays(predictor, prompts: list[ObjectPrompt], masks):
 
 
 def _pack(masks, scores):
-    from keras_sam.masks import encode_rle
+    """What is kept of an object's masks, so that the full-size arrays can go."""
+    from keras_sam.geometry import xyxy_to_xywh
+    from keras_sam.masks import encode_rle, mask_to_box
 
-    found = []
-    for index, (mask, score) in enumerate(zip(masks, scores, strict=True)):
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        bbox = (0, 0, 0, 0)
-        if rows.size:
-            top, left = int(rows[0]), int(columns[0])
-            bbox = (left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1)
-        found.append(
-            FoundMask(
-                score=round(float(score), 6),
-                best=index == int(np.argmax(scores)),
-                area=int(np.count_nonzero(mask)),
-                bbox=bbox,
-                rle=encode_rle(mask),
-                png=_png(mask.astype("uint8") * 255),
-            )
-        )
-    return found
+    best = int(np.argmax(scores))
+    return [
+        {
+            "score": round(float(score), 6),
+            "best": index == best,
+            "area": int(np.count_nonzero(mask)),
+            "bbox": xyxy_to_xywh(mask_to_box(mask, inclusive=False)).tolist(),
+            "rle": encode_rle(mask),
+            "png": _png(mask.astype("uint8") * 255),
+        }
+        for index, (mask, score) in enumerate(zip(masks, scores, strict=True))
+    ]
 
 
 def _write(args, segmenter, pixels, objects, results, files):
     """Writes the masks, the pictures and the JSON file. Returns what the JSON file holds."""
     stem = args.photo.stem
-    entries, number = [], 0
+    entries, numbers = [], itertools.count()
     for prompt, masks in zip(objects, results, strict=True):
         rows = []
         for mask in masks:
-            file = files.write(f"{stem}_mask_{number}.png", mask.png).name
-            number += 1
-            rows.append(
-                {
-                    "file": file,
-                    "score": mask.score,
-                    "best": mask.best,
-                    "area": mask.area,
-                    "bbox": list(mask.bbox),
-                }
-            )
-        entries.append({**_prompt_entry(prompt), "masks": rows})
-    threshold = segmenter.mask_threshold if args.threshold is None else args.threshold
+            file = files.write(f"{stem}_mask_{next(numbers)}.png", mask["png"])
+            about = {name: mask[name] for name in ("score", "best", "area", "bbox")}
+            rows.append({"file": file.name, **about})
+        entries.append(
+            {
+                "name": prompt.name,
+                "points": [list(point[:2]) for point in prompt.points],
+                "labels": [point[2] for point in prompt.points],
+                "box": list(prompt.box) if prompt.box else None,
+                "mask": str(prompt.mask) if prompt.mask else None,
+                "masks": rows,
+            }
+        )
     document = {
         "photo": args.photo.name,
         "height": pixels.shape[0],
         "width": pixels.shape[1],
         **model.describe(args, segmenter),
-        "mask_threshold": threshold,
         "objects": entries,
         **_draw(stem, pixels, objects, results, files),
     }
     files.write(f"{stem}.json", json.dumps(document, indent=2, allow_nan=False).encode())
     return document
-
-
-def _prompt_entry(prompt):
-    return {
-        "name": prompt.name,
-        "points": [list(point[:2]) for point in prompt.points],
-        "labels": [point[2] for point in prompt.points],
-        "box": list(prompt.box) if prompt.box else None,
-        "mask": str(prompt.mask) if prompt.mask else None,
-    }
 
 
 def _draw(stem, pixels, objects, results, files):
@@ -309,15 +281,16 @@ def _draw(stem, pixels, objects, results, files):
         "labels": [point[2] for point in points] or None,
         "boxes": [prompt.box for prompt in objects if prompt.box] or None,
     }
-    best = [mask for masks in results for mask in masks if mask.best]
-    picture = visualization.overlay(
-        pixels, [mask.rle for mask in best], scores=[mask.score for mask in best], **marks
-    )
-    written = {"overlay": files.write(f"{stem}_overlay.png", _png(picture)).name}
+
+    def write(kind, draw, masks):
+        scores = [mask["score"] for mask in masks]
+        picture = draw(pixels, [mask["rle"] for mask in masks], scores=scores, **marks)
+        return {kind: files.write(f"{stem}_{kind}.png", _png(picture)).name}
+
+    best = [mask for masks in results for mask in masks if mask["best"]]
+    written = write("overlay", visualization.overlay, best)
     if len(results) == 1 and len(results[0]) > 1:
-        masks, scores = [mask.rle for mask in results[0]], [mask.score for mask in results[0]]
-        picture = visualization.candidates(pixels, masks, scores, **marks)
-        written["candidates"] = files.write(f"{stem}_candidates.png", _png(picture)).name
+        written |= write("candidates", visualization.candidates, results[0])
     return written
 
 

@@ -1,8 +1,8 @@
 """One run of `keras-sam train`: what it trains, what it keeps, and how it goes on.
 
-Keras's `BackupAndRestore` and `CSVLogger` write files of their own one after the other, so a
-process that is killed between them goes on with a state of one epoch and a log of another. Here an
-epoch is done when its state has its name, and everything else can be made again.
+With Keras's `BackupAndRestore` and `CSVLogger`, which write one after the other, a process that is
+killed in between would go on with the state of one epoch and the log of another. Here an epoch is
+finished when its state has its final name, and everything else can be written again.
 """
 
 import csv
@@ -12,7 +12,8 @@ import re
 import keras
 import numpy as np
 
-from keras_sam.cli.failure import CommandError
+from keras_sam.cli.errors import CommandError
+from keras_sam.cli.output import csv_text
 from keras_sam.files import whole_file, whole_folder
 from keras_sam.training import CachedEmbeddings, LayerwiseDecay, ObjectBatches, SAMTrainer
 
@@ -22,12 +23,7 @@ STATE = "state"
 
 
 class Part:
-    """Some of the items of a `keras_sam.training.Source`.
-
-    Args:
-        source: a `Source`.
-        indices: ints.
-    """
+    """The items `indices` of a `keras_sam.training.Source`."""
 
     def __init__(self, source, indices):
         self._source, self._indices = source, indices
@@ -44,16 +40,7 @@ class Part:
 
 
 def split(source, part: float, seed: int) -> tuple[Part, Part]:
-    """Parts a data set at random.
-
-    Args:
-        source: a `Source`.
-        part: float. How much of it is the second part.
-        seed: int.
-
-    Raises:
-        ValueError: if one part would be empty.
-    """
+    """Splits a `Source` at random, the second part being `part` of it; no part may be empty."""
     count = round(part * len(source))
     if not 0 < count < len(source):
         raise ValueError(
@@ -65,30 +52,23 @@ def split(source, part: float, seed: int) -> tuple[Part, Part]:
 
 
 def import_for_fit() -> None:
-    """Imports TensorFlow where it is installed, as `fit` does on every backend, with its noise."""
+    """Imports TensorFlow where it is installed, as `fit` does on every backend, with its logs."""
     if importlib.util.find_spec("tensorflow"):
         importlib.import_module("tensorflow")
 
 
 class TrainingRun:
-    """Training of one segmenter in one folder.
-
-    Args:
-        segmenter: a `SAMImageSegmenter`.
-        train: a `Source`.
-        validation: a `Source` or None.
-        args: the options of `keras-sam train`.
-    """
+    """Training of a `SAMImageSegmenter` on a `Source`, as the options of `keras-sam train` say."""
 
     def __init__(self, segmenter, train, validation, args):
         self.args = args
         self.segmenter = segmenter
         self.monitor = "miou" if validation is None else "val_miou"
         keras.utils.set_random_seed(args.seed)
-        if args.train == "decoder":
+        if args.parts == "decoder":
             segmenter.freeze("image_encoder", "prompt_encoder")
         if args.lora is not None:
-            segmenter.enable_lora(args.lora)  # of a frozen encoder too, trains what it adds
+            segmenter.enable_lora(args.lora)  # what it adds is trained in a frozen encoder too
         self.trainer = SAMTrainer(
             segmenter,
             num_clicks=args.num_clicks,
@@ -145,17 +125,17 @@ class TrainingRun:
                 epochs=self.args.epochs,
                 verbose=0,
                 shuffle=False,  # the data shuffles itself, by its seed
-                callbacks=[_Keeper(self, bar)],
+                callbacks=[_EpochCallback(self, bar)],
             )
 
-    def draw_anew(self, number: int) -> None:
-        """Random numbers that depend on the seed and this number alone: no file keeps them."""
+    def reset_random_numbers(self, number: int) -> None:
+        """Makes random numbers depend on the seed and `number` alone: no file has to keep them."""
         states = [v for v in self.trainer.variables if v.path.endswith("seed_generator_state")]
         for index, state in enumerate(states):
             state.assign(np.array([self.args.seed + index, number << 16], state.dtype))
 
-    def keep(self, epoch: int, logs: dict) -> None:
-        """Writes down a finished epoch."""
+    def save_epoch(self, epoch: int, logs: dict) -> None:
+        """Saves a finished epoch."""
         self.rows.append({"epoch": epoch + 1, **{k: f"{v:.6g}" for k, v in sorted(logs.items())}})
         if self.best_row is self.rows[-1]:
             with whole_folder(self.args.out / BEST, replaceable="config.json") as folder:
@@ -164,7 +144,7 @@ class TrainingRun:
         folder = self.args.out / STATE
         folder.mkdir(exist_ok=True)
         earlier = list(folder.iterdir())
-        # Keras wants its own ending, so the temporary name differs in the front.
+        # Keras requires the ending `.weights.h5`, so a temporary name differs at its start.
         temporary = folder / f"unfinished_{epoch + 1}.weights.h5"
         self.trainer.save_weights(temporary, overwrite=True)
         temporary.replace(folder / f"epoch_{epoch + 1}.weights.h5")
@@ -197,7 +177,7 @@ class TrainingRun:
                 f"--out {self.args.out}: cannot go on, {LOG_FILE} or {epochs[last].name} is "
                 f"damaged: {error}"
             ) from error
-        self.rows = rows[:last]  # an epoch that was logged, but not kept, is done again
+        self.rows = rows[:last]  # an epoch that was logged but not saved is done again
         if len(self.rows) < last:
             raise CommandError(
                 f"--out {self.args.out}: cannot go on, {LOG_FILE} has {len(rows)} of {last} epochs"
@@ -205,9 +185,7 @@ class TrainingRun:
 
     def _write_log(self):
         with whole_file(self.args.out / LOG_FILE, text=True) as file:
-            writer = csv.DictWriter(file, list(self.rows[-1]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+            file.write(csv_text(self.rows))
         try:
             from matplotlib.figure import Figure
         except ImportError:
@@ -224,18 +202,20 @@ class TrainingRun:
             figure.savefig(file, format="png", dpi=120)
 
 
-class _Keeper(keras.callbacks.Callback):
-    """Moves the bar, keeps every epoch, and stops when none was better for long."""
+class _EpochCallback(keras.callbacks.Callback):
+    """Moves the bar, saves every epoch, and stops after `--patience` epochs that were no better."""
 
     def __init__(self, run, bar):
         super().__init__()
         self._run, self._bar = run, bar
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._run.draw_anew(epoch + 1)
+        self._run.reset_random_numbers(epoch + 1)
 
     def on_test_begin(self, logs=None):
-        self._run.draw_anew(0)  # the same prompts every time, so that epochs can be compared
+        self._run.reset_random_numbers(
+            0
+        )  # the same prompts every time, so that epochs can be compared
 
     def on_train_batch_end(self, batch, logs=None):
         self._bar.advance(1)
@@ -243,7 +223,7 @@ class _Keeper(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         logs = {name: float(value) for name, value in (logs or {}).items()}
-        self._run.keep(epoch, logs)
+        self._run.save_epoch(epoch, logs)
         self._bar.say(f"epoch {epoch + 1}/{self._run.args.epochs}: {_figures(logs)}")
         if self._run._has_ended():
             self.model.stop_training = True

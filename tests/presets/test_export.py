@@ -1,7 +1,5 @@
 """Into the formats of other libraries and back, bit by bit, and the masks they then predict."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,16 +134,3 @@ def test_safetensors_are_read_by_the_library(tmp_path):
         np.testing.assert_array_equal(found[name], value)
     header = (tmp_path / "x.safetensors").read_bytes()[:8]
     assert int.from_bytes(header, "little") % 8 == 0
-
-
-def test_the_tool(meta, tmp_path):
-    tool = [sys.executable, str(ROOT / "tools" / "convert_checkpoint.py")]
-    done = subprocess.run(
-        [*tool, str(meta[1]), str(tmp_path / "a"), "--to", "transformers"],
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout) == (0, f"wrote {tmp_path / 'a'}\n"), done.stderr
-    done = subprocess.run([*tool, "nothing.pth", "a"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: A preset must be a built-in name")

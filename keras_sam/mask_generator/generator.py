@@ -1,7 +1,9 @@
-"""Segmenting everything: a grid of clicks over the image and its crops, and what is left of it."""
+"""Segmenting everything: a grid of clicks over the image and its crops, the good masks kept."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,10 +13,9 @@ import keras
 import numpy as np
 
 from keras_sam.boxes import build_layer_point_grids, generate_crop_boxes
-from keras_sam.candidates import CandidateFile, Candidates, Crop
-from keras_sam.geometry import ResizePlan
 from keras_sam.images import load_image
-from keras_sam.mask_records import MaskRecords, Thresholds, choose
+from keras_sam.mask_generator.candidates import CandidateFile, Candidates, Crop
+from keras_sam.mask_generator.records import MaskRecords, Thresholds, select_records
 from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
 from keras_sam.predictor import SAMPredictor
 from keras_sam.preprocessing.converter import batch_of, is_one_image
@@ -24,7 +25,7 @@ UNUSABLE = ("raise", "skip")
 
 
 class UnfinishedImagesError(ValueError):
-    """Some of several images have no records, but the others' are not lost.
+    """Some of several images have no records; those of the others are in `results`.
 
     Args:
         message: str. Names the images, and says what is wrong with each.
@@ -52,8 +53,8 @@ class SAMAutomaticMaskGenerator:
 
     Parameters, order of steps and records are those of Meta's `SamAutomaticMaskGenerator`
     (`tests/test_mask_generator.py` compares them). Only masks whose predicted IoU is high enough
-    are enlarged, a few at a time, and packed until suppression; what is over 8 MB waits in a
-    temporary file. So memory grows by the records, and by 1 kB for each mask that waits.
+    are enlarged, a few at a time, and packed until suppression, in a temporary file if they are
+    over 8 MB. So memory grows by the records, and by 1 kB for each mask that waits.
 
     Args:
         segmenter: a `SAMImageSegmenter`; or a `SAMPredictor`, whose preprocessor is then used,
@@ -136,8 +137,8 @@ class SAMAutomaticMaskGenerator:
             )
         if (points_per_side is None) == (point_grids is None):
             raise ValueError(
-                "Exactly one of `points_per_side` and `point_grids` must be given; with grids of "
-                f"your own pass `points_per_side=None`. Received: points_per_side="
+                "Exactly one of `points_per_side` and `point_grids` must be given: pass "
+                "`points_per_side=None` with `point_grids`. Received: points_per_side="
                 f"{points_per_side}, point_grids={'None' if point_grids is None else 'given'}."
             )
         if point_grids is None:
@@ -173,9 +174,9 @@ class SAMAutomaticMaskGenerator:
     ) -> MaskRecords | list[MaskRecords | None]:
         """Segments everything in one image, or in each of several.
 
-        Of several images, none that is finished is lost: an unusable one is passed over and named
-        at the end, in an error that holds the records of the others; after Ctrl-C the records so
-        far are returned, with a warning.
+        Of several images, no finished one is lost: an unusable one is skipped and named at the
+        end, in an error that holds the records of the others; after Ctrl-C the records so far are
+        returned, with a warning.
 
         Args:
             image: array `(H0, W0, 3)`, PIL image or path; or a list of them, of any sizes. By
@@ -184,19 +185,19 @@ class SAMAutomaticMaskGenerator:
             channel_order: optional `"rgb"` or `"bgr"`, as in `SAMPredictor.set_image`.
             verbose: `"auto"` for a progress bar over several images, 1 for one in any case, 0
                 for none. It counts clicks.
-            unusable: what an unusable one of several images leads to: `"raise"`, after the others,
-                or `"skip"`, None in its place and a warning.
+            unusable: what to do about an unusable one of several images: `"raise"` an error after
+                the others, or `"skip"` it with a warning and None in its place.
 
         Returns:
             `MaskRecords`, a list of Meta's records, empty if nothing was good enough; for
             several images a list of them.
 
         Raises:
-            ValueError: if the only image is unusable, or too small for the layers of crops; or
-                there are to be crops of an image of which only the embedding is there.
-            OSError: if temporary files find no folder or space, with one image.
-            UnfinishedImagesError: if some of several images are unusable, or temporary files find
-                no folder or space; its `results` are the records of the others.
+            ValueError: if the only image is unusable, or too small for the layers of crops; or if
+                crops are wanted and the predictor has only the image's embedding.
+            OSError: if there is no folder or space for temporary files, with one image.
+            UnfinishedImagesError: if some of several images are unusable, or there is no folder or
+                space for temporary files; its `results` are the records of the others.
             RuntimeError: if there is no image.
         """
         if image is None:
@@ -206,31 +207,31 @@ class SAMAutomaticMaskGenerator:
             several = not is_one_image(image)
             sources = batch_of(image) if several else [image]
         _check_unusable(unusable)
-        tell = self._progress(len(sources), verbose)
+        progress = self._progress_bar(len(sources), verbose)
         if not several:
-            return self._segment(self._open(sources[0], channel_order), keep_candidates, tell)
+            return self._segment(self._open(sources[0], channel_order), keep_candidates, progress)
         results: list[MaskRecords | None] = []
-        faults = []
+        faults: list[str] = []
+        count = len(sources)
+
+        def note(fault, error):
+            faults.append(fault)
+
         try:
-            for number, source in enumerate(sources):
-                try:
-                    opened = self._open(source, channel_order)
-                except (ValueError, FileNotFoundError) as error:
-                    faults.append(_describe_fault(number, len(sources), source, error))
-                    results.append(None)
-                else:
-                    results.append(self._segment(opened, keep_candidates, tell))
+            for records in self._stream(
+                sources, count, keep_candidates, channel_order, progress, note
+            ):
+                results.append(records)
         except KeyboardInterrupt:
             if not any(records is not None for records in results):
                 raise
-            interrupted = (
-                f"Interrupted: records of the first {len(results)} of {len(sources)} images."
-            )
+            interrupted = f"Interrupted: records of the first {len(results)} of {count} images."
             warnings.warn(" ".join([interrupted, *faults]), stacklevel=2)
             return results
         except OSError as error:  # a temporary file: a full disk
-            faults.append(_describe_fault(len(results), len(sources), source, error))
-            missing = [None] * (len(sources) - len(results))
+            number = len(results)
+            faults.append(_describe_fault(number, count, sources[number], error))
+            missing = [None] * (count - number)
             raise UnfinishedImagesError(_report(faults), results + missing) from error
         if faults and unusable == "raise":
             raise UnfinishedImagesError(_report(faults), results)
@@ -252,8 +253,8 @@ class SAMAutomaticMaskGenerator:
             images: iterable of images, each as in `generate`, read when its turn comes.
             keep_candidates: see `generate`.
             channel_order: see `generate`.
-            unusable: what an unusable image leads to when its turn comes: `"raise"`, which ends
-                the stream, or `"skip"`, None in its place and a warning.
+            unusable: what to do about an unusable image: `"raise"` an error, which ends the
+                stream, or `"skip"` it with a warning and None in its place.
             progress: optional function that is called with the number of clicks that have been
                 segmented since the call before, see `clicks_per_image`.
 
@@ -263,11 +264,17 @@ class SAMAutomaticMaskGenerator:
         Raises:
             UnfinishedImagesError: if an image is unusable, see `generate`; with its number, and
                 without `results`, for they have been yielded.
-            OSError: if temporary files find no folder or space.
+            OSError: if there is no folder or space for temporary files.
         """
         _check_unusable(unusable)
-        tell = (lambda points: None) if progress is None else progress
-        return self._stream(images, keep_candidates, channel_order, unusable, tell)
+
+        def report(fault, error):
+            if unusable == "raise":
+                raise UnfinishedImagesError(fault, []) from error
+            warnings.warn(fault, stacklevel=3)
+
+        progress = progress or _no_progress
+        return self._stream(images, None, keep_candidates, channel_order, progress, report)
 
     @property
     def clicks_per_image(self) -> int:
@@ -275,37 +282,20 @@ class SAMAutomaticMaskGenerator:
         layers = range(self.crop_n_layers + 1)
         return sum(4**layer * len(self.point_grids[layer]) for layer in layers)
 
-    def filter(self, records: MaskRecords, **thresholds: Any) -> MaskRecords:
-        """`records.filter(**thresholds)`: chooses again, without running the model.
-
-        Args:
-            records: `MaskRecords` that `generate` or `stream` returned.
-            **thresholds: see `MaskRecords.filter`.
-
-        Returns:
-            New `MaskRecords`.
-
-        Raises:
-            ValueError, OSError: see `MaskRecords.filter`.
-        """
-        return records.filter(**thresholds)
-
-    def _stream(self, images, keep_candidates, channel_order, unusable, tell):
+    def _stream(self, images, count, keep_candidates, channel_order, progress, report):
+        """The records of each image, or None after a call of `report` for an unusable one."""
         for number, image in enumerate(images):
             try:
                 opened = self._open(image, channel_order)
             except (ValueError, FileNotFoundError) as error:
-                fault = _describe_fault(number, None, image, error)
-                if unusable == "raise":
-                    raise UnfinishedImagesError(fault, []) from error
-                warnings.warn(fault, stacklevel=2)
+                report(_describe_fault(number, count, image, error), error)
                 yield None
             else:
-                yield self._segment(opened, keep_candidates, tell)
+                yield self._segment(opened, keep_candidates, progress)
 
     def _open(self, image, channel_order):
-        """Everything about an image that can be wrong, before the model is asked."""
-        if isinstance(image, _EmbeddedImage):
+        """Checks everything about an image that can be wrong, before the model runs."""
+        if isinstance(image, _OpenedImage):
             return image
         converter = self.predictor.preprocessor.image_converter
         pixels = load_image(
@@ -318,17 +308,34 @@ class SAMAutomaticMaskGenerator:
         boxes, layers = generate_crop_boxes(
             pixels.shape[:2], self.crop_n_layers, self.crop_overlap_ratio
         )
-        return _OpenedImage(pixels, boxes, layers)
+        crops = functools.partial(self._encode_crops, pixels, boxes.tolist(), layers)
+        return _OpenedImage(pixels.shape[:2], crops)
 
-    def _segment(self, image, keep_candidates, tell):
-        crops = image.crops(self, tell)
+    def _encode_crops(self, pixels, boxes, layers, progress):
+        """The crops of an image, each with its candidates, encoded one after the other."""
+        converter = self.predictor.preprocessor.image_converter
+        for box, layer in zip(boxes, layers, strict=True):
+            x1, y1, x2, y2 = box
+            frame, (plan,) = converter.convert(
+                [pixels[y1:y2, x1:x2]], channel_order="rgb", data_format="channels_last"
+            )
+            embedding = self.segmenter.encode_frames(frame)
+            yield Crop(tuple(box), plan), self._candidates(embedding, plan, layer, progress)
+
+    def _embedded_crop(self, embedding, plan, progress):
+        """An image that is encoded already, as its only crop."""
+        h, w = plan.original_size
+        yield Crop((0, 0, w, h), plan), self._candidates(embedding, plan, 0, progress)
+
+    def _segment(self, image, keep_candidates, progress):
+        crops = image.crops(progress)
         keep = self.keep_candidates if keep_candidates is None else keep_candidates
         candidates = CandidateFile() if keep else None
         if candidates is not None:
             crops = candidates.recorded(crops)
-        return choose(crops, image.original_size, self.thresholds, candidates)
+        return select_records(crops, image.original_size, self.thresholds, candidates)
 
-    def _candidates(self, embedding, plan, layer, tell):
+    def _candidates(self, embedding, plan, layer, progress):
         h, w = plan.original_size
         points = self.point_grids[layer] * np.array([w, h])
         for start in range(0, len(points), self.points_per_batch):
@@ -338,7 +345,7 @@ class SAMAutomaticMaskGenerator:
             if self.use_m2m:
                 scores, logits = self._refine(embedding, plan, part, logits)
             yield Candidates(part, scores, logits)
-            tell(len(part))
+            progress(len(part))
 
     def _decode(self, embedding, plan, points, masks, multimask_output):
         """Scores `(N, K)` and logits `(N, K, Lh, Lw)` of one click each."""
@@ -376,48 +383,29 @@ class SAMAutomaticMaskGenerator:
         plan = self.predictor.preprocessor.image_converter.plan
         embeddings = self.predictor.image_embeddings
         return [
-            _EmbeddedImage(embeddings[i : i + 1], plan(size))
+            _OpenedImage(
+                size, functools.partial(self._embedded_crop, embeddings[i : i + 1], plan(size))
+            )
             for i, size in enumerate(self.predictor.original_sizes)
         ]
 
-    def _progress(self, images, verbose):
+    def _progress_bar(self, images, verbose):
         """A function that moves the progress bar on by so many clicks."""
         if verbose in (0, False) or (verbose == "auto" and images == 1):
-            return lambda points: None
+            return _no_progress
         return keras.utils.Progbar(images * self.clicks_per_image, unit_name="click").add
 
 
+@dataclasses.dataclass(frozen=True)
 class _OpenedImage:
-    """An image `(H0, W0, C)` and the boxes of its crops, each of a layer."""
+    """An image with nothing wrong, and a function of `progress` that yields its crops."""
 
-    def __init__(self, pixels: np.ndarray, boxes: np.ndarray, layers: np.ndarray):
-        self.pixels, self.boxes, self.layers = pixels, boxes, layers
-        self.original_size = pixels.shape[:2]
-
-    def crops(self, generator, tell):
-        """The crops, each with its candidates, encoded in its turn."""
-        converter = generator.predictor.preprocessor.image_converter
-        for box, layer in zip(self.boxes.tolist(), self.layers, strict=True):
-            x1, y1, x2, y2 = box
-            frame, (plan,) = converter.convert(
-                [self.pixels[y1:y2, x1:x2]], channel_order="rgb", data_format="channels_last"
-            )
-            embedding = generator.segmenter.encode_frames(frame)
-            yield Crop(tuple(box), plan), generator._candidates(embedding, plan, layer, tell)
+    original_size: tuple[int, int]
+    crops: Callable[[Callable], Iterator[tuple[Crop, Iterator[Candidates]]]]
 
 
-class _EmbeddedImage:
-    """An image that is encoded already."""
-
-    def __init__(self, embedding: np.ndarray, plan: ResizePlan):
-        self.embedding, self.plan = embedding, plan
-        self.original_size = plan.original_size
-
-    def crops(self, generator, tell):
-        """The whole image as its only crop."""
-        h, w = self.original_size
-        candidates = generator._candidates(self.embedding, self.plan, 0, tell)
-        yield Crop((0, 0, w, h), self.plan), candidates
+def _no_progress(points: int) -> None:
+    """The progress function of a caller who wants none."""
 
 
 def _check_unusable(unusable):

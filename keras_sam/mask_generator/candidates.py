@@ -1,6 +1,6 @@
-"""What the mask generator chooses from: candidates of a crop, and masks that wait for their turn.
+"""What records are selected from: candidates of a crop, and masks that wait for suppression.
 
-Numpy only. Both may be more than memory should hold, and have temporary files.
+Numpy only. Both can be larger than memory, so they have temporary files.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import numpy as np
 from keras_sam.geometry import ResizePlan
 from keras_sam.masks import encode_rle
 
-_WAITING_IN_MEMORY = 8 * 2**20  # bytes; 3,000 masks of objects in a photograph take 7 MB
+_WAITING_IN_MEMORY = 8 * 2**20  # bytes, enough for all masks of most photographs
 
-# Of a mask of 1200 x 1800 pixels with this many changes along its columns, run lengths take 1 ms,
-# with five times as many 12 ms; bits take 0.1 ms.
+# With more changes than this along its columns, a mask is packed much faster as bits.
 _CHANGES_PER_PIXEL = 1 / 64
 
 
@@ -39,7 +38,7 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """The masks of some clicks into one crop.
+    """The masks of some clicks on one crop.
 
     Args:
         points: float64 array `(N, 2)`, x y in pixels of the crop.
@@ -53,7 +52,7 @@ class Candidates:
 
 
 class CandidateFile:
-    """Candidates of one image in a temporary file, which goes when this object does."""
+    """Candidates of one image in a temporary file, which is deleted with this object."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="keras_sam_")  # noqa: SIM115
@@ -63,7 +62,7 @@ class CandidateFile:
     def recorded(
         self, crops: Iterable[tuple[Crop, Iterable[Candidates]]]
     ) -> Iterator[tuple[Crop, Iterator[Candidates]]]:
-        """Passes candidates on, and writes them down on the way."""
+        """Passes candidates on, and writes them to the file."""
         for crop, batches in crops:
             written: list[tuple] = []
             self._crops.append((crop, written))
@@ -71,7 +70,7 @@ class CandidateFile:
 
     def _write(self, batches, written):
         for batch in batches:
-            # By `write`, not through the map: a disk that is full then is an OSError, no crash.
+            # By `write`, not through the map, where a full disk would end the process.
             logits = np.ascontiguousarray(batch.logits, "float32")
             self._file.write(logits.data)
             written.append((batch.points, batch.scores.copy(), self._size, logits.shape))
@@ -79,7 +78,7 @@ class CandidateFile:
             yield batch
 
     def crops(self) -> Iterator[tuple[Crop, Iterator[Candidates]]]:
-        """The candidates again, as they came; logits are mapped from the file."""
+        """The candidates again, in the same order; logits are mapped from the file."""
         self._file.flush()
         for crop, written in self._crops:
             yield (
@@ -99,8 +98,8 @@ class CandidateFile:
 class PackedMask:
     """A mask of a part of an image, as run lengths or, where many pixels are on an edge, as bits.
 
-    Run lengths of an object are short. Those of noise take twice as long to make as the mask, and
-    most masks are dropped before anyone asks for them.
+    Run lengths of an object are short. Those of noise take longer to make than the mask itself,
+    and most masks are dropped before their run lengths are needed.
 
     Args:
         content: bytes. COCO's string of the whole image, or the bits of the part's pixels.
@@ -151,11 +150,11 @@ class WaitingMasks:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        with contextlib.suppress(OSError):  # of a full disk, for what nobody needs any more
+        with contextlib.suppress(OSError):  # a full disk; the content is no longer needed
             self._file.close()
 
     def add(self, mask: PackedMask) -> Callable[[], dict]:
-        """Puts a mask away. Returns what gives its run lengths, compressed, of the whole image."""
+        """Stores a mask. Returns a function for its run lengths, compressed, of the whole image."""
         self._file.seek(self._size)
         self._file.write(mask.content)
         place = (self._size, len(mask.content))

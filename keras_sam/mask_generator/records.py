@@ -1,7 +1,7 @@
-"""From the candidates of a click grid to Meta's records: what is kept, in which order.
+"""Meta's records, selected from the candidates of a click grid.
 
 Numpy only. Full-size logits never exist: masks are made some rows at a time, one mask per thread,
-and of the part of the image alone where the mask can be.
+and only in the part of the image where the mask can be.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from keras_sam.boxes import boxes_near_crop_edge, nms, nms_across_crops, uncrop_boxes
-from keras_sam.candidates import (
+from keras_sam.enlarging import enlarged_rows
+from keras_sam.geometry import ResizePlan, mask_axes, xywh_to_xyxy, xyxy_to_xywh
+from keras_sam.mask_generator.candidates import (
     CandidateFile,
     Candidates,
     Crop,
@@ -26,8 +28,6 @@ from keras_sam.candidates import (
     WaitingMasks,
     pack_mask,
 )
-from keras_sam.enlarging import enlarged_rows
-from keras_sam.geometry import ResizePlan, mask_axes, xywh_to_xyxy, xyxy_to_xywh
 from keras_sam.masks import (
     compress_rle,
     decode_rle,
@@ -40,16 +40,16 @@ from keras_sam.masks import (
 from keras_sam.masks.measures import stability_of_areas
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
-_MAX_THREADS = 4  # each holds one mask at full size; more of them would wait for the memory
+_MAX_THREADS = 4  # each holds one mask at full size; more would wait for the memory bus
 
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-    """What decides which candidates become records, and their form.
+    """The thresholds by which candidates become records, and the records' form.
 
     Args:
         pred_iou_thresh: float. Predicted IoUs above it stay; 0 keeps all.
-        stability_score_thresh: float. Stability scores from it on stay; 0 keeps all.
+        stability_score_thresh: float. Stability scores of at least this stay; 0 keeps all.
         stability_score_offset: float, added to and taken from the mask threshold for stability.
         box_nms_thresh: float. Of boxes of one crop with a larger IoU, one stays.
         crop_nms_thresh: float. Likewise among different crops.
@@ -58,7 +58,7 @@ class Thresholds:
         mask_threshold: float. Logits above it belong to the mask.
 
     Raises:
-        ValueError: if one of them is no finite number, or `output_mode` is another word.
+        ValueError: if one of them is no finite number, or `output_mode` is none of these.
     """
 
     pred_iou_thresh: float = 0.88
@@ -85,11 +85,11 @@ class Thresholds:
         return bool(self.pred_iou_thresh <= 0 or score > self.pred_iou_thresh)
 
     def accept_stability(self, stability: float) -> bool:
-        """Whether a mask is stable enough; 0 / 0, of one without any pixel, is NaN and is not."""
+        """Whether a mask is stable enough. An empty one has 0 / 0, NaN, and is not."""
         return bool(self.stability_score_thresh <= 0 or stability >= self.stability_score_thresh)
 
     def replaced(self, changes: dict[str, Any]) -> Thresholds:
-        """A copy with other values; a name that is none of its own is refused."""
+        """A copy with other values; raises a ValueError for unknown names."""
         names = [f.name for f in dataclasses.fields(self) if f.name != "mask_threshold"]
         unknown = sorted(set(changes) - set(names))
         if unknown:
@@ -97,7 +97,7 @@ class Thresholds:
         return dataclasses.replace(self, **changes)
 
     def looser_than(self, other: Thresholds) -> list[str]:
-        """The names of what would bring back candidates that `other` has dropped."""
+        """The names of thresholds that could bring back candidates which `other` has dropped."""
         stricter_is_more = ("pred_iou_thresh", "stability_score_thresh", "min_mask_region_area")
         stricter_is_less = ("box_nms_thresh", "crop_nms_thresh")
         return [
@@ -113,7 +113,7 @@ class Thresholds:
 
 @dataclasses.dataclass
 class _Mask:
-    """A candidate that is still in; the fields of its record, boxes as x1 y1 x2 y2."""
+    """A candidate that has not been dropped: the fields of its record, boxes as x1 y1 x2 y2."""
 
     run_lengths: Callable[[], dict]  # compressed, of the whole image
     box: np.ndarray
@@ -150,11 +150,11 @@ class MaskRecords(list):
         self.candidates = candidates
 
     def filter(self, **thresholds: Any) -> MaskRecords:
-        """Chooses again by other thresholds, without running the model.
+        """Selects again by other thresholds, without running the model.
 
         Of records that were generated with `keep_candidates=True`, this equals generating with
-        those thresholds. Otherwise thresholds can only be stricter, and are applied to the
-        records that are left: a mask that lost against one which now goes does not come back.
+        those thresholds. Otherwise thresholds can only be stricter, and are applied to these
+        records: a mask that was suppressed by one which is dropped now does not come back.
 
         Args:
             **thresholds: any of `pred_iou_thresh`, `stability_score_thresh`,
@@ -166,11 +166,13 @@ class MaskRecords(list):
 
         Raises:
             ValueError: for other names, or if a threshold is looser and there are no candidates.
-            OSError: if masks that wait for suppression find no folder or space.
+            OSError: if there is no space for the temporary file of masks that wait for suppression.
         """
         changed = self.thresholds.replaced(thresholds)
         if self.candidates is not None:
-            return choose(self.candidates.crops(), self.original_size, changed, self.candidates)
+            return select_records(
+                self.candidates.crops(), self.original_size, changed, self.candidates
+            )
         looser = changed.looser_than(self.thresholds)
         if looser:
             values = [f"{name}={getattr(changed, name)}" for name in looser]
@@ -181,17 +183,17 @@ class MaskRecords(list):
         return _filter_records(self, changed)
 
     def __reduce__(self):
-        # A copy or pickle is of the records, not of a temporary file.
+        # Copies and pickles hold the records, not the temporary file of candidates.
         return MaskRecords, (list(self), self.original_size, self.thresholds)
 
 
-def choose(
+def select_records(
     crops: Iterable[tuple[Crop, Iterable[Candidates]]],
     original_size: tuple[int, int],
     thresholds: Thresholds,
     candidates: CandidateFile | None = None,
 ) -> MaskRecords:
-    """Chooses the masks of one image from the candidates of its crops.
+    """Selects the masks of one image from the candidates of its crops.
 
     Per crop: predicted IoU, stability, boxes cut off by the crop's edge, suppression by
     predicted IoU. Then suppression across crops, smaller crops first, and small regions.
@@ -208,23 +210,23 @@ def choose(
     Source:
         `SamAutomaticMaskGenerator`, facebookresearch/segment-anything@dca509f.
     """
-    found, count = [], 0
-    # The same threads for all batches: each new one may get a heap of its own, with gaps of its own
-    # (of a photograph with 32 x 32 points, 100 MB).
+    masks: list[_Mask] = []
+    count = 0
+    # One pool for all batches: new threads may get new heaps, whose gaps add up.
     pool = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
     with pool, WaitingMasks(original_size) as waiting:
         for crop, batches in crops:
             count += 1
-            of_crop = [
+            crop_masks = [
                 mask
                 for batch in batches
                 for mask in _survivors(batch, crop, waiting, thresholds, pool)
             ]
-            found += _suppress_in_crop(of_crop, thresholds)
+            masks += _suppress_in_crop(crop_masks, thresholds)
         if count > 1:
-            found = _suppress_across_crops(found, thresholds)
-        found = _clean(found, thresholds)
-        return _records(found, original_size, thresholds, candidates)
+            masks = _suppress_across_crops(masks, thresholds)
+        masks = _clean(masks, thresholds)
+        return _records(masks, original_size, thresholds, candidates)
 
 
 def _survivors(
@@ -234,17 +236,17 @@ def _survivors(
     thresholds: Thresholds,
     pool: ThreadPoolExecutor,
 ) -> Iterator[_Mask]:
-    """Enlarges the candidates whose predicted IoU is high enough, and looks closer, in order."""
+    """The candidates of a high enough predicted IoU that are stable and not cut off, in order."""
     good = [
         place
         for place in np.ndindex(batch.scores.shape)
         if thresholds.accept_score(batch.scores[place])
     ]
 
-    def look(place):
+    def enlarge(place):
         return _mask_at(place, batch, crop, waiting.original_size, thresholds)
 
-    for packed, others in filter(None, pool.map(look, good)):
+    for packed, others in filter(None, pool.map(enlarge, good)):
         yield _Mask(waiting.add(packed), **others)
 
 
@@ -276,9 +278,9 @@ def _mask_at(
 def _enlarge(
     logits: np.ndarray, plan: ResizePlan, thresholds: Thresholds
 ) -> tuple[np.ndarray, tuple[int, int], float]:
-    """The mask in the part of a crop where anything of it can be, its x y, and its stability.
+    """The mask in the part of a crop where it can have pixels, its x y, and its stability.
 
-    Enlarging takes weighted means, which exceed no level that all their pixels are below. So
+    Enlarging takes weighted means, which stay below a level that all their pixels are below. So
     what is left out belongs to neither of the masks that stability compares.
     """
     rows, columns = mask_axes(plan, logits.shape)
@@ -310,7 +312,7 @@ def _suppress_across_crops(masks: list[_Mask], thresholds: Thresholds) -> list[_
 
 
 def _clean(masks: list[_Mask], thresholds: Thresholds) -> list[_Mask]:
-    """Fills small holes, drops small islands, and suppresses what became alike, changed last."""
+    """Fills small holes, drops small islands, then suppresses duplicates, unchanged masks first."""
     area = thresholds.min_mask_region_area
     if area <= 0:
         return masks
@@ -352,7 +354,7 @@ def _records(
 
 
 def _filter_records(records: MaskRecords, thresholds: Thresholds) -> MaskRecords:
-    """Applies stricter thresholds to records: only what has changed is looked at again."""
+    """Applies stricter thresholds to records, each only where it has changed."""
     before = records.thresholds
     masks = [
         _read_record(record)

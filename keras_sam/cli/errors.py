@@ -1,4 +1,4 @@
-"""What goes wrong for a reason that the user can see and mend."""
+"""Errors that users can see and correct, each in one line."""
 
 import contextlib
 
@@ -26,7 +26,7 @@ def one_line(message, limit: int = 600) -> str:
 
 @contextlib.contextmanager
 def bad_input():
-    """Errors by which the library refuses its input become exit code 2."""
+    """Turns errors by which the library refuses its input into exit code 2."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
@@ -35,10 +35,10 @@ def bad_input():
 
 @contextlib.contextmanager
 def writing(path):
-    """Errors of the file system end the command with what could not be written."""
+    """Turns errors of the file system into one that names what could not be written."""
     try:
         yield
     except OSError as error:
-        # A full disk is nobody's mistake in the call, hence 1.
+        # A full disk is not an error in the call, hence 1.
         code = 2 if isinstance(error, PermissionError) else 1
         raise CommandError(f"cannot write {path}: {error.strerror or error}", code) from error
