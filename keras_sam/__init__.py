@@ -46,6 +46,7 @@ _HOME = {
 }
 # A module of ours that imports Keras must be complete before the others can import it.
 _KERAS_ROOMS = (
+    "backends",
     "compat",
     "evaluation",
     "layers",

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_sam.layers.kernels import matmul
+from keras_sam import backends
 from keras_sam.layers.mask_upscaler import MaskUpscaler, whole_pixels
 from keras_sam.layers.mlp import MLP
 from keras_sam.layers.two_way_transformer import TwoWayTransformer
@@ -315,7 +315,7 @@ class SAMMaskDecoder(keras.layers.Layer):
         image = ops.reshape(image, (-1, eh, ew, self.hidden_size))
         pixels = self.output_upscaling.cells(image, training)
         pixels = ops.reshape(pixels, (*lead, 16 * eh * ew, self.hidden_size // 8))
-        masks = matmul(pixels, weights)  # (B, P, 16 Eh Ew, K)
+        masks = backends.matmul(pixels, weights)  # (B, P, 16 Eh Ew, K)
         lead = ops.shape(masks)[:2]
         masks = ops.reshape(masks, (-1, 16 * eh * ew, count))
         masks = ops.transpose(whole_pixels(masks, grid), (0, 3, 1, 2))

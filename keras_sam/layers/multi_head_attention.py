@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
+from keras_sam import backends
 from keras_sam.layers.dense import Dense
 from keras_sam.layers.initialization import build_part
-from keras_sam.layers.kernels import matmul, matmul_transposed, softmax_float32
 
 # Far below every logit, yet finite: exp() of it is exactly 0, so a masked key has no influence.
 _MASKED_LOGIT = -1e9
@@ -169,12 +169,12 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
         query = self._split_heads(self.query_proj(query)) * self._scale  # (B, [P,] D, Tq, c)
         kernel, bias = self._kernel_by_head(self.key_proj, query)  # (D, C, c), (D, 1, c)
         products = ops.matmul(query, _transposed(kernel))  # (B, [P,] D, Tq, C)
-        logits = matmul_transposed(_merge(products, -3), key)
+        logits = backends.matmul_transposed(_merge(products, -3), key)
         # The bias adds the same to all logits of a query: nothing, but it has a gradient.
         logits = _split(logits, -2, self.num_heads) + ops.sum(query * bias, axis=-1, keepdims=True)
         attention = _masked_softmax(logits, key_mask, attention_bias)  # (B, [P,] D, Tq, Tk)
         kernel, bias = self._kernel_by_head(self.value_proj, query)
-        seen = _split(matmul(_merge(attention, -3), value), -2, self.num_heads)
+        seen = _split(backends.matmul(_merge(attention, -3), value), -2, self.num_heads)
         # A query's attention sums to 1, so its values' bias arrives whole.
         out = ops.matmul(seen, kernel) + bias  # (B, [P,] D, Tq, c)
         return self.out_proj(_join_heads(out)), attention
@@ -188,12 +188,12 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
             # Each head's keys at its own channels, zeros elsewhere: (B, P, D, Tk, D, c).
             own = ops.reshape(ops.eye(self.num_heads, dtype=key.dtype), (self.num_heads, 1, -1, 1))
             products = _merge(ops.expand_dims(key, -2) * own, -2)
-            logits = matmul_transposed(_merge(products, -3), shared)
+            logits = backends.matmul_transposed(_merge(products, -3), shared)
             logits = _split(logits, -2, self.num_heads)
         else:
             kernel, bias = self._kernel_by_head(self.query_proj, key)
             products = ops.matmul(key, _transposed(kernel))  # (B, [P,] D, Tk, C)
-            logits = matmul_transposed(_merge(products, -3), query)
+            logits = backends.matmul_transposed(_merge(products, -3), query)
             biases = ops.sum(key * bias, axis=-1, keepdims=True)
             logits = _split(logits, -2, self.num_heads) + biases
         # (B, [P,] D, Tk, Tq): the sums over keys run along the many queries.
@@ -204,7 +204,7 @@ class MultiHeadAttentionWithDownsampling(keras.layers.Layer):
         # whole: added to few tokens instead of the many queries.
         bias = ops.cast(self.out_proj.bias, value.dtype) / self.num_heads
         products = _merge(ops.matmul(value, kernel) + bias, -3)  # (B, [P,] D * Tk, C)
-        out = matmul(_transposed(_merge(attention, -3)), products)  # (B, [P,] Tq, C)
+        out = backends.matmul(_transposed(_merge(attention, -3)), products)  # (B, [P,] Tq, C)
         return out, _transposed(attention)
 
     @property
@@ -247,7 +247,7 @@ def _masked_softmax(logits, key_mask, attention_bias, axis=-1):
         logits = logits + ops.cast(attention_bias, logits.dtype)
     if key_mask is not None:
         logits = ops.where(key_mask, logits, ops.cast(_MASKED_LOGIT, logits.dtype))
-    return softmax_float32(logits, axis)
+    return backends.softmax_float32(logits, axis)
 
 
 def _split(x, axis, parts):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_sam.layers import kernels
+from keras_sam import backends
 from keras_sam.layers.dense import Dense, LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.mlp import MLP
@@ -156,15 +156,17 @@ class WindowAttention(keras.layers.Layer):
         # project the real tokens and pad with the bias.
         qkv = self._pad_with_bias(self.qkv(x), padded_h - h, padded_w - w)
         query, key, value = self._split_windows_and_heads(qkv)  # (N, D, window cells, c) each
-        terms = None
+        rel_pos_bias = None
         if self.use_rel_pos:
-            terms = kernels.relative_terms(query, self.rel_pos_h, self.rel_pos_w, self.window_grid)
+            rel_pos_bias = backends.decomposed_rel_pos(
+                query, self.rel_pos_h, self.rel_pos_w, self.window_grid
+            )
         attention = None
         if return_attention or (training and self.attention_dropout_rate):
-            attention = kernels.attention_map(query, key, terms, self.window_grid)
+            attention = backends.attention_map(query, key, rel_pos_bias, self.window_grid)
             out = ops.matmul(self.dropout(attention, training=training), value)
         else:
-            out = kernels.attend(query, key, value, terms, self.window_grid, training)
+            out = backends.attend(query, key, value, rel_pos_bias, self.window_grid, training)
         out = self._join_windows_and_heads(out, padded_h, padded_w)[:, :h, :w]
         out = self.projection(out)
         return (out, attention) if return_attention else out

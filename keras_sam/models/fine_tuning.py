@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_sam.backends import private
+
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 
 
@@ -87,7 +89,7 @@ class FineTuning:
         targets = {targets} if isinstance(targets, str) else set(targets)
         able = [
             layer
-            for layer in self.image_encoder._flatten_layers(include_self=False)
+            for layer in private.sublayers(self.image_encoder)
             if hasattr(layer, "enable_lora") and layer.weights
         ]
         unknown = targets - {layer.name for layer in able}
@@ -116,7 +118,7 @@ class FineTuning:
         """
         blocks = [
             layer
-            for layer in self.image_encoder._flatten_layers(include_self=False)
+            for layer in private.sublayers(self.image_encoder)
             if hasattr(layer, "rematerialize")
         ]
         if not blocks:
@@ -158,8 +160,8 @@ class FineTuning:
             layer.lora_kernel_a.assign(saved[f"lora_{i}_a"])
             layer.lora_kernel_b.assign(saved[f"lora_{i}_b"])
             merged = ops.convert_to_numpy(layer.kernel)  # with the additions twice
-            plain = ops.convert_to_numpy(layer._kernel)
-            layer._kernel.assign(2 * plain - merged)
+            plain = private.plain_kernel(layer)
+            plain.assign(2 * ops.convert_to_numpy(plain) - merged)
 
 
 def _checked(parts):
@@ -169,11 +171,7 @@ def _checked(parts):
 
 
 def _lora_layers(part):
-    return [
-        layer
-        for layer in part._flatten_layers(include_self=False)
-        if getattr(layer, "lora_enabled", False)
-    ]
+    return [layer for layer in private.sublayers(part) if getattr(layer, "lora_enabled", False)]
 
 
 def _train_lora_alone(part):

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam import converters, presets
-from keras_sam.layers.initialization import put
+from keras_sam import backends, converters, presets
 from keras_sam.models.sam_image_segmenter import preprocessor_for
 from tests.meta_oracle import import_segment_anything, meta_like
 from tests.tiny import photograph, without_random_values
@@ -150,7 +149,7 @@ def meta_pair(grid=(10, 10)):
     oracle, ours = meta_model(grid), our_model(grid)
     tensors = {name: values.detach().numpy() for name, values in oracle.state_dict().items()}
     _, arrays = converters.convert(tensors)
-    presets.assign(ours.weights, arrays, put)
+    presets.assign(ours.weights, arrays, backends.assign_value)
     return oracle, ours
 
 
