@@ -32,7 +32,7 @@ def activate(
     activation: generic.Activation | None,
     training: bool | None = None,
 ) -> jax.Array:
-    """`activation(x)`; GELU by `erf`, since Keras's `erfc` takes three times as long."""
+    """`activation(x)`; GELU by `erf`, which is faster than Keras's `erfc`."""
     if activation is keras.activations.gelu and x.dtype == "float32":  # coarser in other dtypes
         return x * (0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)))
     return generic.activate(x, activation)

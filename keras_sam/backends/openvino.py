@@ -16,7 +16,7 @@ PRECISION_VARIABLE = "KERAS_SAM_OPENVINO_PRECISION"
 CACHE_VARIABLE = "KERAS_SAM_OPENVINO_CACHE"
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
-PROMPT_CHUNK = 8  # a tenth slower with half as many
+PROMPT_CHUNK = 8  # fewer at once are slower
 CAN_TRAIN = False
 FOLDS_CONSTANTS = True
 

@@ -48,8 +48,8 @@ def activate(
 ) -> tf.Tensor:
     """`activation(x)`; GELU by `erf`, in float32.
 
-    Keras's `erfc` takes three times as long, and again three times in half precision. Not in
-    training, where a pass over numbers in float32 would be kept.
+    Keras's `erfc` is slower, most of all in half precision. Not in training, for which the numbers
+    in float32 would be kept.
     """
     if activation is keras.activations.gelu and not training:
         wide = ops.cast(x, "float32")

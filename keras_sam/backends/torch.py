@@ -107,7 +107,7 @@ def _product(
     x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "none"
 ) -> torch.Tensor:
     """`activation(x @ y.T + bias)` of `x` `(..., A, C)` and `y` `(B, C)`, by oneDNN."""
-    # Numbers with gaps between them take oneDNN a thousand times as long.
+    # oneDNN is far slower on numbers with gaps between them.
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     y = y if y.stride(0) == 1 else y.contiguous()
     out = _one_dnn()[0](rows, y, bias, activation, [], "none")
