@@ -5,6 +5,8 @@ those that it does differently, with the same arguments and, up to rounding, the
 They differ in the library that computes, and in the memory that is touched.
 """
 
+# ruff: noqa: F401 - callers take these from here
+
 import importlib.util
 
 import keras
@@ -32,34 +34,8 @@ from keras_sam.backends.generic import (
     to_numpy,
 )
 
-__all__ = [
-    "CAN_TRAIN",
-    "FOLDS_CONSTANTS",
-    "NEEDS_MASKS",
-    "PROMPT_CHUNK",
-    "READS_SIGNATURES",
-    "activate",
-    "assign_value",
-    "attend",
-    "attention_map",
-    "compile_program",
-    "decomposed_rel_pos",
-    "dense",
-    "layer_norm",
-    "matmul",
-    "matmul_transposed",
-    "pads_prompt_sets",
-    "runs_sequentially",
-    "softmax_float32",
-    "to_numpy",
-]
-
-
-def _running():
-    """The module of the backend that Keras runs on, the only one that is ever imported."""
-    name = f"{__name__}.{keras.config.backend()}"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else generic
-
-
-_own = vars(_running())
-globals().update({name: _own[name] for name in __all__ if name in _own})
+# The module of the backend that Keras runs on, the only one of them that is ever imported.
+_name = f"{__name__}.{keras.config.backend()}"
+if importlib.util.find_spec(_name):
+    _own = vars(importlib.import_module(_name))
+    globals().update({n: _own[n] for n in vars(generic) if n in _own and not n.startswith("_")})

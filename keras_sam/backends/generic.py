@@ -1,6 +1,6 @@
 """Every function of a backend in its textbook form, by `keras.ops`: right on all of them.
 
-A backend's own module replaces what it can do faster.
+A backend's own module replaces what it can do faster, with the same arguments.
 """
 
 import math
@@ -13,6 +13,8 @@ from keras import ops
 
 Tensor: TypeAlias = Any  # of the running backend
 Activation: TypeAlias = Callable[[Tensor], Tensor]
+RelPosBias: TypeAlias = tuple[Tensor, Tensor] | None  # what `decomposed_rel_pos` returned
+Grid: TypeAlias = tuple[int, int]  # cells (h, w)
 
 # Prompt sets of an image that are decoded at once. Each carries its own copy of the image tokens
 # and there are several at a time: larger chunks are no faster, and take more memory.
@@ -122,7 +124,7 @@ def softmax_float32(logits: Tensor, axis: int = -1) -> Tensor:
 
 
 def decomposed_rel_pos(
-    query: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: tuple[int, int]
+    query: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     """The two parts of the relative-position bias, which uses the unscaled query.
 
@@ -159,21 +161,13 @@ def _gather_relative_positions(table: Tensor, size: int) -> Tensor:
 def attention_map(
     query: Tensor,
     key: Tensor,
-    rel_pos_bias: tuple[Tensor, Tensor] | None,
-    grid: tuple[int, int],
-    softmax: Callable[[Tensor], Tensor] = softmax_float32,
+    rel_pos_bias: RelPosBias,
+    grid: Grid,
+    softmax: Activation = softmax_float32,
 ) -> Tensor:
     """The whole attention map, `(N, D, h * w, h * w)`: for small grids, dropout or inspection.
 
-    Args:
-        query: float tensor `(N, D, h * w, c)`.
-        key: float tensor `(N, D, h * w, c)`.
-        rel_pos_bias: `None`, or what `decomposed_rel_pos` returned.
-        grid: tuple `(h, w)`.
-        softmax: function of a tensor, over its last axis.
-
-    Returns:
-        Float tensor `(N, D, h * w, h * w)`.
+    Arguments are those of `attend`.
     """
     h, w = grid
     heads, channels = query.shape[1], query.shape[3]
@@ -190,10 +184,10 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rel_pos_bias: tuple[Tensor, Tensor] | None,
-    grid: tuple[int, int],
+    rel_pos_bias: RelPosBias,
+    grid: Grid,
     training: bool | None = None,
-    softmax: Callable[[Tensor], Tensor] = softmax_float32,
+    softmax: Activation = softmax_float32,
 ) -> Tensor:
     """Attention over a grid of tokens: `attention_map(query, key, ...) @ value`.
 
@@ -218,10 +212,10 @@ def attend_by_rows(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rel_pos_bias: tuple[Tensor, Tensor] | None,
-    grid: tuple[int, int],
+    rel_pos_bias: RelPosBias,
+    grid: Grid,
     rows: int = 1,
-    softmax: Callable[[Tensor], Tensor] = softmax_float32,
+    softmax: Activation = softmax_float32,
 ) -> Tensor:
     """`attend`, holding the logits of `rows` rows of queries at a time, a divisor of all."""
     h, w = grid
@@ -250,8 +244,8 @@ def attend_fused(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rel_pos_bias: tuple[Tensor, Tensor] | None,
-    grid: tuple[int, int],
+    rel_pos_bias: RelPosBias,
+    grid: Grid,
     bias_at_once: int,
 ) -> Tensor:
     """`attend` by the backend's kernel, which keeps no logits; the bias of some rows at a time.

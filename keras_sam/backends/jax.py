@@ -1,8 +1,6 @@
 """What JAX computes differently: products by XLA, and on a CPU one after the other."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import keras
@@ -16,41 +14,24 @@ from keras_sam.backends.generic import ROWS_FROM_TOKENS, attend_by_rows, attenti
 _ROWS_PER_STEP = 8
 
 
-def dense(
-    x: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array,
-    activation: generic.Activation | None = None,
-    training: bool | None = None,
-) -> jax.Array:
+def dense(x, kernel, bias, activation=None, training=None):
     """`activation(x @ kernel + bias)`, by our `activate`."""
     return activate(generic.dense(x, kernel, bias), activation, training)
 
 
-def activate(
-    x: jax.Array,
-    activation: generic.Activation | None,
-    training: bool | None = None,
-) -> jax.Array:
+def activate(x, activation, training=None):
     """`activation(x)`; GELU by `erf`, which is faster than Keras's `erfc`."""
     if activation is keras.activations.gelu and x.dtype == "float32":  # coarser in other dtypes
         return x * (0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)))
     return generic.activate(x, activation)
 
 
-def matmul_transposed(x: jax.Array, y: jax.Array) -> jax.Array:
+def matmul_transposed(x, y):
     """`x @ y.T` of the last two axes; XLA would first transpose `y` in memory."""
     return ops.einsum("...ac,...bc->...ab", x, y)
 
 
-def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    rel_pos_bias: tuple[jax.Array, jax.Array] | None,
-    grid: tuple[int, int],
-    training: bool | None = None,
-) -> jax.Array:
+def attend(query, key, value, rel_pos_bias, grid, training=None):
     """Attention over a grid: on a CPU one window, or some rows of one head, after the other.
 
     XLA multiplies two matrices on a CPU twice as fast as a batch of small ones. Not in training,
@@ -76,14 +57,12 @@ def attend(
     return ops.reshape(ops.map(one_head, inputs), (-1, heads, tokens, channels))
 
 
-def runs_sequentially() -> bool:
+def runs_sequentially():
     """On a CPU, unless it is several devices: they share a batch, and would each run every step."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
-def compile_program(
-    model: keras.Model, variables: Sequence[keras.Variable], prompts: Sequence[str] = ()
-) -> Callable[[Any], Any]:
+def compile_program(model, variables, prompts=()):
     """`model.predict_on_batch` that only reads the model's variables.
 
     Keras's own donates them to the computation and puts them back afterwards: in between

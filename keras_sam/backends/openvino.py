@@ -1,8 +1,6 @@
 """What OpenVINO computes differently: fused attention, and programs with their precision."""
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
 import numpy as np
@@ -25,14 +23,7 @@ FOLDS_CONSTANTS = True
 _BIAS_AT_ONCE = 12 * 2**24
 
 
-def attend(
-    query: Any,
-    key: Any,
-    value: Any,
-    rel_pos_bias: tuple[Any, Any] | None,
-    grid: tuple[int, int],
-    training: bool | None = None,
-) -> Any:
+def attend(query, key, value, rel_pos_bias, grid, training=None):
     """Attention over a grid by OpenVINO's own kernel, which is faster and compiles faster."""
     return generic.attend_fused(query, key, value, rel_pos_bias, grid, _BIAS_AT_ONCE)
 
@@ -57,9 +48,7 @@ def precision() -> str | None:
     return _PRECISIONS[wanted]
 
 
-def compile_program(
-    model: keras.Model, variables: Sequence[keras.Variable], prompts: Sequence[str] = ()
-) -> Callable[[Any], Any]:
+def compile_program(model, variables, prompts=()):
     """`model.predict_on_batch` that keeps what was compiled for every shape of the inputs.
 
     Keras's own keeps the last shape alone, and leaves the batch size open, for which OpenVINO

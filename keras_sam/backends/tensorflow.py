@@ -4,11 +4,8 @@ Read literally, the same words give the same numbers, slower.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -21,13 +18,7 @@ READS_SIGNATURES = 2
 NEEDS_MASKS = True
 
 
-def dense(
-    x: tf.Tensor,
-    kernel: tf.Tensor,
-    bias: tf.Tensor,
-    activation: generic.Activation | None = None,
-    training: bool | None = None,
-) -> tf.Tensor:
+def dense(x, kernel, bias, activation=None, training=None):
     """`activation(x @ kernel + bias)`, with bias and GELU as parts of the product."""
     if training or not _is_for_one_dnn(x):
         return activate(generic.dense(x, kernel, bias), activation, training)
@@ -41,11 +32,7 @@ def dense(
     return out if activation is None else activation(out)
 
 
-def activate(
-    x: tf.Tensor,
-    activation: generic.Activation | None,
-    training: bool | None = None,
-) -> tf.Tensor:
+def activate(x, activation, training=None):
     """`activation(x)`; GELU by `erf`, in float32.
 
     Keras's `erfc` is slower, most of all in half precision. Not in training, for which the numbers
@@ -57,13 +44,7 @@ def activate(
     return generic.activate(x, activation)
 
 
-def layer_norm(
-    x: tf.Tensor,
-    gamma: tf.Tensor,
-    beta: tf.Tensor,
-    epsilon: float,
-    training: bool | None = None,
-) -> tf.Tensor:
+def layer_norm(x, gamma, beta, epsilon, training=None):
     """Normalises the last axis, in the only words that TensorFlow replaces by oneDNN's kernel.
 
     These are a batch norm, of which each row is a channel, of a matrix.
@@ -90,15 +71,13 @@ def layer_norm(
     return tf.reshape(out, ops.shape(x))
 
 
-def _is_for_one_dnn(x: tf.Tensor) -> bool:
+def _is_for_one_dnn(x):
     """Whether `x` is of a graph of which TensorFlow may give parts to oneDNN."""
     on_cpu = not tf.config.list_logical_devices("GPU")
     return on_cpu and not tf.executing_eagerly() and x.dtype.name in ("float32", "bfloat16")
 
 
-def compile_program(
-    model: keras.Model, variables: Sequence[keras.Variable], prompts: Sequence[str] = ()
-) -> Callable[[Any], Any]:
+def compile_program(model, variables, prompts=()):
     """`model.predict_on_batch` that keeps a graph for every shape of the inputs.
 
     Keras's own replaces the first two by one for all sizes, which can't choose what is cheapest
@@ -118,7 +97,7 @@ def compile_program(
     return predict
 
 
-def assign_value(variable: keras.Variable, array: np.ndarray) -> None:
+def assign_value(variable, array):
     """Sets a variable to the values of an array; TensorFlow makes the copy where it can."""
     if array.flags.c_contiguous and array.dtype == "float32":
         variable.assign(array)

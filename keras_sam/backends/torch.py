@@ -3,8 +3,7 @@
 import functools
 import math
 import platform
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -23,13 +22,7 @@ _ROWS_PER_STEP = 4
 _BIAS_AT_ONCE = 12 * 2**20
 
 
-def dense(
-    x: torch.Tensor,
-    kernel: torch.Tensor,
-    bias: torch.Tensor,
-    activation: generic.Activation | None = None,
-    training: bool | None = None,
-) -> torch.Tensor:
+def dense(x, kernel, bias, activation=None, training=None):
     """`activation(x @ kernel + bias)` in one call, bias and GELU included."""
     kernel, bias = ops.cast(kernel, x.dtype), ops.cast(bias, x.dtype)
     if _is_for_one_dnn(x):
@@ -42,36 +35,30 @@ def dense(
     return out if activation is None else activation(out)
 
 
-def layer_norm(
-    x: torch.Tensor,
-    gamma: torch.Tensor,
-    beta: torch.Tensor,
-    epsilon: float,
-    training: bool | None = None,
-) -> torch.Tensor:
+def layer_norm(x, gamma, beta, epsilon, training=None):
     """Normalises the last axis in one pass; half precision as it is, in float32 inside."""
     gamma, beta = ops.cast(gamma, x.dtype), ops.cast(beta, x.dtype)
     return torch.nn.functional.layer_norm(x, gamma.shape, gamma, beta, epsilon)
 
 
-def matmul(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def matmul(x, y):
     """`x @ y` of the last two axes."""
     return _product(x, y.flatten(0, -2).t()) if _is_one_product(x, y) else generic.matmul(x, y)
 
 
-def matmul_transposed(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def matmul_transposed(x, y):
     """`x @ y.T` of the last two axes."""
     if _is_one_product(x, y):
         return _product(x, y.flatten(0, -2))
     return generic.matmul_transposed(x, y)
 
 
-def _is_one_product(x: torch.Tensor, y: torch.Tensor) -> bool:
+def _is_one_product(x, y):
     is_one = len(x.shape) == len(y.shape) and {*x.shape[:-2], *y.shape[:-2]} <= {1}
     return is_one and x.dtype == y.dtype and _is_for_one_dnn(x) and _is_for_one_dnn(y)
 
 
-def _is_for_one_dnn(x: torch.Tensor) -> bool:
+def _is_for_one_dnn(x):
     """Whether oneDNN multiplies `x`, which uses AVX-512 on every processor that has it.
 
     The usual way, MKL, does so on Intel's alone. Not where gradients are wanted, autocast is on or
@@ -89,7 +76,7 @@ def _is_for_one_dnn(x: torch.Tensor) -> bool:
 
 
 @functools.cache
-def _one_dnn() -> tuple[Callable[..., torch.Tensor] | None, tuple[torch.dtype, ...]]:
+def _one_dnn():
     """oneDNN's product, and what it multiplies here; only x86 was measured.
 
     The operation is the one that `torch.compile` uses.
@@ -103,9 +90,7 @@ def _one_dnn() -> tuple[Callable[..., torch.Tensor] | None, tuple[torch.dtype, .
     return product, (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
 
 
-def _product(
-    x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "none"
-) -> torch.Tensor:
+def _product(x, y, bias=None, activation="none"):
     """`activation(x @ y.T + bias)` of `x` `(..., A, C)` and `y` `(B, C)`, by oneDNN."""
     # oneDNN is far slower on numbers with gaps between them.
     rows = x.reshape(-1, x.shape[-1]).contiguous()
@@ -114,29 +99,17 @@ def _product(
     return out.reshape(*x.shape[:-1], len(y))
 
 
-def softmax_float32(logits: torch.Tensor, axis: int = -1) -> torch.Tensor:
+def softmax_float32(logits, axis=-1):
     """Softmax; of half precision torch computes it in float32, without two more passes."""
     return ops.softmax(logits, axis=axis)
 
 
-def attention_map(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    rel_pos_bias: tuple[torch.Tensor, torch.Tensor] | None,
-    grid: tuple[int, int],
-) -> torch.Tensor:
+def attention_map(query, key, rel_pos_bias, grid):
     """The whole attention map, by our softmax."""
     return generic.attention_map(query, key, rel_pos_bias, grid, softmax_float32)
 
 
-def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    rel_pos_bias: tuple[torch.Tensor, torch.Tensor] | None,
-    grid: tuple[int, int],
-    training: bool | None = None,
-) -> torch.Tensor:
+def attend(query, key, value, rel_pos_bias, grid, training=None):
     """Attention over a grid, in the form that suits device, dtype and the grid's size."""
     inputs = (query, key, value, rel_pos_bias, grid)
     if query.device.type != "cpu":
@@ -149,7 +122,7 @@ def attend(
 
 
 @functools.cache
-def _operation_by_head() -> Callable[..., torch.Tensor]:
+def _operation_by_head():
     """`attend` by oneDNN, some rows of queries of one head at a time.
 
     One operation for torch: a recorded program would hold a thousand for each block.
@@ -185,13 +158,7 @@ def _operation_by_head() -> Callable[..., torch.Tensor]:
     return attend_by_head
 
 
-def attend_flash(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    rel_pos_bias: tuple[torch.Tensor, torch.Tensor] | None,
-    grid: tuple[int, int],
-) -> torch.Tensor:
+def attend_flash(query, key, value, rel_pos_bias, grid):
     """`attend` without a bias: a query brings its bias, and a key names its row and column.
 
     `[q / sqrt(c), by row, by column] [k, one-hot row, one-hot column]` is the logit with its bias,
@@ -213,19 +180,17 @@ def attend_flash(
     return generic.dot_product_attention(query, key, value, scale=1.0)
 
 
-def runs_sequentially() -> bool:
+def runs_sequentially():
     """On a CPU."""
     return ops.convert_to_tensor(0.0).device.type == "cpu"
 
 
-def pads_prompt_sets() -> bool:
+def pads_prompt_sets():
     """Not where prompts run sequentially: any number of them is the same recording."""
     return not runs_sequentially()
 
 
-def compile_program(
-    model: keras.Model, variables: Sequence[keras.Variable], prompts: Sequence[str] = ()
-) -> Callable[[Any], Any]:
+def compile_program(model, variables, prompts=()):
     """`model.predict_on_batch` that repeats what torch computed for inputs of the same shapes.
 
     The decoder makes some 500 calls to torch for a click, and Keras's layers take as long to make
@@ -294,7 +259,7 @@ def _has_custom_code(layer):
     return any(module.partition(".")[0] not in ("keras", "keras_sam") for module in modules)
 
 
-def to_numpy(output: torch.Tensor | np.ndarray) -> np.ndarray:
+def to_numpy(output):
     """An output of a program as numpy, in memory of its own."""
     if isinstance(output, np.ndarray):
         return output
@@ -304,7 +269,7 @@ def to_numpy(output: torch.Tensor | np.ndarray) -> np.ndarray:
     return np.array(output.detach().cpu().numpy())
 
 
-def assign_value(variable: keras.Variable, array: np.ndarray) -> None:
+def assign_value(variable, array):
     """Sets a variable to the values of an array, in new memory.
 
     To copy into the variable's own, which nobody has touched yet, takes two threads twice as long

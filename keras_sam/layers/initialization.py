@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import math
+from collections.abc import Iterator
 
 import keras
 
@@ -10,7 +11,7 @@ _SKIPS = contextvars.ContextVar("skips", default=False)
 
 
 @contextlib.contextmanager
-def skip_init():
+def skip_init() -> Iterator[None]:
     """Kernels and biases that are built in here have no values: whatever the memory holds.
 
     Drawing them takes most of the time of building a large model, and as much memory
@@ -24,7 +25,9 @@ def skip_init():
         _SKIPS.reset(token)
 
 
-def released_initializer(fan_in: int, initializer_range: float | None = None):
+def released_initializer(
+    fan_in: int, initializer_range: float | None = None
+) -> keras.initializers.Initializer:
     """The initialiser of one kernel or bias of the released code.
 
     The released code leaves its linear and convolution layers at PyTorch's
@@ -45,7 +48,9 @@ def released_initializer(fan_in: int, initializer_range: float | None = None):
     return keras.initializers.RandomUniform(-limit, limit)
 
 
-def build_part(layer, input_shape, initializer_range: float | None = None):
+def build_part(
+    layer: keras.layers.Layer, input_shape: tuple, initializer_range: float | None = None
+) -> keras.layers.Layer:
     """Builds a Dense, Conv2D or Conv2DTranspose part with its released initial values.
 
     Args:

@@ -1,5 +1,7 @@
 """Training less than everything: frozen parts, LoRA, and blocks that are computed twice."""
 
+from collections.abc import Iterable
+
 import keras
 from keras import ops
 
@@ -52,7 +54,12 @@ class FineTuning:
                 _train_lora_alone(part)
         self.uncompile()
 
-    def enable_lora(self, rank: int, targets=("qkv", "projection"), alpha=None) -> None:
+    def enable_lora(
+        self,
+        rank: int,
+        targets: str | Iterable[str] = ("qkv", "projection"),
+        alpha: float | None = None,
+    ) -> None:
         """Trains the image encoder through small additions to its kernels, and nothing else of it.
 
         Each kernel `(n, m)` gets the product of two matrices `(n, rank)` and `(rank, m)` added, of
@@ -131,7 +138,7 @@ class FineTuning:
         self.uncompile()
 
     def save_own_variables(self, store):
-        # The kernels are merged in their own layers' entries. This is for going on with training.
+        # Layers save merged kernels. To continue training, LoRA's matrices are needed too.
         for i, layer in enumerate(_lora_layers(self.image_encoder)):
             store[f"lora_{i}_a"] = ops.convert_to_numpy(layer.lora_kernel_a)
             store[f"lora_{i}_b"] = ops.convert_to_numpy(layer.lora_kernel_b)

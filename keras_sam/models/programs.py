@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from typing import Any
 
 import keras
 import numpy as np
@@ -38,11 +39,11 @@ class Program:
         self._variables = []
         self._run = None
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Any) -> Any:
         """The outputs as numpy, in memory of their own."""
         return self._call(inputs, backends.to_numpy)
 
-    def tensors(self, inputs):
+    def tensors(self, inputs: Any) -> Any:
         """The outputs as the backend has them, for another program."""
         return self._call(inputs, lambda output: output)
 
@@ -65,24 +66,30 @@ class Programs:
     has a type for them on every backend.
     """
 
-    def __init__(self, backbone):
+    def __init__(self, backbone: keras.Model):
         self._backbone = backbone
         self._made = {}
         self._located = (None, None)  # frequencies, and the positions that they encode
         self._lock = threading.Lock()
 
-    def encode(self, images):
+    def encode(self, images: np.ndarray) -> np.ndarray:
         """Images `(B, H, W, channels)` to embeddings `(B, Eh, Ew, C)`, both numpy."""
         return self._program("encoder", self._make_encoder)(np.asarray(images, "float32"))
 
-    def inspect(self, images, hidden_states, attentions):
+    def inspect(self, images: np.ndarray, hidden_states: bool, attentions: bool) -> dict:
         """`encode`, with what happens inside as `ViTDetBackbone.with_outputs` names it."""
         name = f"encoder, {hidden_states=}, {attentions=}"
         encoder = self._backbone.image_encoder
         program = self._program(name, lambda: encoder.with_outputs(hidden_states, attentions))
         return _float32(program(np.asarray(images, "float32")))
 
-    def decode(self, embeddings, prompts, chunk, multimask_output=None):
+    def decode(
+        self,
+        embeddings: np.ndarray,
+        prompts: dict[str, np.ndarray],
+        chunk: int,
+        multimask_output: bool | None = None,
+    ) -> dict[str, np.ndarray]:
         """Canonical prompts to `masks` `(B, P, K, Lh, Lw)` and `iou_pred` `(B, P, K)`.
 
         Args:
@@ -105,7 +112,9 @@ class Programs:
                 joined[name][:, start:stop] = x
         return joined
 
-    def inspect_decoder(self, embeddings, prompts, hooks, attentions):
+    def inspect_decoder(
+        self, embeddings: np.ndarray, prompts: dict[str, np.ndarray], hooks: dict, attentions: bool
+    ) -> dict[str, np.ndarray]:
         """`decode` of all prompt sets at once, with PerSAM's hooks and the attention maps.
 
         Args:
