@@ -12,9 +12,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from keras_sam import backends
 from keras_sam.files import whole_file
 from keras_sam.geometry import ResizePlan
-from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
+from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.vit_det_backbone import encoder_fingerprint
 from keras_sam.preprocessing.converter import check_batch
 from keras_sam.preprocessing.preprocessor import (
@@ -138,7 +139,7 @@ class SAMPredictor:
         return_logits: bool = False,
         mask_threshold: float | None = None,
         image_index: int = 0,
-        prompt_chunk: int = PROMPT_CHUNK,
+        prompt_chunk: int = backends.PROMPT_CHUNK,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks of the original image for one object, or for P objects at once.
 

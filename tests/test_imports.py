@@ -32,6 +32,7 @@ LEVELS = {
     "presets": 0,
     "prompts": 0,
     # 1: Keras layers
+    "backends": 1,
     "layers": 1,
     "losses": 1,
     # 2: models
@@ -49,12 +50,15 @@ LEVELS = {
     "cli": 4,
 }
 BACKENDS = ("jax", "torch", "tensorflow")
-# The only files up to level 2 that may name a backend, and which.
+ALL_BACKENDS = (*BACKENDS, "openvino")
+# The only files up to level 2 that may name a backend, and which. Those of the room `backends` are
+# imported with that backend alone, and name it as soon as they are imported.
 BACKEND_FILES = {
-    "layers/kernels.py": {"jax", "torch", "tensorflow"},  # the fastest exact kernel
-    "layers/initialization.py": {"torch"},  # values that are not copied twice
-    "models/programs.py": {"jax", "tensorflow"},  # compiled once per shape, variables untouched
-    "models/torch_programs.py": {"torch"},  # recorded once per shape
+    "backends/jax.py": {"jax"},
+    "backends/openvino.py": {"openvino"},
+    "backends/tensorflow.py": {"tensorflow"},
+    "backends/torch.py": {"torch"},
+    "backends/torch_recorder.py": {"torch"},
     "preprocessing/tensorflow_graph.py": {"tensorflow"},  # the preprocessor inside tf.data
 }
 # Everything that `import keras_sam` must do without; scipy comes with JAX itself.
@@ -234,16 +238,37 @@ def test_the_package_imports_names_from_where_they_are_defined():
     assert not wrong
 
 
-def test_backends_are_named_only_where_a_kernel_is_chosen():
+def is_allowed(path, top, item):
+    """Whether a file may name this backend: early in a room of its own, else within functions."""
+    early = room_of(path) == "backends"
+    return top in BACKEND_FILES.get(name_of(path), ()) and (early or item.lazy)
+
+
+def test_backends_are_named_only_in_a_room_of_their_own():
     wrong = [
         f"{name_of(path)}:{item.line}: {top}"
         for path in sources()
         for top, item in third_party(path)
-        if top in BACKENDS
+        if top in ALL_BACKENDS
         and (item.lazy is False or LEVELS.get(room_of(path), 0) <= 2)
-        and not (item.lazy and top in BACKEND_FILES.get(name_of(path), ()))
+        and not is_allowed(path, top, item)
     ]
     assert not wrong
+
+
+# They name the backend to the user, and choose it before Keras is imported.
+TELL_THE_BACKEND = {"cli/backend.py", "cli/model.py"}
+# To move: each of them asks for what `backends` knows by name.
+ASK_THE_BACKEND = {
+    "models/sam_image_segmenter.py",
+    "models/trainable.py",
+    "models/training_batches.py",
+}
+
+
+def test_only_one_room_asks_which_backend_runs():
+    asking = {name_of(path) for path in sources() if re.search(r"\bbackend\(\)", path.read_text())}
+    assert asking - TELL_THE_BACKEND - ASK_THE_BACKEND == {"backends/__init__.py"}
 
 
 def test_level_0_never_imports_keras_at_import_time():
@@ -263,7 +288,7 @@ def test_only_core_dependencies_are_imported_with_a_module():
         f"{name_of(path)}:{item.line}: {top}"
         for path in sources()
         for top, item in third_party(path)
-        if not item.lazy and top not in core
+        if not item.lazy and top not in core and not is_allowed(path, top, item)
     ]
     assert not wrong
 
@@ -327,6 +352,7 @@ def test_the_package_and_the_command_line_start_without_keras():
 def first_imports():
     """Keras, one public name, and the last module of each room that uses Keras."""
     last = {name.split(".")[1]: name for level in (1, 2, 3) for name in modules_of_level(level)}
+    last["backends"] = "keras_sam.backends"  # whose last module is another backend's
     return ["import keras", "keras_sam.SAMBackbone", *(f"import {name}" for name in last.values())]
 
 
@@ -344,6 +370,15 @@ def test_public_names_need_nothing_optional_and_no_other_backend(backend):
     code = "import keras_sam\nfor name in keras_sam.__all__: getattr(keras_sam, name)"
     code += "\nimport keras\nprint(keras.config.backend())"
     assert backend in run_python(code, (others | OPTIONAL) - needed, backend)
+
+
+@pytest.mark.parametrize("backend", ALL_BACKENDS)
+def test_the_room_of_another_backend_is_never_imported(backend):
+    code = "import keras_sam\nfor name in keras_sam.__all__: getattr(keras_sam, name)"
+    code += "\nprint(*(x for x in sys.modules if x.startswith('keras_sam.backends.')))"
+    rooms = {name.rsplit(".", 1)[1] for name in run_python(code, (), backend).split()}
+    own = {backend, "torch_recorder"} if backend == "torch" else {backend}
+    assert rooms == {"generic", "private", *own}
 
 
 @pytest.mark.parametrize("own", [None, "0"])

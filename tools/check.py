@@ -46,7 +46,7 @@ version("segment-anything-py")  # imports torchvision, for which the tests have 
 # What compiles every shape takes longest: in some steps, it fills the machine.
 PARTS = {
     "parity": ("the comparisons with the peers", ("tests/parity",)),
-    "model": ("layers and models", ("tests/layers", "tests/models")),
+    "model": ("layers and models", ("tests/backends", "tests/layers", "tests/models")),
 }
 # Programs that run once are made by XLA in half the time without its optimizations. Parity is
 # tested with what users get.

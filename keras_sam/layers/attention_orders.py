@@ -13,8 +13,8 @@ from typing import Any
 
 from keras import ops
 
+from keras_sam import backends
 from keras_sam.layers.arguments import Shape, Tensor
-from keras_sam.layers.kernels import matmul, matmul_transposed, softmax_float32
 
 # Far below every logit, yet finite: exp() of it is exactly 0, so a masked key has no influence.
 _MASKED_LOGIT = -1e9
@@ -88,12 +88,14 @@ def attend_from_few_queries(
     query = scaled(query)
     kernel, bias = key_weights
     products = ops.matmul(query, transposed(kernel))  # (B, [P,] D, Tq, C)
-    logits = matmul_transposed(merge_axes(products, -3), key)
+    logits = backends.matmul_transposed(merge_axes(products, -3), key)
     # The bias shifts all logits of a query alike: softmax ignores it, its gradient must exist.
     logits = split_axis(logits, -2, heads) + ops.sum(query * bias, axis=-1, keepdims=True)
     attention = masked_softmax(logits, key_mask, attention_bias)  # (B, [P,] D, Tq, Tk)
     kernel, bias = value_weights
-    seen = split_axis(matmul(merge_axes(attention, -3), value), -2, heads)  # (B, [P,] D, Tq, C)
+    seen = split_axis(
+        backends.matmul(merge_axes(attention, -3), value), -2, heads
+    )  # (B, [P,] D, Tq, C)
     return ops.matmul(seen, kernel) + bias, attention
 
 
@@ -127,12 +129,12 @@ def attend_to_few_keys(
         # Each head's keys at its own channels, zeros elsewhere: (B, P, D, Tk, D, c).
         place = ops.reshape(ops.eye(heads, dtype=key.dtype), (heads, 1, -1, 1))
         products = merge_axes(ops.expand_dims(key, -2) * place, -2)
-        logits = matmul_transposed(merge_axes(products, -3), query)
+        logits = backends.matmul_transposed(merge_axes(products, -3), query)
         logits = split_axis(logits, -2, heads)
     else:
         kernel, bias = query_weights
         products = ops.matmul(key, transposed(kernel))  # (B, [P,] D, Tk, C)
-        logits = matmul_transposed(merge_axes(products, -3), query)
+        logits = backends.matmul_transposed(merge_axes(products, -3), query)
         logits = split_axis(logits, -2, heads) + ops.sum(key * bias, axis=-1, keepdims=True)
     # (B, [P,] D, Tk, Tq): the sums over keys run along the many queries.
     mask = None if key_mask is None else transposed(key_mask)
@@ -141,7 +143,7 @@ def attend_to_few_keys(
     # Each head's attention sums to 1, so an equal part of the bias in every product arrives
     # whole: added to few tokens instead of the many queries.
     products = ops.matmul(value, split_axis(kernel, 0, heads)) + bias / heads
-    out = matmul(transposed(merge_axes(attention, -3)), merge_axes(products, -3))
+    out = backends.matmul(transposed(merge_axes(attention, -3)), merge_axes(products, -3))
     return out, transposed(attention)  # (B, [P,] Tq, C), (B, [P,] D, Tq, Tk)
 
 
@@ -173,7 +175,7 @@ def masked_softmax(
         logits = logits + ops.cast(attention_bias, logits.dtype)
     if key_mask is not None:
         logits = ops.where(key_mask, logits, ops.cast(_MASKED_LOGIT, logits.dtype))
-    return softmax_float32(logits, axis)
+    return backends.softmax_float32(logits, axis)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -1,34 +1,33 @@
-"""Initial values: those of the released code, none at all, and those of a checkpoint."""
+"""Initial values: those of the released code, or none at all."""
 
 import contextlib
 import contextvars
 import math
+from collections.abc import Iterator
 
 import keras
-import numpy as np
 
-# As many columns are transposed at once when they are copied.
-_COLUMNS_AT_ONCE = 128
-
-_BLANK = contextvars.ContextVar("blank", default=False)
+_SKIPS = contextvars.ContextVar("skips", default=False)
 
 
 @contextlib.contextmanager
-def blank_values():
+def skip_init() -> Iterator[None]:
     """Kernels and biases that are built in here have no values: whatever the memory holds.
 
     Drawing them takes most of the time of building a large model, and as much memory
     again. A model that is about to be given its weights can do without; every one of them
     has to be set before it is used.
     """
-    token = _BLANK.set(True)
+    token = _SKIPS.set(True)
     try:
         yield
     finally:
-        _BLANK.reset(token)
+        _SKIPS.reset(token)
 
 
-def released_initializer(fan_in: int, initializer_range: float | None = None):
+def released_initializer(
+    fan_in: int, initializer_range: float | None = None
+) -> keras.initializers.Initializer:
     """The initialiser of one kernel or bias of the released code.
 
     The released code leaves its linear and convolution layers at PyTorch's
@@ -49,7 +48,9 @@ def released_initializer(fan_in: int, initializer_range: float | None = None):
     return keras.initializers.RandomUniform(-limit, limit)
 
 
-def build_part(layer, input_shape, initializer_range: float | None = None):
+def build_part(
+    layer: keras.layers.Layer, input_shape: tuple, initializer_range: float | None = None
+) -> keras.layers.Layer:
     """Builds a Dense, Conv2D or Conv2DTranspose part with its released initial values.
 
     Args:
@@ -71,44 +72,12 @@ def build_part(layer, input_shape, initializer_range: float | None = None):
     if initializer_range is None:
         initializers["bias_initializer"] = released_initializer(fan_in)
     for name, initializer in initializers.items():
-        setattr(layer, name, _blank if _BLANK.get() else initializer)
+        setattr(layer, name, _no_values if _SKIPS.get() else initializer)
     layer.build(input_shape)
     for name, initializer in initializers.items():
         setattr(layer, name, initializer)  # what a copy of the layer starts from
     return layer
 
 
-def _blank(shape, dtype=None):
+def _no_values(shape, dtype=None):
     return keras.ops.empty(shape, dtype)
-
-
-def put(variable, array):
-    """Sets a variable to the values of an array, with as few copies as the backend allows.
-
-    Args:
-        variable: Keras variable, not yet in use.
-        array: float array of its shape, in any order. It may be a view of a file: the variable
-            keeps no view of it.
-    """
-    backend = keras.backend.backend()
-    if backend == "torch":
-        import torch
-
-        # Memory in place of the blank one: to copy into that takes two threads twice as long as
-        # one, since both ask the system for its pages.
-        variable.value.data = torch.from_numpy(_row_major_copy(array)).to(variable.value)
-    elif backend == "tensorflow" and array.flags.c_contiguous and array.dtype == "float32":
-        variable.assign(array)  # TensorFlow makes the copy
-    else:
-        variable.assign(_row_major_copy(array))
-
-
-def _row_major_copy(array):
-    """In float32; some columns at a time, since numpy transposes faster within a cache."""
-    if array.flags.c_contiguous:
-        return np.array(array, dtype="float32", copy=True)
-    out = np.empty(array.shape, "float32")
-    for start in range(0, array.shape[-1], _COLUMNS_AT_ONCE):
-        columns = (..., slice(start, start + _COLUMNS_AT_ONCE))
-        out[columns] = array[columns]
-    return out

@@ -5,8 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_sam import backends
 from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
-from keras_sam.layers.kernels import matmul
 from keras_sam.layers.mask_upscaler import MaskUpscaler, depth_to_space
 from keras_sam.layers.mlp import MLP
 from keras_sam.layers.two_way_transformer import TwoWayTransformer
@@ -255,7 +255,7 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         )  # (B, P, C / 8, K)
         scores = self.iou_prediction_head(tokens[:, :, 0])
         outputs = {
-            "masks": _to_masks(matmul(pixels, weights), grid),
+            "masks": _to_masks(backends.matmul(pixels, weights), grid),
             "iou_pred": scores[:, :, kept.start : kept.stop],
         }
         if single_object:

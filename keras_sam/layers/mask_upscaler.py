@@ -5,10 +5,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_sam import backends
 from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
-from keras_sam.layers.kernels import activate, linear
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -81,7 +81,7 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         h, w, channels = x.shape[1:]
         x = ops.reshape(x, (-1, h * w, channels))
         x = self._quarters(self.conv1, x, None, training)  # (B, Eh * Ew * 4, C / 4)
-        x = activate(self.norm1(x, training=training), self.activation, training)
+        x = backends.activate(self.norm1(x, training=training), self.activation, training)
         return self._quarters(self.conv2, x, self.activation, training)
 
     def _quarters(self, conv, x, activation, training):
@@ -89,7 +89,7 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         kernel = ops.cast(conv.kernel, x.dtype)  # (2, 2, C', C)
         kernel = ops.transpose(ops.reshape(kernel, (-1, kernel.shape[3])))
         bias = ops.tile(conv.bias, 4)
-        x = linear(x, kernel, bias, activation, training)  # (B, pixels, 4 C')
+        x = backends.dense(x, kernel, bias, activation, training)  # (B, pixels, 4 C')
         return ops.reshape(x, (-1, 4 * x.shape[1], conv.filters))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -1,10 +1,12 @@
 """Gradient checkpointing that draws the same random numbers twice."""
 
+from collections.abc import Callable
+
 import keras
 from keras import ops
 
 
-def rematerialized(layer, function):
+def rematerialized(layer: keras.layers.Layer, function: Callable) -> Callable:
     """A function of a layer whose insides are computed again for gradients, instead of kept.
 
     `keras.remat` alone would draw other random numbers in the second run, because the layer's

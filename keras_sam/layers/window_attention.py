@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_sam.layers import kernels
+from keras_sam import backends
 from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import Dense, LayerNormalization
 from keras_sam.layers.initialization import build_part
@@ -155,15 +155,15 @@ class WindowAttention(KeptArguments, keras.layers.Layer):
         query, key, value = self._split_windows_and_heads(qkv)  # (N, D, window cells, c) each
         rel_pos_bias = None
         if self.use_rel_pos:
-            rel_pos_bias = kernels.relative_terms(
+            rel_pos_bias = backends.decomposed_rel_pos(
                 query, self.rel_pos_h, self.rel_pos_w, self.window_grid
             )
         attention = None
         if return_attention or (training and self.attention_dropout_rate):
-            attention = kernels.attention_map(query, key, rel_pos_bias, self.window_grid)
+            attention = backends.attention_map(query, key, rel_pos_bias, self.window_grid)
             out = ops.matmul(self.dropout(attention, training=training), value)
         else:
-            out = kernels.attend(query, key, value, rel_pos_bias, self.window_grid, training)
+            out = backends.attend(query, key, value, rel_pos_bias, self.window_grid, training)
         out = self._join_windows_and_heads(out, padded_h, padded_w)[:, :h, :w]
         out = self.projection(out)
         return (out, attention) if return_attention else out

@@ -12,11 +12,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_sam import backends
 from keras_sam.boxes import build_layer_point_grids, generate_crop_boxes
 from keras_sam.images import load_image
 from keras_sam.mask_generator.candidates import CandidateFile, Candidates, Crop
 from keras_sam.mask_generator.records import MaskRecords, Thresholds, select_records
-from keras_sam.models.sam_image_segmenter import PROMPT_CHUNK, SAMImageSegmenter
+from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.predictor import SAMPredictor
 from keras_sam.preprocessing.converter import batch_of, is_one_image
 from keras_sam.prompts.canonical import check_at_least_one
@@ -123,7 +124,7 @@ class SAMAutomaticMaskGenerator:
         output_mode: str = "binary_mask",
         use_m2m: bool = False,
         keep_candidates: bool = False,
-        prompt_chunk: int = PROMPT_CHUNK,
+        prompt_chunk: int = backends.PROMPT_CHUNK,
     ):
         is_predictor = isinstance(segmenter, SAMPredictor)
         self.predictor = segmenter if is_predictor else SAMPredictor(segmenter)

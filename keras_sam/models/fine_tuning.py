@@ -1,7 +1,11 @@
 """Training less than everything: frozen parts, LoRA, and blocks that are computed twice."""
 
+from collections.abc import Iterable
+
 import keras
 from keras import ops
+
+from keras_sam.backends import private
 
 PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 
@@ -50,7 +54,12 @@ class FineTuning:
                 _train_lora_alone(part)
         self.uncompile()
 
-    def enable_lora(self, rank: int, targets=("qkv", "projection"), alpha=None) -> None:
+    def enable_lora(
+        self,
+        rank: int,
+        targets: str | Iterable[str] = ("qkv", "projection"),
+        alpha: float | None = None,
+    ) -> None:
         """Trains the image encoder through small additions to its kernels, and nothing else of it.
 
         Each kernel `(n, m)` gets the product of two matrices `(n, rank)` and `(rank, m)` added, of
@@ -87,7 +96,7 @@ class FineTuning:
         targets = {targets} if isinstance(targets, str) else set(targets)
         able = [
             layer
-            for layer in self.image_encoder._flatten_layers(include_self=False)
+            for layer in private.sublayers(self.image_encoder)
             if hasattr(layer, "enable_lora") and layer.weights
         ]
         unknown = targets - {layer.name for layer in able}
@@ -116,7 +125,7 @@ class FineTuning:
         """
         blocks = [
             layer
-            for layer in self.image_encoder._flatten_layers(include_self=False)
+            for layer in private.sublayers(self.image_encoder)
             if hasattr(layer, "rematerialize")
         ]
         if not blocks:
@@ -129,7 +138,7 @@ class FineTuning:
         self.uncompile()
 
     def save_own_variables(self, store):
-        # The kernels are merged in their own layers' entries. This is for going on with training.
+        # Layers save merged kernels. To continue training, LoRA's matrices are needed too.
         for i, layer in enumerate(_lora_layers(self.image_encoder)):
             store[f"lora_{i}_a"] = ops.convert_to_numpy(layer.lora_kernel_a)
             store[f"lora_{i}_b"] = ops.convert_to_numpy(layer.lora_kernel_b)
@@ -158,8 +167,8 @@ class FineTuning:
             layer.lora_kernel_a.assign(saved[f"lora_{i}_a"])
             layer.lora_kernel_b.assign(saved[f"lora_{i}_b"])
             merged = ops.convert_to_numpy(layer.kernel)  # with the additions twice
-            plain = ops.convert_to_numpy(layer._kernel)
-            layer._kernel.assign(2 * plain - merged)
+            plain = private.plain_kernel(layer)
+            plain.assign(2 * ops.convert_to_numpy(plain) - merged)
 
 
 def _checked(parts):
@@ -169,11 +178,7 @@ def _checked(parts):
 
 
 def _lora_layers(part):
-    return [
-        layer
-        for layer in part._flatten_layers(include_self=False)
-        if getattr(layer, "lora_enabled", False)
-    ]
+    return [layer for layer in private.sublayers(part) if getattr(layer, "lora_enabled", False)]
 
 
 def _train_lora_alone(part):

@@ -9,7 +9,9 @@ from typing import Any, Self
 import keras
 import numpy as np
 
-from keras_sam.layers.initialization import blank_values, put
+from keras_sam import backends
+from keras_sam.backends import private
+from keras_sam.layers.initialization import skip_init
 from keras_sam.presets import Preset, list_presets, read_preset
 from keras_sam.presets.assign import assign
 from keras_sam.presets.locate import (
@@ -167,13 +169,13 @@ def registered(name: str) -> type:
 
 def skip_init_for(preset: Preset) -> contextlib.AbstractContextManager:
     """The context to build a preset's model in: without initial values if it has weights."""
-    return contextlib.nullcontext() if preset.arrays is None else blank_values()
+    return contextlib.nullcontext() if preset.arrays is None else skip_init()
 
 
 def load_into(model: keras.Model, preset: Preset, ignore: Iterable[str] = ()) -> None:
     """Gives a new model the preset's weights, if it has any."""
     if preset.arrays is not None:
-        assign(model.weights, preset.arrays, put, ignore)
+        assign(model.weights, preset.arrays, backends.assign_value, ignore)
 
 
 def save(folder: str | os.PathLike, model: PresetModel) -> None:
@@ -227,14 +229,14 @@ def _serialized(thing, config=None):
 def _arrays(backbone):
     """Values by variable path, read one at a time; what LoRA learnt is added to its kernels."""
     kernels = {}
-    for layer in backbone._flatten_layers(include_self=False):
+    for layer in private.sublayers(backbone):
         if getattr(layer, "quantization_mode", None):
             raise ValueError(
                 "A quantized model cannot be saved as a preset. Save the preset before quantizing, "
                 "or save this model with `model.save('model.keras')`."
             )
         if getattr(layer, "lora_enabled", False):
-            kernels[layer._kernel.path] = layer
+            kernels[private.plain_kernel(layer).path] = layer
     arrays = {}
     for variable in backbone.weights:
         if "lora_kernel" not in variable.path.rsplit("/", 1)[1]:

@@ -2,18 +2,18 @@
 
 import functools
 import threading
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_sam.layers.kernels import takes_turns
+from keras_sam import backends
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
-from keras_sam.models.openvino_programs import compile_for_openvino
-from keras_sam.models.torch_programs import compile_for_torch
 from keras_sam.prompts import CANONICAL_KEYS as _PROMPTS
+from keras_sam.prompts import Prompts
 
 # From so many prompts of an image on, what they share is computed beforehand: as many
 # multiplications as it saves three prompts.
@@ -38,11 +38,11 @@ class Program:
         self._variables = []
         self._run = None
 
-    def __call__(self, inputs):
+    def __call__(self, inputs: Any) -> Any:
         """The outputs as numpy, in memory of their own."""
-        return self._call(inputs, _as_numpy)
+        return self._call(inputs, backends.to_numpy)
 
-    def tensors(self, inputs):
+    def tensors(self, inputs: Any) -> Any:
         """The outputs as the backend has them, for another program."""
         return self._call(inputs, lambda output: output)
 
@@ -52,92 +52,10 @@ class Program:
             if self._run is None or [*map(id, variables)] != [*map(id, self._variables)]:
                 # New, or changed by `quantize` or `enable_lora`, of which compiled code knows
                 # nothing.
-                self._run, self._variables = self._compile(variables), variables
+                prompts = _PROMPTS if self._is_decoder else ()
+                self._run = backends.compile_program(self._model, variables, prompts)
+                self._variables = variables
             return keras.tree.map_structure(convert, self._run(inputs))
-
-    def _compile(self, variables):
-        if keras.backend.backend() == "jax":
-            return _compile_for_jax(self._model, variables, self._is_decoder)
-        if keras.backend.backend() == "openvino":
-            return compile_for_openvino(self._model)
-        if keras.backend.backend() == "tensorflow":
-            return _compile_for_tensorflow(self._model)
-        in_turn = _PROMPTS if self._is_decoder and takes_turns() else ()
-        return compile_for_torch(self._model, variables, in_turn)
-
-
-def _compile_for_tensorflow(model):
-    """`predict_on_batch` that keeps a graph for every shape of the inputs.
-
-    Keras's own replaces the first two by one for all sizes, which can't choose what is cheapest
-    for a size, and warns of all that it traces.
-    """
-    import tensorflow as tf
-
-    graphs = {}
-
-    def predict(inputs):
-        tensors = keras.tree.map_structure(tf.convert_to_tensor, inputs)
-        specs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), tensors)
-        key = tuple(keras.tree.flatten(specs))
-        if key not in graphs:
-            run = tf.function(lambda x: model(x, training=False), jit_compile=model.jit_compile)
-            graphs[key] = run.get_concrete_function(specs)
-        return graphs[key](tensors)
-
-    return predict
-
-
-def _compile_for_jax(model, variables, is_decoder):
-    """`predict_on_batch` that only reads the model's variables.
-
-    Keras's own donates them to the computation and puts them back afterwards: in between
-    another thread finds deleted arrays, and an interrupt or an exhausted memory leaves them
-    deleted. May go when Keras predicts without donating its state.
-    """
-    import jax
-
-    @jax.jit
-    def run(values, inputs):
-        state = zip(variables, values, strict=True)
-        with keras.StatelessScope(state_mapping=list(state)):
-            if is_decoder and takes_turns():
-                return _decode_in_turn_on_jax(model, inputs)
-            return model(inputs, training=False)
-
-    def predict(inputs):
-        return run([variable.value for variable in variables], inputs)
-
-    return predict
-
-
-def _decode_in_turn_on_jax(decoder, inputs):
-    """`decoder(inputs)`, one prompt set after the other inside one program.
-
-    The 4 MB of image tokens that each prompt has stay in the caches then: 64 prompts of ViT-B's
-    decoder take 28 instead of 43 ms each.
-    """
-    import jax
-
-    def one(prompt):
-        prompt = {name: x[:, None] for name, x in prompt.items()}  # (B, 1, ...)
-        outputs = decoder({**inputs, **prompt}, training=False)
-        return {name: x[:, 0] for name, x in outputs.items()}
-
-    prompts = {name: x.swapaxes(0, 1) for name, x in inputs.items() if name in _PROMPTS}
-    outputs = jax.lax.map(one, prompts)
-    return {name: x.swapaxes(0, 1) for name, x in outputs.items()}
-
-
-def _as_numpy(output):
-    if isinstance(output, np.ndarray):
-        return output
-    if keras.backend.backend() == "torch":
-        if keras.backend.standardize_dtype(output.dtype) == "bfloat16":  # which numpy lacks
-            return keras.ops.convert_to_numpy(output)
-        # Not by Keras, which warns of numpy's protocol every time.
-        return np.array(output.detach().cpu().numpy())
-    return np.array(output)  # a copy: numpy's view of JAX's memory would be read-only
 
 
 class Programs:
@@ -147,24 +65,30 @@ class Programs:
     has a type for them on every backend.
     """
 
-    def __init__(self, backbone):
+    def __init__(self, backbone: keras.Model):
         self._backbone = backbone
         self._made = {}
         self._located = (None, None)  # frequencies, and the positions that they encode
         self._lock = threading.Lock()
 
-    def encode(self, images):
+    def encode(self, images: np.ndarray) -> np.ndarray:
         """Images `(B, H, W, channels)` to embeddings `(B, Eh, Ew, C)`, both numpy."""
         return self._program("encoder", self._make_encoder)(np.asarray(images, "float32"))
 
-    def inspect(self, images, hidden_states, attentions):
+    def inspect(self, images: np.ndarray, hidden_states: bool, attentions: bool) -> dict:
         """`encode`, with what happens inside as `ViTDetBackbone.with_outputs` names it."""
         name = f"encoder, {hidden_states=}, {attentions=}"
         encoder = self._backbone.image_encoder
         program = self._program(name, lambda: encoder.with_outputs(hidden_states, attentions))
         return _float32(program(np.asarray(images, "float32")))
 
-    def decode(self, embeddings, prompts, chunk, multimask_output=None):
+    def decode(
+        self,
+        embeddings: np.ndarray,
+        prompts: Prompts,
+        chunk: int,
+        multimask_output: bool | None = None,
+    ) -> dict[str, np.ndarray]:
         """Prompts to `masks` `(B, P, K, Lh, Lw)` and `iou_pred` `(B, P, K)`.
 
         Args:
@@ -175,9 +99,8 @@ class Programs:
         """
         image = self._image(embeddings, prompts)
         make = functools.partial(Decoder, self._backbone, multimask_output=multimask_output)
-        pad_sets = keras.backend.backend() != "torch" or not takes_turns()
         joined = {}
-        for sets, part in prompts.chunks(chunk, pad_sets):
+        for sets, part in prompts.chunks(chunk, backends.pads_prompt_sets()):
             inputs = {**image, **_without_absent(part)}
             name = f"decoder, {multimask_output=}, {sorted(inputs)}"
             outputs = self._program(name, make, is_decoder=True)(inputs)
@@ -190,7 +113,9 @@ class Programs:
                 joined[name][:, sets] = x[:, :real]
         return joined
 
-    def inspect_decoder(self, embeddings, prompts, hooks, attentions):
+    def inspect_decoder(
+        self, embeddings: np.ndarray, prompts: Prompts, hooks: dict, attentions: bool
+    ) -> dict[str, np.ndarray]:
         """`decode` of all prompt sets at once, with PerSAM's hooks and the attention maps.
 
         Args:
@@ -209,7 +134,7 @@ class Programs:
         image = {"image_embeddings": embeddings, **self._positions()}
         few = prompts.num_sets < _PROMPTS_TO_PROJECT
         decoder = self._backbone.mask_decoder
-        # Somebody's own decoder or transformer need not know of projections.
+        # A custom decoder or transformer need not know of projections.
         is_ours = type(decoder).call is SAMMaskDecoder.call and not decoder.has_custom_transformer
         if few or prompts.mask_given.shape[1] or not is_ours:
             return image
@@ -217,10 +142,10 @@ class Programs:
         return {"projected_image": self._program("projection", make).tensors(image)}
 
     def _positions(self):
-        """Where the embedding's cells lie, encoded once: a fifth of a click's time on JAX.
+        """Where the embedding's cells lie, encoded once for all clicks.
 
-        Left to the decoder's program on OpenVINO, which knows the frequencies beforehand, and with
-        somebody's own prompt encoder.
+        Left to the decoder's program where that is compiled with the frequencies, and to a custom
+        prompt encoder.
         """
         encoder = self._backbone.prompt_encoder
         layer = getattr(encoder, "positional_embedding", None)
@@ -228,12 +153,9 @@ class Programs:
             SAMPromptEncoder,
             RandomFrequencyPositionalEmbeddings,
         )
-        if not is_ours or keras.backend.backend() == "openvino":
+        if not is_ours or backends.FOLDS_CONSTANTS:
             return {}
-        frequencies = layer.gaussian_matrix.value
-        if keras.backend.backend() == "torch":  # of which Keras's conversion warns every time
-            frequencies = frequencies.detach().cpu().numpy()
-        frequencies = np.asarray(frequencies).tobytes()
+        frequencies = backends.to_numpy(layer.gaussian_matrix.value).tobytes()
         located = self._located  # which another thread may replace
         if located[0] != frequencies:
             make = functools.partial(Positions, self._backbone)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_sam import backends
 from keras_sam.geometry import ResizePlan
 from keras_sam.layers.prompt_tensors import canonical_inputs
 from keras_sam.models.fine_tuning import FineTuning
@@ -28,13 +29,6 @@ from keras_sam.prompts import CANONICAL_KEYS, Prompts, read, read_canonical
 from keras_sam.prompts.canonical import check_at_least_one
 from keras_sam.prompts.nested import to_numpy
 from keras_sam.prompts.reading import no_prompt
-
-# Prompt sets of one image that are decoded at once. Every prompt carries its own copy of the
-# image tokens (4 MB each at 1024 x 1024), and there are several at a time, except on JAX and torch,
-# whose programs decode one after the other; torch's calls share what they know of the image alone.
-# Above these numbers no backend is faster, and each takes more memory; OpenVINO takes a tenth
-# longer with half of its own.
-PROMPT_CHUNK = {"torch": 8, "openvino": 8}.get(keras.backend.backend(), 4)
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -148,7 +142,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         verbose: str | int = "auto",
         steps: int | None = None,
         callbacks: Sequence[keras.callbacks.Callback] | None = None,
-        prompt_chunk: int = PROMPT_CHUNK,
+        prompt_chunk: int = backends.PROMPT_CHUNK,
     ) -> dict[str, np.ndarray]:
         """Segments what the prompts point at, in one call for all images.
 
@@ -361,7 +355,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         image_embeddings: Any,
         prompts: dict[str, Any],
         original_sizes: Any = None,
-        prompt_chunk: int = PROMPT_CHUNK,
+        prompt_chunk: int = backends.PROMPT_CHUNK,
         attention_similarity: Any = None,
         target_embedding: Any = None,
         return_attentions: bool = False,

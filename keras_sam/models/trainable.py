@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_sam import backends
 from keras_sam.losses import VOID, SAMLoss, lone_click, selected_iou
 from keras_sam.preprocessing.batches import Batch, TrainingBatches
 from keras_sam.preprocessing.targets import prompt_weights, targets_to_frames
@@ -272,9 +273,8 @@ class TrainableSegmenter:
         prompts = prepared.prompts.padded()
         canonical = prompts.arrays()
         shape = prompts.labels.shape[:2]
-        if keras.backend.backend() == "tensorflow" and not canonical["masks"].shape[1]:
-            # TensorFlow 2.21 on a CPU gives a convolution over no masks at all another shape than
-            # it should have, when the axis is free. Masks that are not given have no effect.
+        if backends.NEEDS_MASKS and not canonical["masks"].shape[1]:
+            # A mask that is not given has no effect.
             canonical["masks"] = np.zeros((*shape, *self.mask_size, 1), "float32")
             canonical["mask_given"] = np.zeros(shape, bool)
         targets = targets_to_frames(
@@ -291,10 +291,10 @@ class TrainableSegmenter:
         return TrainingBatches(prepare, x, y, sample_weight, batch_size, shuffle)
 
     def _require_compiled(self, name):
-        if keras.backend.backend() == "openvino":
+        if not backends.CAN_TRAIN:
             raise NotImplementedError(
-                f"`{name}` is not possible with the openvino backend, which only predicts. Set "
-                "KERAS_BACKEND to jax, torch or tensorflow before Python starts."
+                f"`{name}` is not possible with the {keras.config.backend()} backend, which only "
+                "predicts. Set KERAS_BACKEND to jax, torch or tensorflow before Python starts."
             )
         if self._fit_state is None:
             raise RuntimeError(

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_sam import backends
 from keras_sam.preprocessing.converter import check_batch, check_keys, sliceable
 from keras_sam.prompts import KEYS, Prompts, read, read_canonical
 from keras_sam.prompts.canonical import check_at_least_one
@@ -168,10 +169,10 @@ class TrainingBatches(keras.utils.PyDataset):
                 "`x` must be a dict with `images` and prompts, or a data set of tuples (x, y). "
                 f"Received: {type(x).__name__}."
             )
-        # Keras gives TensorFlow the shapes of the first two batches (or of the only one) for all
-        # of them, but these are ragged. It reads nothing else before, so the first reads get
-        # shapes with free axes instead. May go when a `PyDataset` can say its own signature.
-        self._signatures_due = 2 if keras.backend.backend() == "tensorflow" else 0
+        # Keras takes the shapes of the batches that it reads first for those of all, but ours are
+        # ragged. So these reads get shapes with free axes instead. May go when a `PyDataset` can
+        # say its own signature.
+        self._signatures_due = backends.READS_SIGNATURES
         if self.num_batches is not None:
             self._signatures_due = min(self._signatures_due, self.num_batches)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam.models import torch_programs
-from keras_sam.models.programs import Decoder, Program, Programs
+from keras_sam.backends import private
+from keras_sam.models.programs import Program, Programs
 from keras_sam.prompts import read_canonical
 from tests.closeness import assert_different, assert_same, assert_same_outputs
 from tests.tiny import photograph, tiny_segmenter
@@ -73,8 +73,7 @@ def test_lora_and_quantization_are_seen(small):
 
 
 def first_dense(layer):
-    parts = layer._flatten_layers(include_self=False)
-    return next(part for part in parts if isinstance(part, keras.layers.Dense))
+    return next(part for part in private.sublayers(layer) if isinstance(part, keras.layers.Dense))
 
 
 def test_a_failing_computation_leaves_the_model_as_it_was(segmenter):
@@ -153,7 +152,8 @@ def test_few_shapes_are_ever_compiled(small, monkeypatch):
 
 
 @pytest.mark.skipif(
-    keras.backend.backend() not in ("jax", "tensorflow"), reason="torch records, see below"
+    keras.backend.backend() not in ("jax", "tensorflow"),
+    reason="torch records",
 )
 def test_traces_are_as_many_as_buckets(small, monkeypatch):
     """1 to 12 clicks, 1 to 64 boxes, images of five sizes: layers run once for each shape."""
@@ -215,164 +215,6 @@ def test_a_decoder_of_ones_own_needs_no_projections(small, monkeypatch):
     monkeypatch.setattr(small.mask_decoder, "__class__", OwnDecoder)
     small._programs = Programs(small.backbone)
     assert_same(small.decode(embeddings, prompts)["masks"], expected)
-
-
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="only torch records its programs")
-class TestRecordedPrograms:
-    """A recording repeats what the layers computed, for other numbers, and only that."""
-
-    def inputs(self, small, seed, prompts=3):
-        rng = np.random.default_rng(seed)
-        clicks = rng.uniform(0, 30, (1, prompts, 2, 2)).astype("float32")
-        labels = rng.integers(-1, 2, (1, prompts, 2)).astype("int32")
-        shape = (1, *small.image_encoder.output.shape[1:])
-        embeddings = rng.normal(size=shape).astype("float32")
-        return {"image_embeddings": embeddings, "points": clicks, "labels": labels}
-
-    def decoder(self, small):
-        model = Decoder(small.backbone)
-        return model, Program(model)
-
-    def test_equals_the_layers_bit_by_bit(self, small):
-        model, program = self.decoder(small)
-        for seed in range(3):
-            inputs = self.inputs(small, seed)
-            assert_identical(program(inputs), model.predict_on_batch(inputs))
-        more = self.inputs(small, 3, prompts=5)  # another shape
-        assert_identical(program(more), model.predict_on_batch(more))
-
-    @pytest.fixture
-    def layer_calls(self, small, monkeypatch):
-        """A list that grows whenever the decoder's layers run."""
-        calls = []
-        upscaler = small.mask_decoder.output_upscaling
-        upscale = upscaler.upscale_unordered
-        monkeypatch.setattr(
-            upscaler, "upscale_unordered", lambda *args: calls.append(1) or upscale(*args)
-        )
-        return calls
-
-    def test_layers_run_once_per_shape(self, small, layer_calls):
-        _, program = self.decoder(small)
-        for seed in range(3):
-            program(self.inputs(small, seed, prompts=1))
-        assert len(layer_calls) == 1
-
-    def test_weights_are_read_anew(self, small):
-        model, program = self.decoder(small)
-        inputs = self.inputs(small, 0)
-        before = program(inputs)
-        tokens = small.mask_decoder.mask_tokens
-        tokens.assign(tokens * 2.0)
-        after = program(inputs)
-        assert_different(after["masks"], before["masks"])
-        assert_identical(after, model.predict_on_batch(inputs))
-
-    def test_no_tensor_in_between_is_kept(self, small):
-        _, program = self.decoder(small)
-        gc.collect()
-        before = {id(x) for x in gc.get_objects() if type(x).__name__ == "Tensor"}
-        program(self.inputs(small, 0))
-        gc.collect()
-        kept = [x for x in gc.get_objects() if type(x).__name__ == "Tensor" and id(x) not in before]
-        assert sum(x.numel() for x in kept) < 16  # numbers that stand in the code
-
-    def test_decoding_in_turn_equals_the_layers(self, small):
-        model, _ = self.decoder(small)
-        program = Program(model, is_decoder=True)
-        for prompts in (4, 2, 5, 1):  # all but the first and the last by the first one's recording
-            inputs = self.inputs(small, prompts, prompts)
-            assert_same_outputs(program(inputs), model.predict_on_batch(inputs))
-
-    def test_prompts_are_one_recording_however_many(self, small, layer_calls):
-        model, _ = self.decoder(small)
-        program = Program(model, is_decoder=True)
-        for prompts in (4, 2, 5):
-            program(self.inputs(small, prompts, prompts))
-        assert len(layer_calls) == 1
-        program(self.inputs(small, 0, prompts=1))  # which has nothing to share
-        assert len(layer_calls) == 2
-
-    def test_what_prompts_share_is_computed_once(self, small, monkeypatch):
-        """Products of the image alone, say, and not those of tokens."""
-        parts = []
-        split = torch_programs._split
-        monkeypatch.setattr(
-            torch_programs, "_split", lambda *args: parts.append(split(*args)) or parts[-1]
-        )
-        model, _ = self.decoder(small)
-        for prompts in (1, 3):
-            Program(model, is_decoder=True)(self.inputs(small, 0, prompts))
-        (few, most), (shared, each) = ([self.operations(x) for x in pair] for pair in parts)
-        assert not any(map(self.is_product, few))  # all may differ: the rest are constants
-        assert any(map(self.is_product, shared))
-        assert len(shared) > len(few) + 40
-        assert sorted(shared + each) == sorted(few + most)
-
-    @staticmethod
-    def is_product(operation):
-        return "linear" in operation or "mm" in operation
-
-    @staticmethod
-    def operations(graph):
-        return [str(node.target) for node in graph.nodes if node.op == "call_function"]
-
-    def test_what_changes_numbers_is_never_shared(self):
-        import torch
-
-        for change, shared in ((False, 1), (True, 0)):
-            graph = torch.fx.Graph()
-            image, prompt = graph.placeholder("image"), graph.placeholder("prompt")
-            positive = graph.call_function(torch.ops.aten.relu.default, (image,))
-            if change:
-                graph.call_function(torch.ops.aten.add_.Tensor, (positive, prompt))
-            graph.output([graph.call_function(torch.ops.aten.mul.Tensor, (positive, prompt))])
-            once, each = torch_programs._split(graph, [prompt])
-            assert len(self.operations(once)) == shared
-            assert len(self.operations(each)) == 2 - shared + change
-            once, each = (torch.fx.GraphModule({}, part) for part in (once, each))
-            image, prompt = torch.tensor([-1.0, 2.0]), torch.tensor([3.0, 4.0])
-            (product,) = each(*once(image), prompt)
-            expected = [9.0, 24.0] if change else [0.0, 8.0]
-            assert product.tolist() == expected
-
-    def test_hooks_are_called_every_time(self, small):
-        calls = []
-        _, program = self.decoder(small)
-        inputs = self.inputs(small, 0)
-        expected = program(inputs)
-        transformer = small.mask_decoder.transformer
-        handle = transformer.register_forward_hook(lambda *_: calls.append(1))
-        for _ in range(2):
-            assert_identical(program(inputs), expected)
-        handle.remove()
-        assert len(calls) == 2
-
-    def test_layers_of_ones_own_run_every_time(self, small):
-        """They may do what no recording sees, as here with numpy."""
-
-        class ByNumpy(keras.layers.Layer):
-            def call(self, x):
-                return x * float(keras.ops.convert_to_numpy(x).max())
-
-        def by_numpy(x):
-            return x * float(keras.ops.convert_to_numpy(x).max())
-
-        for layer in (
-            ByNumpy(),
-            keras.layers.Lambda(by_numpy, output_shape=(3,)),
-            keras.layers.Activation(by_numpy),
-        ):
-            model = keras.Sequential([keras.Input((3,)), layer])
-            program = Program(model)
-            for factor in (2.0, 3.0):
-                array = np.array([[1.0, factor, 0.0]], "float32")
-                np.testing.assert_array_equal(program(array), array * factor)
-
-
-def assert_identical(actual, expected):
-    for name, value in expected.items():
-        np.testing.assert_array_equal(actual[name], value)
 
 
 def test_a_segmenter_that_nobody_holds_is_freed():

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam import converters
-from keras_sam.layers.initialization import put
+from keras_sam import backends, converters
 from keras_sam.preprocessing import SAMImageSegmenterPreprocessor
 from keras_sam.presets.assign import assign
 from tests.meta_oracle import import_segment_anything, meta_like
@@ -153,7 +152,7 @@ def meta_pair(grid=(10, 10)):
     oracle, ours = meta_model(grid), our_model(grid)
     tensors = {name: values.detach().numpy() for name, values in oracle.state_dict().items()}
     _, arrays = converters.convert(tensors)
-    assign(ours.weights, arrays, put)
+    assign(ours.weights, arrays, backends.assign_value)
     return oracle, ours
 
 

@@ -1,0 +1,97 @@
+"""What JAX computes differently: products by XLA, and on a CPU one after the other."""
+
+import math
+
+import jax
+import keras
+from keras import ops
+
+from keras_sam.backends import generic
+from keras_sam.backends.generic import ROWS_FROM_TOKENS, attend_by_rows, attention_map
+
+# So many rows of queries of one head are attended over at once where heads run one after the
+# other: their logits stay in the caches. With half or twice as many it is no faster.
+_ROWS_PER_STEP = 8
+
+
+def dense(x, kernel, bias, activation=None, training=None):
+    """`activation(x @ kernel + bias)`, by our `activate`."""
+    return activate(generic.dense(x, kernel, bias), activation, training)
+
+
+def activate(x, activation, training=None):
+    """`activation(x)`; GELU by `erf`, which is faster than Keras's `erfc`."""
+    if activation is keras.activations.gelu and x.dtype == "float32":  # coarser in other dtypes
+        return x * (0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)))
+    return generic.activate(x, activation)
+
+
+def matmul_transposed(x, y):
+    """`x @ y.T` of the last two axes; XLA would first transpose `y` in memory."""
+    return ops.einsum("...ac,...bc->...ab", x, y)
+
+
+def attend(query, key, value, rel_pos_bias, grid, training=None):
+    """Attention over a grid: on a CPU one window, or some rows of one head, after the other.
+
+    XLA multiplies two matrices on a CPU twice as fast as a batch of small ones. Not in training,
+    whose gradients would keep everything anyway.
+    """
+    if training or not runs_sequentially():
+        return generic.attend(query, key, value, rel_pos_bias, grid)
+    heads, tokens, channels = query.shape[1:]
+    inputs = (query, key, value, *(rel_pos_bias or ()))
+
+    def one_window(x):
+        query, key, value, *bias = (ops.expand_dims(part, 0) for part in x)
+        return ops.matmul(attention_map(query, key, bias or None, grid), value)[0]
+
+    def one_head(x):
+        query, key, value, *bias = (ops.expand_dims(part, (0, 1)) for part in x)
+        rows = max(n for n in range(1, _ROWS_PER_STEP + 1) if grid[0] % n == 0)
+        return attend_by_rows(query, key, value, bias or None, grid, rows)[0, 0]
+
+    if tokens < ROWS_FROM_TOKENS:
+        return ops.map(one_window, inputs)
+    inputs = tuple(ops.reshape(x, (-1, *x.shape[2:])) for x in inputs)
+    return ops.reshape(ops.map(one_head, inputs), (-1, heads, tokens, channels))
+
+
+def runs_sequentially():
+    """On a CPU, unless it is several devices: they share a batch, and would each run every step."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def compile_program(model, variables, prompts=()):
+    """`model.predict_on_batch` that only reads the model's variables.
+
+    Keras's own donates them to the computation and puts them back afterwards: in between
+    another thread finds deleted arrays, and an interrupt or an exhausted memory leaves them
+    deleted. May go when Keras predicts without donating its state.
+    """
+
+    @jax.jit
+    def run(values, inputs):
+        state = zip(variables, values, strict=True)
+        with keras.StatelessScope(state_mapping=list(state)):
+            if prompts and runs_sequentially():
+                return _call_by_prompt(model, inputs, prompts)
+            return model(inputs, training=False)
+
+    def predict(inputs):
+        return run([variable.value for variable in variables], inputs)
+
+    return predict
+
+
+def _call_by_prompt(model, inputs, prompts):
+    """`model(inputs)`, one prompt set after the other, so that each stays in the caches."""
+
+    def one(prompt):
+        prompt = {name: x[:, None] for name, x in prompt.items()}  # (B, 1, ...)
+        outputs = model({**inputs, **prompt}, training=False)
+        return {name: x[:, 0] for name, x in outputs.items()}
+
+    by_prompt = {name: x.swapaxes(0, 1) for name, x in inputs.items() if name in prompts}
+    outputs = jax.lax.map(one, by_prompt)
+    return {name: x.swapaxes(0, 1) for name, x in outputs.items()}

@@ -1,0 +1,62 @@
+"""What frameworks have and do not promise: any of it may be missing in their next version.
+
+Every such name is looked up here. Where it is missing, public functions give the same numbers.
+"""
+
+import collections
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+
+def look_up(owner: Any, name: str) -> Any:
+    """`owner.name`, or None if it is missing.
+
+    Args:
+        owner: an object, or the dotted name of a module, which is imported.
+        name: string.
+    """
+    try:
+        return getattr(importlib.import_module(owner) if isinstance(owner, str) else owner, name)
+    except (ImportError, AttributeError):
+        return None
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """All layers inside a layer, at any depth, in Keras's order."""
+    flatten = look_up(layer, "_flatten_layers")
+    if flatten is not None:
+        return flatten(include_self=False)
+    found, waiting = {}, collections.deque(_attribute_layers(layer))
+    while waiting:
+        part = waiting.popleft()
+        if part not in found:
+            found[part] = None
+            waiting.extendleft(_attribute_layers(part))
+    return [*found]
+
+
+def _attribute_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers among a layer's attributes, also in lists and dicts."""
+
+    def layers_in(value: Any) -> Iterator[keras.layers.Layer]:
+        if isinstance(value, keras.layers.Layer):
+            yield value
+        elif isinstance(value, dict | list | tuple):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from layers_in(item)
+
+    return [*dict.fromkeys(layers_in(vars(layer)))]
+
+
+def plain_kernel(layer: keras.layers.Layer) -> keras.Variable:
+    """The kernel of a layer with LoRA, of which `layer.kernel` is the sum with LoRA's product."""
+    return next(variable for variable in layer.variables if variable.name == "kernel")
+
+
+def has_hooks(layer: keras.layers.Layer) -> bool:
+    """Whether torch calls hooks when the layer runs; True where that cannot be known."""
+    hooks = (look_up(layer, "_forward_hooks"), look_up(layer, "_forward_pre_hooks"))
+    return any(some is None or len(some) > 0 for some in hooks)

@@ -1,0 +1,105 @@
+"""What TensorFlow computes differently: on a CPU, in words that it replaces by oneDNN's kernels.
+
+Read literally, the same words give the same numbers, slower.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_sam.backends import generic, private
+
+# Keras gives the shapes of the first two batches (or of the only one) to all of them.
+READS_SIGNATURES = 2
+# TensorFlow 2.21 on a CPU gives a convolution over no masks at all another shape than it should
+# have, when the axis is free.
+NEEDS_MASKS = True
+
+
+def dense(x, kernel, bias, activation=None, training=None):
+    """`activation(x @ kernel + bias)`, with bias and GELU as parts of the product."""
+    if training or not _is_for_one_dnn(x):
+        return activate(generic.dense(x, kernel, bias), activation, training)
+    kernel, bias = ops.cast(kernel, x.dtype), ops.cast(bias, x.dtype)
+    out = tf.nn.bias_add(tf.matmul(tf.reshape(x, (-1, kernel.shape[0])), kernel), bias)
+    if activation is keras.activations.gelu:
+        # TensorFlow computes exactly this as part of the product.
+        out = 0.5 * out * (1.0 + tf.math.erf(out * math.sqrt(0.5)))
+        activation = None
+    out = tf.reshape(out, (*ops.shape(x)[:-1], kernel.shape[1]))
+    return out if activation is None else activation(out)
+
+
+def activate(x, activation, training=None):
+    """`activation(x)`; GELU by `erf`, in float32.
+
+    Keras's `erfc` is slower, most of all in half precision. Not in training, for which the numbers
+    in float32 would be kept.
+    """
+    if activation is keras.activations.gelu and not training:
+        wide = ops.cast(x, "float32")
+        return ops.cast(wide * (0.5 + 0.5 * ops.erf(wide * math.sqrt(0.5))), x.dtype)
+    return generic.activate(x, activation)
+
+
+def layer_norm(x, gamma, beta, epsilon, training=None):
+    """Normalises the last axis, in the only words that TensorFlow replaces by oneDNN's kernel.
+
+    These are a batch norm, of which each row is a channel, of a matrix.
+    """
+    batch_norm = private.look_up(tf.raw_ops, "FusedBatchNormV3")
+    if batch_norm is None or training or not _is_for_one_dnn(x):
+        return generic.layer_norm(x, gamma, beta, epsilon)
+    channels = gamma.shape[0]
+    matrix = tf.reshape(x, (-1, channels))
+    matrix = tf.ensure_shape(matrix, matrix.shape)  # or two reshapes become one, of no matrix
+    # A number that TensorFlow does not compute beforehand: `fill` has to stay in the graph.
+    rows = tf.compat.v1.placeholder_with_default(tf.shape(matrix)[0], shape=())
+    none = tf.constant([], "float32")
+    out, *_ = batch_norm(
+        x=tf.reshape(matrix, (1, rows, channels, 1)),
+        scale=tf.fill([rows], 1.0),
+        offset=tf.fill([rows], 0.0),
+        mean=none,
+        variance=none,
+        epsilon=epsilon,
+        data_format="NCHW",
+    )
+    out = tf.reshape(out, ops.shape(matrix)) * ops.cast(gamma, x.dtype) + ops.cast(beta, x.dtype)
+    return tf.reshape(out, ops.shape(x))
+
+
+def _is_for_one_dnn(x):
+    """Whether `x` is of a graph of which TensorFlow may give parts to oneDNN."""
+    on_cpu = not tf.config.list_logical_devices("GPU")
+    return on_cpu and not tf.executing_eagerly() and x.dtype.name in ("float32", "bfloat16")
+
+
+def compile_program(model, variables, prompts=()):
+    """`model.predict_on_batch` that keeps a graph for every shape of the inputs.
+
+    Keras's own replaces the first two by one for all sizes, which can't choose what is cheapest
+    for a size, and warns of all that it traces.
+    """
+    graphs = {}
+
+    def predict(inputs):
+        tensors = keras.tree.map_structure(tf.convert_to_tensor, inputs)
+        specs = keras.tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), tensors)
+        key = tuple(keras.tree.flatten(specs))
+        if key not in graphs:
+            run = tf.function(lambda x: model(x, training=False), jit_compile=model.jit_compile)
+            graphs[key] = run.get_concrete_function(specs)
+        return graphs[key](tensors)
+
+    return predict
+
+
+def assign_value(variable, array):
+    """Sets a variable to the values of an array; TensorFlow makes the copy where it can."""
+    if array.flags.c_contiguous and array.dtype == "float32":
+        variable.assign(array)
+    else:
+        generic.assign_value(variable, array)

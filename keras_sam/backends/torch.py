@@ -1,0 +1,279 @@
+"""What torch computes differently: on a CPU by oneDNN, in programs that are recorded once."""
+
+import functools
+import math
+import platform
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import torch
+from keras import ops
+
+from keras_sam.backends import generic, private, torch_recorder
+
+PROMPT_CHUNK = 8  # the calls share what they know of the image
+
+# So many rows of queries of one head are attended over at once by oneDNN.
+_ROWS_PER_STEP = 4
+
+# The most numbers of bias that fused attention makes at once, 50 MB in float32: those of all
+# windows of a 1024 x 1024 image, or of four rows of queries of a global block.
+_BIAS_AT_ONCE = 12 * 2**20
+
+
+def dense(x, kernel, bias, activation=None, training=None):
+    """`activation(x @ kernel + bias)` in one call, bias and GELU included."""
+    kernel, bias = ops.cast(kernel, x.dtype), ops.cast(bias, x.dtype)
+    if _is_for_one_dnn(x):
+        fused = "gelu" if activation is keras.activations.gelu else "none"
+        out = _product(x, kernel.t(), bias, fused)
+        activation = None if fused == "gelu" else activation
+    else:
+        out = torch.addmm(bias, x.reshape(-1, x.shape[-1]), kernel)
+        out = out.reshape(*x.shape[:-1], kernel.shape[1])
+    return out if activation is None else activation(out)
+
+
+def layer_norm(x, gamma, beta, epsilon, training=None):
+    """Normalises the last axis in one pass; half precision as it is, in float32 inside."""
+    gamma, beta = ops.cast(gamma, x.dtype), ops.cast(beta, x.dtype)
+    return torch.nn.functional.layer_norm(x, gamma.shape, gamma, beta, epsilon)
+
+
+def matmul(x, y):
+    """`x @ y` of the last two axes."""
+    return _product(x, y.flatten(0, -2).t()) if _is_one_product(x, y) else generic.matmul(x, y)
+
+
+def matmul_transposed(x, y):
+    """`x @ y.T` of the last two axes."""
+    if _is_one_product(x, y):
+        return _product(x, y.flatten(0, -2))
+    return generic.matmul_transposed(x, y)
+
+
+def _is_one_product(x, y):
+    is_one = len(x.shape) == len(y.shape) and {*x.shape[:-2], *y.shape[:-2]} <= {1}
+    return is_one and x.dtype == y.dtype and _is_for_one_dnn(x) and _is_for_one_dnn(y)
+
+
+def _is_for_one_dnn(x):
+    """Whether oneDNN multiplies `x`, which uses AVX-512 on every processor that has it.
+
+    The usual way, MKL, does so on Intel's alone. Not where gradients are wanted, autocast is on or
+    a program is traced for export, of all of which its operations know nothing.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+        and type(x) in (torch.Tensor, torch.nn.Parameter)
+        and x.device.type == "cpu"
+        and x.dtype in _one_dnn()[1]
+    )
+
+
+@functools.cache
+def _one_dnn():
+    """oneDNN's product, and what it multiplies here; only x86 was measured.
+
+    The operation is the one that `torch.compile` uses.
+    """
+    product = private.look_up(torch.ops.mkldnn, "_linear_pointwise")
+    is_there = product is not None and torch.backends.mkldnn.is_available()
+    if not is_there or platform.machine() not in ("x86_64", "AMD64"):
+        return None, ()
+    has_bfloat16 = private.look_up(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
+    has_bfloat16 = has_bfloat16 is not None and has_bfloat16()
+    return product, (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
+
+
+def _product(x, y, bias=None, activation="none"):
+    """`activation(x @ y.T + bias)` of `x` `(..., A, C)` and `y` `(B, C)`, by oneDNN."""
+    # oneDNN is far slower on numbers with gaps between them.
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    y = y if y.stride(0) == 1 else y.contiguous()
+    out = _one_dnn()[0](rows, y, bias, activation, [], "none")
+    return out.reshape(*x.shape[:-1], len(y))
+
+
+def softmax_float32(logits, axis=-1):
+    """Softmax; of half precision torch computes it in float32, without two more passes."""
+    return ops.softmax(logits, axis=axis)
+
+
+def attention_map(query, key, rel_pos_bias, grid):
+    """The whole attention map, by our softmax."""
+    return generic.attention_map(query, key, rel_pos_bias, grid, softmax_float32)
+
+
+def attend(query, key, value, rel_pos_bias, grid, training=None):
+    """Attention over a grid, in the form that suits device, dtype and the grid's size."""
+    inputs = (query, key, value, rel_pos_bias, grid)
+    if query.device.type != "cpu":
+        return attend_flash(*inputs)
+    if math.prod(grid) >= generic.ROWS_FROM_TOKENS and _is_for_one_dnn(query):
+        return _operation_by_head()(query, key, value, list(rel_pos_bias or ()), grid[0])
+    if query.dtype == torch.float32:  # slower in bfloat16
+        return generic.attend_fused(*inputs, _BIAS_AT_ONCE)
+    return generic.attend(*inputs, softmax=softmax_float32)
+
+
+@functools.cache
+def _operation_by_head():
+    """`attend` by oneDNN, some rows of queries of one head at a time.
+
+    One operation for torch: a recorded program would hold a thousand for each block.
+    """
+
+    @torch.library.custom_op("keras_sam::attend_by_head", mutates_args=())
+    def attend_by_head(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rel_pos_bias: Sequence[torch.Tensor],
+        height: int,
+    ) -> torch.Tensor:
+        tokens, channels = query.shape[2:]
+        width = tokens // height
+        rows = max(n for n in range(1, _ROWS_PER_STEP + 1) if height % n == 0)
+        out = torch.empty(query.shape, dtype=value.dtype)
+        for place in np.ndindex(*query.shape[:2]):
+            scaled, keys = query[place] * channels**-0.5, key[place].contiguous()
+            values, head_out, biases = value[place].t().contiguous(), out[place], []
+            if rel_pos_bias:
+                by_row, by_column = (part[place] for part in rel_pos_bias)
+                biases = [by_row.unsqueeze(-1), by_column.unsqueeze(-2)]
+            for top in range(0, height, rows):
+                some = slice(top * width, (top + rows) * width)
+                logits = _product(scaled[some], keys)  # (queries, h * w)
+                by_cell = logits.view(rows, width, height, width)
+                for bias in biases:
+                    by_cell += bias[top : top + rows]
+                head_out[some] = _product(torch.softmax(logits, -1), values)
+        return out
+
+    return attend_by_head
+
+
+def attend_flash(query, key, value, rel_pos_bias, grid):
+    """`attend` without a bias: a query brings its bias, and a key names its row and column.
+
+    `[q / sqrt(c), by row, by column] [k, one-hot row, one-hot column]` is the logit with its bias,
+    so that any kernel for plain attention does, over more channels.
+    """
+    h, w = grid
+    windows, heads, tokens, channels = query.shape
+    query = query * channels**-0.5
+    if rel_pos_bias is not None:
+        rest = -(channels + h + w) % 8  # kernels for half precision want whole blocks of channels
+        by_row, by_column = (ops.reshape(x, (windows, heads, tokens, -1)) for x in rel_pos_bias)
+        nothing = ops.zeros((windows, heads, tokens, rest), dtype=query.dtype)
+        query = ops.concatenate([query, by_row, by_column, nothing], axis=-1)
+        row, column = ops.repeat(ops.arange(h), w), ops.tile(ops.arange(w), h)
+        place = ops.one_hot(row, h + w + rest) + ops.one_hot(h + column, h + w + rest)
+        place = ops.cast(place, key.dtype)
+        place = ops.broadcast_to(place, (windows, heads, *place.shape))
+        key = ops.concatenate([key, place], axis=-1)
+    return generic.dot_product_attention(query, key, value, scale=1.0)
+
+
+def runs_sequentially():
+    """On a CPU."""
+    return ops.convert_to_tensor(0.0).device.type == "cpu"
+
+
+def pads_prompt_sets():
+    """Not where prompts run sequentially: any number of them is the same recording."""
+    return not runs_sequentially()
+
+
+def compile_program(model, variables, prompts=()):
+    """`model.predict_on_batch` that repeats what torch computed for inputs of the same shapes.
+
+    The decoder makes some 500 calls to torch for a click, and Keras's layers take as long to make
+    them as torch takes to answer. The first call for a shape runs the layers and records those
+    calls; later ones only repeat them.
+
+    Layers and activations of the user's own may look at numbers, of which a recording would know
+    nothing, and hooks have to be called: models that have any run their layers every time.
+
+    What does not depend on `prompts` is computed once a call. From two prompt sets on, any number
+    of them is the same recording.
+    """
+    recordings = {}
+    layers = [model, *private.sublayers(model)]
+    never_records = not torch_recorder.can_record() or any(map(_has_custom_code, layers))
+    sequential = prompts if runs_sequentially() else ()
+
+    def predict(inputs):
+        inputs = _as_tensors(inputs)
+        with torch.no_grad():
+            if never_records or any(map(private.has_hooks, layers)):
+                return model(inputs, training=False)
+            values = [variable.value for variable in variables]
+            if not sequential or inputs[sequential[0]].shape[1] == 1:
+                return run([], inputs, [[*values, *_flatten(inputs)]])[0]
+            names = [name for name in sequential if name in inputs]
+            common = {name: x for name, x in inputs.items() if name not in names}
+            turns = [*zip(*(inputs[name].split(1, dim=1) for name in names))]
+            first = {**common, **dict(zip(names, turns[0]))}
+            outputs = run([*values, *_flatten(common)], first, turns)
+            return {name: torch.cat([some[name] for some in outputs], 1) for name in outputs[0]}
+
+    def run(given, inputs, turns):
+        """The outputs for each of `turns`, tensors that differ; the first one's are in `inputs`."""
+        key = (len(given), *((x.shape, x.dtype) for x in (*given, *turns[0])))
+        outputs = []
+        if key not in recordings:
+            output, recordings[key] = torch_recorder.record(model, inputs, given, turns[0])
+            outputs.append(output)
+        if len(outputs) < len(turns):
+            once, each = recordings[key]
+            shared = once(*given)
+            outputs += [each(*shared, *turn) for turn in turns[len(outputs) :]]
+        return outputs
+
+    return predict
+
+
+# In place of `keras.tree`, whose functions of torch's refer to themselves: 1 KB a prompt, until
+# Python's collector comes by.
+def _as_tensors(inputs):
+    if isinstance(inputs, dict):
+        return {name: _as_tensors(x) for name, x in inputs.items()}
+    return ops.convert_to_tensor(inputs)
+
+
+def _flatten(inputs):
+    if isinstance(inputs, dict):
+        return [x for name in sorted(inputs) for x in _flatten(inputs[name])]
+    return [inputs]
+
+
+def _has_custom_code(layer):
+    code = (layer, getattr(layer, "activation", None), getattr(layer, "function", None))  # Lambda's
+    modules = (getattr(x, "__module__", None) or "" for x in code if x is not None)
+    return any(module.partition(".")[0] not in ("keras", "keras_sam") for module in modules)
+
+
+def to_numpy(output):
+    """An output of a program as numpy, in memory of its own."""
+    if isinstance(output, np.ndarray):
+        return output
+    if output.dtype == torch.bfloat16:  # which numpy lacks
+        return ops.convert_to_numpy(output)
+    # Not by Keras, which warns of numpy's protocol every time.
+    return np.array(output.detach().cpu().numpy())
+
+
+def assign_value(variable, array):
+    """Sets a variable to the values of an array, in new memory.
+
+    To copy into the variable's own, which nobody has touched yet, takes two threads twice as long
+    as one, since both ask the system for its pages.
+    """
+    values = torch.from_numpy(generic.row_major_copy(array))
+    variable.value.data = values.to(variable.value)
