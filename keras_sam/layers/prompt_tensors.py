@@ -7,7 +7,7 @@ called with tensors, as KerasHub's and KerasCV's are, and for symbols of functio
 from keras import ops
 
 from keras_sam.layers.arguments import Tensor
-from keras_sam.prompts import BOTTOM_RIGHT, NOT_A_POINT, PADDING, TOP_LEFT
+from keras_sam.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, PADDING, TOP_LEFT
 
 _KEYS = ("points", "labels", "boxes", "masks", "mask_given")
 
@@ -104,10 +104,9 @@ def append_not_a_point(points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         The two tensors with one more token. A prompt set that already has a
         not-a-point token gets padding.
     """
-    has_point = ops.any(ops.logical_or(labels == 0, labels == 1), axis=-1, keepdims=True)
-    settled = ops.any(
-        ops.logical_or(labels >= TOP_LEFT, labels == NOT_A_POINT), axis=-1, keepdims=True
-    )
+    is_point = ops.logical_or(labels == BACKGROUND, labels == FOREGROUND)
+    settles = ops.logical_or(labels >= TOP_LEFT, labels == NOT_A_POINT)
+    has_point, settled = (ops.any(x, axis=-1, keepdims=True) for x in (is_point, settles))
     wanted = ops.logical_and(has_point, ops.logical_not(settled))  # (B, P, 1)
     label = ops.where(wanted, NOT_A_POINT, PADDING)
     points = ops.pad(points, [[0, 0], [0, 0], [0, 1], [0, 0]])
