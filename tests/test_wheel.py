@@ -161,7 +161,7 @@ def test_editable_install_reads_presets_in_place(python, tmp_path_factory):
     (own / "zz_libraries.pth").write_text(f"{libraries}\n")  # read after the editable install's
     program = (
         "import keras_sam, keras_sam.presets.locate, os;"
-        "print(os.path.dirname(keras_sam.__file__), os.path.realpath(locate.data_folder()))"
+        "print(os.path.dirname(keras_sam.__file__), os.path.realpath(locate._data_folder()))"
     )
     output = call(editable, "-c", program, cwd=folder)
     assert output.split() == [str(ROOT / "keras_sam"), str(ROOT / "presets")]
