@@ -56,7 +56,8 @@ def dense(
     Returns:
         Float tensor `(..., C')`, in the dtype of `x`.
     """
-    out = ops.add(ops.matmul(x, ops.cast(kernel, x.dtype)), ops.cast(bias, x.dtype))
+    kernel, bias = ops.cast(kernel, x.dtype), ops.cast(bias, x.dtype)
+    out = ops.add(ops.matmul(x, kernel), bias)
     return activate(out, activation, training)
 
 
