@@ -196,10 +196,11 @@ def _segment(predictor, objects, masks, args):
 
 
 def _is_lone_click(prompt):
-    from keras_sam.models.outputs import is_lone_click
+    from keras_sam.prompts import read
 
-    labels = [label for _, _, label in prompt.points] + [2, 3] * (prompt.box is not None)
-    return bool(is_lone_click(np.array([[labels]]), np.array([[prompt.mask is not None]])).all())
+    given = {"points": [point[:2] for point in prompt.points], "boxes": prompt.box}
+    given["labels"] = [label for _, _, label in prompt.points]
+    return prompt.mask is None and bool(read(given).lone_click.all())
 
 
 def _prompt_arrays(predictor, prompts: list[ObjectPrompt], masks):

@@ -1,59 +1,12 @@
-"""What a segmenter returns: joining batches, and picking masks."""
+"""Picking among the masks that a segmenter returns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_sam.prompts.nested import to_numpy
-
-_PER_PROMPT = ("masks", "iou_pred", "lone_click")
-
-
-def join_batches(batches: Sequence[dict[str, Any]], prompt_sets: int = 0) -> dict[str, np.ndarray]:
-    """Joins the outputs of several batches into what `SAMImageSegmenter.predict` returns.
-
-    Args:
-        batches: list of dicts of `masks` `(B, P, K, Lh, Lw)`, `iou_pred` `(B, P, K)`,
-            `lone_click` `(B, P)`, `num_prompts` `(B,)`, each image's number of prompt sets
-            without padding, and `single_object`. `P` may differ between batches.
-        prompt_sets: int. The smallest `P` of the result.
-
-    Returns:
-        One dict with the largest `P`. Masks and scores of padded prompt sets are NaN. If
-        `single_object` is True everywhere, the dict has no `num_prompts` and its arrays no axis
-        `P`, which is 1.
-    """
-    joined = {}
-    most = max(prompt_sets, *(batch["masks"].shape[1] for batch in batches))
-    for name in _PER_PROMPT:
-        arrays = [batch[name] for batch in batches]
-        filler = np.nan if name != "lone_click" else False
-        joined[name] = _concatenate(arrays, most, filler)
-    num_prompts = np.concatenate([np.asarray(batch["num_prompts"], "int32") for batch in batches])
-    missing = np.arange(most) >= num_prompts[:, None]  # (B, P)
-    if missing.any():
-        for name in _PER_PROMPT[:2]:
-            joined[name] = np.require(joined[name], requirements="W")
-            joined[name][missing] = np.nan
-    if all(batch["single_object"] for batch in batches):
-        return {name: array[:, 0] for name, array in joined.items()}
-    return {**joined, "num_prompts": num_prompts}
-
-
-def _concatenate(arrays: list[np.ndarray], prompt_sets: int, filler: float | bool) -> np.ndarray:
-    """Concatenates arrays `(B, P, ...)`, each padded to `P = prompt_sets`."""
-    if len(arrays) == 1 and arrays[0].shape[1] == prompt_sets:
-        return arrays[0]
-    total = sum(len(array) for array in arrays)
-    joined = np.full((total, prompt_sets, *arrays[0].shape[2:]), filler, arrays[0].dtype)
-    start = 0
-    for array in arrays:
-        joined[start : start + len(array), : array.shape[1]] = array
-        start += len(array)
-    return joined
 
 
 def select_masks(outputs: dict[str, Any], multimask_output: bool | str = "auto") -> dict[str, Any]:

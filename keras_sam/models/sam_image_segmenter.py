@@ -13,11 +13,11 @@ from keras_sam.geometry import ResizePlan
 from keras_sam.layers.prompt_tensors import canonical_inputs
 from keras_sam.models.fine_tuning import FineTuning
 from keras_sam.models.image_segmenter import ImageSegmenter
-from keras_sam.models.outputs import check_choice, join_batches, select_masks
+from keras_sam.models.outputs import check_choice, select_masks
 from keras_sam.models.programs import Programs
 from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.trainable import TrainableSegmenter
-from keras_sam.preprocessing.batches import Batch, iterate_batches
+from keras_sam.preprocessing.batches import Batch, iterate_batches, join_batches
 from keras_sam.preprocessing.converter import batch_of
 from keras_sam.preprocessing.preprocessor import (
     Prepared,
@@ -277,7 +277,8 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
 
     def _decode(self, embeddings, prompts, prompt_chunk, multimask_output=None):
         """Masks with the axis `P`, and what `join_batches` needs to finish them."""
-        check_choice(multimask_output, self.mask_decoder.num_mask_tokens)
+        if multimask_output is not None:
+            check_choice(multimask_output, self.mask_decoder.num_mask_tokens)
         made = None if multimask_output == "auto" else multimask_output
         outputs = self._programs.decode(embeddings, prompts, prompt_chunk, made)
         outputs = _with_prompt_info(outputs, prompts)
