@@ -25,6 +25,7 @@ from keras_sam.backends.generic import (
     compile_program,
     decomposed_rel_pos,
     dense,
+    has_device,
     layer_norm,
     matmul,
     matmul_transposed,
@@ -34,8 +35,9 @@ from keras_sam.backends.generic import (
     to_numpy,
 )
 
-# The module of the backend that Keras runs on, the only one of them that is ever imported.
-_name = f"{__name__}.{keras.config.backend()}"
+# The backend that Keras runs on. Of the modules here, its own is the only one ever imported.
+NAME = keras.config.backend()
+_name = f"{__name__}.{NAME}"
 if importlib.util.find_spec(_name):
     _own = vars(importlib.import_module(_name))
     globals().update({n: _own[n] for n in vars(generic) if n in _own and not n.startswith("_")})

@@ -278,6 +278,15 @@ def dot_product_attention(query: Tensor, key: Tensor, value: Tensor, **options: 
     return ops.transpose(ops.dot_product_attention(query, key, value, **options), (0, 2, 1, 3))
 
 
+def has_device(device: str) -> bool:
+    """Whether the backend has a device such as `"cpu"`, `"gpu"` or `"gpu:1"`.
+
+    TensorFlow computes elsewhere, without a word, where a device is missing.
+    """
+    kind, _, index = device.partition(":")
+    return f"{kind}:{index or 0}" in keras.distribution.list_devices(kind)
+
+
 def runs_sequentially() -> bool:
     """Whether a program takes things one after the other, which some do faster than batches."""
     return False

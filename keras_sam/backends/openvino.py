@@ -23,6 +23,11 @@ FOLDS_CONSTANTS = True
 _BIAS_AT_ONCE = 12 * 2**24
 
 
+def has_device(device):
+    """Keras runs OpenVINO on the CPU only."""
+    return device.startswith("cpu")
+
+
 def attend(query, key, value, rel_pos_bias, grid, training=None):
     """Attention over a grid by OpenVINO's own kernel, which is faster and compiles faster."""
     return generic.attend_fused(query, key, value, rel_pos_bias, grid, _BIAS_AT_ONCE)

@@ -293,7 +293,7 @@ class TrainableSegmenter:
     def _require_compiled(self, name):
         if not backends.CAN_TRAIN:
             raise NotImplementedError(
-                f"`{name}` is not possible with the {keras.config.backend()} backend, which only "
+                f"`{name}` is not possible with the {backends.NAME} backend, which only "
                 "predicts. Set KERAS_BACKEND to jax, torch or tensorflow before Python starts."
             )
         if self._fit_state is None:
