@@ -277,7 +277,7 @@ def to_numpy(output):
 def assign_value(variable, array):
     """Sets a variable to the values of an array, in new memory.
 
-    To copy into the variable's own, which nobody has touched yet, takes two threads twice as long
+    To copy into the variable's own, which is not in use yet, takes two threads twice as long
     as one, since both ask the system for its pages.
     """
     values = torch.from_numpy(generic.row_major_copy(array))

@@ -77,7 +77,7 @@ def record(
     with Recorder():
         outputs = model(inputs, training=False)
     graph.output(_map(node_of, outputs))
-    graph.eliminate_dead_code()  # what layers compute and nobody uses
+    graph.eliminate_dead_code()  # what layers compute and no output needs
     parts = split(graph, [placeholders[id(x)] for x in changing])
     return outputs, tuple(torch.fx.GraphModule(constants, part) for part in parts)
 

@@ -121,7 +121,7 @@ class Programs:
         Args:
             embeddings: float array `(B, Eh, Ew, C)`.
             prompts: as for `decode`.
-            hooks: dict of `attention_similarity` and `target_embedding`, as far as there are any.
+            hooks: dict of `attention_similarity` and `target_embedding`, or one of them.
             attentions: bool. Whether to return `attentions` too.
         """
         inputs = {"image_embeddings": embeddings, **_without_absent(prompts), **hooks}

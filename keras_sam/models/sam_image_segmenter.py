@@ -378,8 +378,8 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
                 `(B, P, 1 + K + T, C)`, see `SAMMaskDecoder`.
             return_attentions: bool. Also return the decoder's attention maps, as
                 `attentions`, see `TwoWayTransformer`.
-            multimask_output: optional, which masks to return, as in `select_masks`; those that
-                nobody asked for are not made. By default all `K`.
+            multimask_output: optional, which masks to return, as in `select_masks`; no
+                others are computed. By default all `K`.
 
         Returns:
             Dict as `predict` returns it. Hooks and attention maps run the decoder layer by layer

@@ -7,7 +7,7 @@
 
 What is in a cache works without the network. It is asked nevertheless where an address leaves
 open which version is meant: a Kaggle model without a version needs it, a Hugging Face repository
-without a commit is looked up, and taken from the cache when nobody answers.
+without a commit is looked up, and taken from the cache without a connection.
 `KERAS_SAM_OFFLINE=1` forbids the network for all three.
 """
 
