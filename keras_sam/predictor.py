@@ -22,7 +22,7 @@ from keras_sam.preprocessing.preprocessor import (
     check_preprocessor,
     resizing_preprocessor,
 )
-from keras_sam.prompts import read
+from keras_sam.prompts import PromptLike, read
 from keras_sam.prompts.canonical import check_at_least_one
 from keras_sam.prompts.nested import to_numpy
 
@@ -131,10 +131,10 @@ class SAMPredictor:
 
     def predict(
         self,
-        points: Any = None,
-        labels: Any = None,
-        boxes: Any = None,
-        masks: Any = None,
+        points: PromptLike = None,
+        labels: PromptLike = None,
+        boxes: PromptLike = None,
+        masks: PromptLike = None,
         multimask_output: bool | str = True,
         return_logits: bool = False,
         mask_threshold: float | None = None,

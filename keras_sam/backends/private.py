@@ -56,7 +56,6 @@ def plain_kernel(layer: keras.layers.Layer) -> keras.Variable:
     return next(variable for variable in layer.variables if variable.name == "kernel")
 
 
-def has_hooks(layer: keras.layers.Layer) -> bool:
-    """Whether torch calls hooks when the layer runs; True where that cannot be known."""
-    hooks = (look_up(layer, "_forward_hooks"), look_up(layer, "_forward_pre_hooks"))
-    return any(some is None or len(some) > 0 for some in hooks)
+def hook_tables(layer: keras.layers.Layer) -> list[dict | None]:
+    """Where torch keeps the hooks that it calls when a layer runs; None where that is unknown."""
+    return [look_up(layer, name) for name in ("_forward_hooks", "_forward_pre_hooks")]

@@ -210,13 +210,16 @@ def compile_program(model, variables, prompts=()):
     """
     recordings = {}
     layers = [model, *private.sublayers(model)]
-    never_records = not torch_recorder.can_record() or any(map(_has_custom_code, layers))
+    hooks = [table for layer in layers for table in private.hook_tables(layer)]
+    never_records = (
+        not torch_recorder.can_record() or None in hooks or any(map(_has_custom_code, layers))
+    )
     sequential = prompts if runs_sequentially() else ()
 
     def predict(inputs):
         inputs = _as_tensors(inputs)
         with torch.no_grad():
-            if never_records or any(map(private.has_hooks, layers)):
+            if never_records or any(hooks):  # which may be added at any time
                 return model(inputs, training=False)
             values = [variable.value for variable in variables]
             if not sequential or inputs[sequential[0]].shape[1] == 1:

@@ -7,9 +7,17 @@ called with tensors, as KerasHub's and KerasCV's are, and for symbols of functio
 from keras import ops
 
 from keras_sam.layers.arguments import Tensor
-from keras_sam.prompts import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, PADDING, TOP_LEFT
+from keras_sam.prompts import (
+    BACKGROUND,
+    BOTTOM_RIGHT,
+    FOREGROUND,
+    KEYS,
+    NOT_A_POINT,
+    PADDING,
+    TOP_LEFT,
+)
 
-_KEYS = ("points", "labels", "boxes", "masks", "mask_given")
+_KEYS = (*KEYS, "mask_given")
 
 
 def canonical_inputs(

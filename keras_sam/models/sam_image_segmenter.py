@@ -25,7 +25,7 @@ from keras_sam.preprocessing.preprocessor import (
     check_preprocessor,
     exact_frame,
 )
-from keras_sam.prompts import CANONICAL_KEYS, Prompts, read, read_canonical
+from keras_sam.prompts import CANONICAL_KEYS, PromptDict, Prompts, read, read_canonical
 from keras_sam.prompts.canonical import check_at_least_one
 from keras_sam.prompts.nested import to_numpy
 from keras_sam.prompts.reading import no_prompt
@@ -354,7 +354,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
     def decode(
         self,
         image_embeddings: Any,
-        prompts: dict[str, Any],
+        prompts: PromptDict | dict[str, Any],
         original_sizes: Any = None,
         prompt_chunk: int = backends.PROMPT_CHUNK,
         attention_similarity: Any = None,

@@ -14,6 +14,8 @@ from keras_sam.prompts.canonical import (
     PADDING,
     TOP_LEFT,
     VOID,
+    PromptDict,
+    PromptLike,
     Prompts,
 )
 from keras_sam.prompts.mask_logits import mask_to_logits
@@ -30,6 +32,8 @@ __all__ = [
     "PADDING",
     "TOP_LEFT",
     "VOID",
+    "PromptDict",
+    "PromptLike",
     "Prompts",
     "mask_to_logits",
     "read",

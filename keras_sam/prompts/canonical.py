@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_sam.geometry import ResizePlan
 
@@ -22,6 +23,19 @@ VOID = 255
 # What people pass, and what the model takes. `mask_given` tells the two apart.
 KEYS = ("points", "labels", "boxes", "masks")
 CANONICAL_KEYS = ("points", "labels", "masks", "mask_given")
+
+# One kind of prompt as people pass it: an array, a tensor of any backend, or nested lists of them
+# that may be ragged, with None in place of what is absent.
+PromptLike: TypeAlias = ArrayLike | Sequence[Any] | None
+
+
+class PromptDict(TypedDict, total=False):
+    """Prompts as people pass them, see `keras_sam.prompts.read`."""
+
+    points: PromptLike
+    labels: PromptLike
+    boxes: PromptLike
+    masks: PromptLike
 
 
 @dataclasses.dataclass(frozen=True)

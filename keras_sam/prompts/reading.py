@@ -21,6 +21,7 @@ from keras_sam.prompts.canonical import (
     NOT_A_POINT,
     PADDING,
     TOP_LEFT,
+    PromptDict,
     Prompts,
     not_finite,
 )
@@ -55,7 +56,7 @@ _FORMS_OF_ONE_IMAGE = {
 
 
 def read(
-    prompts: Mapping[str, Any],
+    prompts: PromptDict,
     images: int | None = None,
     mask_sizes: tuple[tuple[int, int], ...] = (),
     allow_none: bool = False,
