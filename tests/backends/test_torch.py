@@ -83,8 +83,10 @@ class TestRecordedPrograms:
         """A list that grows whenever the decoder's layers run."""
         calls = []
         upscaler = small.mask_decoder.output_upscaling
-        cells = upscaler.cells
-        monkeypatch.setattr(upscaler, "cells", lambda *args: calls.append(1) or cells(*args))
+        upscale = upscaler.upscale_unordered
+        monkeypatch.setattr(
+            upscaler, "upscale_unordered", lambda *args: calls.append(1) or upscale(*args)
+        )
         return calls
 
     def test_layers_run_once_per_shape(self, small, layer_calls):
