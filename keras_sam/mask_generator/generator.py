@@ -54,8 +54,8 @@ class SAMAutomaticMaskGenerator:
 
     Parameters, order of steps and records are those of Meta's `SamAutomaticMaskGenerator`
     (`tests/test_mask_generator.py` compares them). Only masks whose predicted IoU is high enough
-    are enlarged, a few at a time, and packed until suppression, in a temporary file if they are
-    over 8 MB. So memory grows by the records, and by 1 kB for each mask that waits.
+    are enlarged, a few at a time, and kept packed until suppression, in a temporary file when they
+    need more than 8 MB. So memory grows with the records, and little with the masks that wait.
 
     Args:
         segmenter: a `SAMImageSegmenter`; or a `SAMPredictor`, whose preprocessor is then used,
