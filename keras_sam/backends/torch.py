@@ -198,9 +198,9 @@ def pads_prompt_sets():
 def compile_program(model, variables, prompts=()):
     """`model.predict_on_batch` that repeats what torch computed for inputs of the same shapes.
 
-    The decoder calls torch hundreds of times for a click, and Keras's layers spend much time between
-    these calls. The first call for a shape runs the layers and records what they ask of torch;
-    later ones only repeat that.
+    The decoder calls torch hundreds of times for a click, and Keras's layers spend much time
+    between these calls. The first call for a shape runs the layers and records what they ask of
+    torch; later calls only repeat that.
 
     Custom layers and activations may depend on values, which a recording does not see, and hooks
     have to be called: models that have any of these run their layers every time.
