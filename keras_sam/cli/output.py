@@ -39,7 +39,7 @@ def check_same_settings(folder: Path, earlier: dict, now: dict) -> None:
     if changed:
         raise CommandError(
             f"--out {folder}: holds results of other settings ({'; '.join(changed)}): choose "
-            "another folder, or --overwrite to start this one anew"
+            "another folder, or start from scratch with --overwrite"
         )
 
 

@@ -81,7 +81,7 @@ class RunLog:
                 parsed.append(json.loads(line))
         if not parsed or "settings" not in parsed[0]:
             raise CommandError(
-                f"--out {folder}: {FILE} is damaged; --overwrite starts this folder anew"
+                f"--out {folder}: {FILE} is damaged; --overwrite starts from scratch"
             )
         check_same_settings(folder, parsed[0]["settings"], self.settings)
         for entry in parsed[1:]:

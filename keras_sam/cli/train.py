@@ -215,7 +215,7 @@ def _check_earlier_run(args, settings):
         earlier = dict(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise CommandError(
-            f"--out {args.out}: {SETTINGS_FILE} is damaged; --overwrite starts this folder anew"
+            f"--out {args.out}: {SETTINGS_FILE} is damaged; --overwrite starts from scratch"
         ) from error
     check_same_settings(args.out, earlier, settings)
 

@@ -210,7 +210,7 @@ def _one_positional(tensors):
     if first not in tensors:
         tensors[first] = copy
     elif not np.array_equal(np.asarray(tensors[first]), np.asarray(copy)):
-        raise ValueError(f"Its tensors {first!r} and {tied!r} differ, but are one in a SAM.")
+        raise ValueError(f"Its tensors {first!r} and {tied!r} differ, but must be equal in a SAM.")
     return tensors
 
 
@@ -219,7 +219,7 @@ def _not_sam(tensors):
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     guess = looks_like(tensors) or "Its names look like no SAM that this package knows."
     wanted = ", ".join(f"{known.signature!r} ({known.name})" for known in FORMATS)
-    return f"{guess} None of these is there: {wanted}. Its tensors are: {shown or 'none'}."
+    return f"{guess} It has none of these: {wanted}. Its tensors are: {shown or 'none'}."
 
 
 def _pixel_statistics(tensors: dict) -> dict:
@@ -265,7 +265,9 @@ def infer_config(shapes: dict, hints: dict | None = None) -> dict:
         needs |= _OTHER_NEEDS
     missing = sorted(name for name in needs if name not in shapes)
     if missing:
-        raise ValueError(f"Missing are tensors that tell the model's size: {', '.join(missing)}.")
+        raise ValueError(
+            f"Tensors that the model's size is inferred from are missing: {', '.join(missing)}."
+        )
     ranks = {**needs, "position_embedding/embeddings": 4}
     ranks |= {name: 2 for name in shapes if re.fullmatch(r"block_\d+/attention/rel_pos_[hw]", name)}
     for name in sorted(ranks.keys() & shapes.keys()):

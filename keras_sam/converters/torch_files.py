@@ -127,7 +127,7 @@ def _read_zip(path, mapped):
     order = ">" if _order(mapped, members.get(f"{root}byteorder")) == b"big" else "<"
     info = members[f"{root}data.pkl"]
     if info.file_size > _MAX_PICKLE_BYTES:
-        raise ValueError(f"Its pickle of {info.file_size} bytes is no state dict's.")
+        raise ValueError(f"Its pickle of {info.file_size} bytes is too large for a state dict's.")
     content = load_pickle(zip_member(mapped, info).tobytes())
 
     def storage_bytes(storage):
@@ -175,7 +175,7 @@ def _read_legacy(path, mapped):
     with open(path, "rb") as stream:
         try:
             if load_pickle(stream) != _LEGACY_MAGIC:
-                raise ValueError("it starts with another number than torch's.")
+                raise ValueError("it does not start with torch's magic number.")
         except ValueError as error:
             raise ValueError(f"The file is not one that `torch.save` wrote: {error}") from error
         if load_pickle(stream) != _LEGACY_PROTOCOL:
@@ -393,7 +393,7 @@ class _Machine:
 
     def _take(self, count):
         if len(self.stack) < count:
-            raise ValueError("The pickle is damaged: it takes more than it has given.")
+            raise ValueError("The pickle is damaged: it takes more values than there are.")
         taken = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
         return taken
@@ -481,8 +481,8 @@ def _known(module, name):
     if module in ("torch", "torch.storage") and name in (*STORAGE_TYPES, "UntypedStorage"):
         return known
     raise ValueError(
-        f"The file asks to import `{module}.{name}`, which weights have no use for, and might "
-        "run code. If you trust it, load it with torch and save the state dict alone: "
+        f"The file would import `{module}.{name}`, which weights do not need and which might run "
+        "code. If you trust it, load it with torch and save the state dict alone: "
         "torch.save(model.state_dict(), path)."
     )
 

@@ -314,7 +314,7 @@ def check_encoder_is_frozen(segmenter: Any, batch: Batch) -> None:
     """Raises for a batch of embeddings unless the image encoder is frozen."""
     if "image_embeddings" in batch.x and segmenter.image_encoder.trainable_variables:
         raise ValueError(
-            "`image_embeddings` do not train the image encoder. Freeze it with "
+            "`image_embeddings` cannot train the image encoder. Freeze it with "
             '`segmenter.freeze("image_encoder")` and compile again, or train on images.'
         )
 

@@ -63,7 +63,7 @@ class _Client:
             if optional:
                 return None
             raise ConnectionError(
-                f"{self} has {name} not in its cache, and KERAS_SAM_OFFLINE forbids to download it."
+                f"{name} of {self} is not cached, and KERAS_SAM_OFFLINE forbids to download it."
             )
         return self._download(name, optional)
 
@@ -289,7 +289,7 @@ def first_that_answers(name: str, entries: list[dict]):
         except (ImportError, OSError, ValueError) as error:
             reasons.append(f"* {source}: {' '.join(str(error).split())}")
     raise ConnectionError(
-        f"The weights of {name!r} are on this machine in no cache, and no source gave them:\n"
+        f"The weights of {name!r} are in no cache on this machine, and no source provided them:\n"
         + "\n".join(reasons)
         + "\nDownload one of these files by other means and pass its path, or pass "
         "`load_weights=False`."

@@ -108,8 +108,8 @@ class CachedEmbeddings(Sequence):
             embedding = np.load(file, mmap_mode="r")
         except ValueError as error:
             raise ValueError(
-                f"`{file}` is damaged and no longer an embedding. Delete it and open the cache "
-                "again, which encodes its image anew."
+                f"The embedding `{file}` is damaged. Delete it and create `CachedEmbeddings` "
+                "again, which encodes the image once more."
             ) from error
         embedding = _to_float32(np.asarray(embedding), self._dtype)
         return embedding, read_targets(self._source, inner, size)
