@@ -210,7 +210,7 @@ def _one_positional(tensors):
     if first not in tensors:
         tensors[first] = copy
     elif not np.array_equal(np.asarray(tensors[first]), np.asarray(copy)):
-        raise ValueError(f"Its tensors {first!r} and {tied!r} differ, but must be equal in a SAM.")
+        raise ValueError(f"Its tensors {first!r} and {tied!r} differ, but are one tensor in a SAM.")
     return tensors
 
 

@@ -125,7 +125,7 @@ def _safetensor(name, entry, data):
     if end > len(data) or end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(
             f"Its header says that {name!r} of shape {shape} lies at bytes {begin} to {end} of "
-            f"{len(data)}, which is impossible: the file is truncated or damaged."
+            f"{len(data)}, which cannot be right: the file is truncated or damaged."
         )
 
     def read():
