@@ -127,7 +127,7 @@ def _read_zip(path, mapped):
     order = ">" if _order(mapped, members.get(f"{root}byteorder")) == b"big" else "<"
     info = members[f"{root}data.pkl"]
     if info.file_size > _MAX_PICKLE_BYTES:
-        raise ValueError(f"Its pickle of {info.file_size} bytes is too large for a state dict's.")
+        raise ValueError(f"Its pickle of {info.file_size} bytes is too large for a state dict.")
     content = load_pickle(zip_member(mapped, info).tobytes())
 
     def storage_bytes(storage):
