@@ -1,7 +1,7 @@
-"""Strokes on a photograph: colours, tints, outlines, boxes, marks and text.
+"""Drawing on a photograph: colours, tints, outlines, boxes, marks and text.
 
-Every `paint` function paints on a uint8 `(H0, W0, 3)` array in place, clips at its
-borders, and trusts its arguments: `visualization` has checked them.
+Every `paint` function draws on a uint8 `(H0, W0, 3)` array in place, clips at its borders, and
+does not check its arguments: `visualization` has done so.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def mask_colors(count: int) -> np.ndarray:
         count: int. How many. After 256 they repeat.
 
     Returns:
-        uint8 array `(count, 3)`, RGB. Fewer colours are the first of more.
+        uint8 array `(count, 3)`, RGB. A smaller `count` gives the first of these colours.
     """
     palette = _palette()
     return palette[np.arange(count) % len(palette)]
@@ -35,7 +35,7 @@ def mask_colors(count: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _palette(count=256):
-    """Each colour is the one farthest from all before it, among those neither pale nor dark."""
+    """Picks colours that are neither pale nor dark, each the farthest from all before it."""
     levels = np.arange(0, 256, 15)
     colors = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _oklab(colors)
@@ -75,7 +75,7 @@ def _oklab(rgb):
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
-    """The part of a mask that holds all its pixels, and where that part lies.
+    """A mask cut down to the box around its pixels, and the place of that box.
 
     Args:
         mask: bool `(h, w)`.
@@ -99,14 +99,14 @@ class Patch:
 
     @functools.cached_property
     def thickness(self) -> float:
-        """Twice the area by the length of the edge: a strip's width, a disc's radius. Pixels."""
+        """Twice the area divided by the edge length: a strip's width, a disc's radius. Pixels."""
         picture = Image.fromarray(np.pad(self.mask, 1).astype("uint8"))
         inner = np.asarray(picture.filter(ImageFilter.MinFilter(3)))
         return 2 * self.area / max(self.area - int(np.count_nonzero(inner)), 1)
 
     @property
     def crown(self) -> tuple[float, int]:
-        """x y of the middle of the topmost row of pixels, in the photograph."""
+        """x y of the middle of the topmost row of pixels, in pixels of the photograph."""
         return self.left + float(np.flatnonzero(self.mask[0]).mean()), self.top
 
 
@@ -122,11 +122,11 @@ def paint_mask(canvas: np.ndarray, patch: Patch, color, alpha: float, line_width
 
 
 def _outline(canvas, patch, color, line_width):
-    """A dark edge outside the mask, a light one inside it, and the colour inside that.
+    """Draws a dark edge outside the mask, a light one inside it, and the colour within that.
 
     On any background at least one of the two edges stands out.
     """
-    # Full-width outlines would leave nothing of small and thin masks to see.
+    # Outlines of full width would hide small and thin masks.
     line_width = min(line_width, max(0.75, patch.thickness / 8))
     margin = math.ceil(2 * line_width) + 2
     height, width = patch.mask.shape
@@ -148,11 +148,11 @@ def _signed_distance(mask, line_width):
     the distance, to a fraction of a pixel, which makes the lines smooth.
     """
     picture = Image.fromarray(mask.astype("uint8") * 255)
-    # Blurring wipes out what is one or two pixels thin, so that is thickened first.
+    # Blurring erases what is one or two pixels thin, so that is thickened first.
     opened = picture.filter(ImageFilter.MinFilter(3)).filter(ImageFilter.MaxFilter(3))
     thin = mask & (np.asarray(opened) == 0)
     thick = np.asarray(Image.fromarray(thin.astype("uint8") * 255).filter(ImageFilter.MaxFilter(3)))
-    # Replicated borders: no line runs along the photograph's border, where the mask goes on.
+    # Replicated borders, so that no outline runs along the photograph's border.
     margin = math.ceil(4 * line_width)
     field = np.pad(np.maximum(np.asarray(picture), thick), margin, mode="edge")
     blurred = np.asarray(Image.fromarray(field).filter(ImageFilter.GaussianBlur(line_width)))

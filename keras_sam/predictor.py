@@ -1,4 +1,4 @@
-"""Clicking on an image: encode it once, then ask for masks as often as you like."""
+"""Interactive segmentation: an image is encoded once, then any number of prompts is decoded."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Picture(np.ndarray):
     """
 
     def save(self, path) -> None:
-        """Writes the picture to `path`, in the format that its ending names."""
+        """Saves the picture to `path`, in the format of its file ending."""
         Image.fromarray(np.asarray(self)).save(path)
 
     def _repr_png_(self):
@@ -50,8 +50,8 @@ def overlay(
 ) -> Picture:
     """Draws masks, points, boxes and scores on a photograph.
 
-    Large masks are painted first, so that small ones stay visible. A mask's colour follows from
-    its place in the input alone; to keep it in a selection, pass
+    Large masks are painted first, so that small ones stay visible. A mask's colour depends only on
+    its index; to keep the colours in a selection, pass
     `colors=mask_colors(len(masks))[selected]`. Outlines, marks and boxes have a light and a dark
     edge, so that they stand out from any background.
 
@@ -76,8 +76,8 @@ def overlay(
         `Picture`, uint8 `(H0, W0, 3)`.
 
     Raises:
-        ValueError: if an argument's shape is none of the above, a mask has another size than the
-            photograph, is not binary, a number is not finite, or a list of masks is empty.
+        ValueError: if an argument has another shape than these, a mask is not binary or not of the
+            photograph's size, a number is not finite, or a list of masks is empty.
 
     Example:
 
@@ -207,7 +207,7 @@ def show_everything(image, records, *, figsize=None, **options):
 
 
 def _draw_each(image, masks, scores, options):
-    """One overlay per mask, each in the first colour, as they are masks of the same object."""
+    """One overlay per mask, all in the first colour, because they show the same object."""
     photograph = _read_image(image)
     patches = _read_masks(masks, photograph.shape[:2])
     if not patches:
@@ -242,7 +242,7 @@ def _show_row(pictures, titles, axes, figsize):
         ax.set_axis_off()
         if title:
             ax.set_title(title)
-    # Notebooks are interactive and show the figure by themselves; without a display none can.
+    # Notebooks are interactive and show the figure themselves; without a display nothing can.
     has_window = own_figure and figure.canvas.required_interactive_framework is not None
     if has_window and not matplotlib.is_interactive():
         pyplot.show()
@@ -250,13 +250,13 @@ def _show_row(pictures, titles, axes, figsize):
 
 
 def _read_image(image):
-    """Any photograph as a new uint8 (H0, W0, 3) array."""
+    """A photograph in any accepted form as a new uint8 (H0, W0, 3) array."""
     pixels = np.clip(np.rint(load_image(image)), 0, 255)
     return np.array(pixels, "uint8")
 
 
 def _read_masks(masks, size):
-    """Masks in any accepted form -> list of patches."""
+    """Masks in any accepted form as a list of patches."""
     if masks is None or (isinstance(masks, MaskRecords) and not masks):
         return []  # the mask generator found none; any other empty list is a mistake
     if isinstance(masks, dict):

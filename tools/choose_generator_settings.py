@@ -2,11 +2,11 @@
 
     KERAS_BACKEND=torch python -m tools.choose_generator_settings
 
-writes `tests/fixtures/generator_settings.json` for the weights that `sam_tiny_demo` has now: it
-takes the first picture for which thresholds exist that no candidate is near to, at which enough
-records are kept and every step drops some, and the two give the same records. To be run again
-whenever the weights change; takes some minutes on one core. Where another backend rounds a pixel
-the other way, look further for that comparison alone:
+writes `tests/fixtures/generator_settings.json` for the present weights of `sam_tiny_demo`. It takes
+the first picture with thresholds that no candidate is close to, at which enough records are kept,
+every step drops some, and both generators give the same records. Run it again whenever the weights
+change; it takes some minutes on one core. If a pixel is rounded differently on another backend,
+search on for that comparison alone:
 
     KERAS_BACKEND=torch python -m tools.choose_generator_settings --only "own grids" --after 12
 """

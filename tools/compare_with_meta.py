@@ -4,10 +4,10 @@
     python tools/compare_with_meta.py --model huge --backend jax
 
 Meta's code writes a `.pth` of random weights and its answers; each backend loads that file with
-`from_preset` and answers too. Prints the differences, as a part of Meta's largest value, the masks'
-pixels that differ, and seconds. Needs the package with its test extra, and `segment-anything-py`.
-Takes 5 GB of memory and a few minutes for ViT-B. Ends with 1 where something differs by more than
-is promised: 1e-4 of the scale, and 0.01 % of a mask's pixels.
+`from_preset` and computes the same. Prints the differences as a fraction of Meta's largest value,
+the pixels of masks that differ, and seconds. Needs the package with its test extra, and
+`segment-anything-py`. Takes 5 GB of memory and a few minutes for ViT-B. The exit code is 1 if a
+difference exceeds the tolerance: 1e-4 of the largest value, and 0.01 % of a mask's pixels.
 """
 
 import argparse

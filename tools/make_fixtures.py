@@ -1,6 +1,6 @@
 """Writes the small checkpoints in tests/fixtures with the libraries that define their formats.
 
-Run it once in an environment of each library, which need not have this package:
+Run it once in an environment of each library; this package is not needed:
 
     python tools/make_fixtures.py tests/fixtures/keras_hub_0_32
 

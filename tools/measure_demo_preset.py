@@ -40,9 +40,9 @@ def write_data_set(folder, images):
     annotations.write_coco(folder / "coco.json", annotated)
 
 
-def measure(folder, preset, *more):
+def measure(folder, model, *more):
     words = ["evaluate", "--data", folder / "coco.json", "--images", folder / "photos"]
-    words += ["--model", preset, "--out", folder / "report", "--overwrite", "--plot"]
+    words += ["--model", model, "--out", folder / "report", "--overwrite", "--plot"]
     words += ["--max-clicks", "9", *more]
     code = keras_sam_command([str(word) for word in words])
     if code:
@@ -53,14 +53,14 @@ def measure(folder, preset, *more):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--preset", default="sam_tiny_demo")
+    parser.add_argument("--model", default="sam_tiny_demo", help="default: sam_tiny_demo")
     parser.add_argument("--scenes", type=int, default=40)
     options = parser.parse_args()
     write_data_set(options.folder / "scenes", (scene((HELD_OUT, i)) for i in range(options.scenes)))
     write_data_set(options.folder / "coins", [coins()])
     results = {}
     for name, more in (("scenes", ()), ("coins", ("--everything", *GENERATOR))):
-        summary = measure(options.folder / name, options.preset, *more)
+        summary = measure(options.folder / name, options.model, *more)
         results[name] = {k: v for k, v in summary.items() if isinstance(v, float)}
         results[name]["objects"] = summary["objects"]
     for name, bars in BARS.items():

@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=jax python tools/measure_loading.py --size huge --format meta
 
-It writes a checkpoint of random weights in the format, unless `--checkpoint` names one, then loads
+It writes a checkpoint of random weights in the format, unless `--model` names one, then loads
 it in a fresh process with the Keras backend already at work, and samples that process's anonymous
 memory (Linux: RssAnon, which mapped files do not count in). The peak is given above what the
 process had before, in sizes of the weights.
@@ -37,7 +37,7 @@ def parse(arguments=None) -> argparse.Namespace:
         default="torch",
         help="torch: a .pth as Meta's, for which torch is needed; default: torch",
     )
-    parser.add_argument("--checkpoint", help="load this instead of a random one")
+    parser.add_argument("--model", help="load this checkpoint instead of a random one")
     parser.add_argument("--dtype", help="policy to load with, such as bfloat16")
     parser.add_argument("--max-ratio", type=float, help="fail above this peak, such as 1.3")
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
@@ -108,7 +108,7 @@ def measure(options) -> dict:
     keras.ops.convert_to_numpy(keras.ops.matmul(keras.ops.ones((64, 64)), keras.ops.ones((64, 64))))
     with Peak() as peak:
         start = time.perf_counter()
-        segmenter = keras_sam.SAMImageSegmenter.from_preset(options.checkpoint, dtype=options.dtype)
+        segmenter = keras_sam.SAMImageSegmenter.from_preset(options.model, dtype=options.dtype)
         seconds = time.perf_counter() - start
     weights = sum(
         int(keras.ops.size(v.value)) * keras.backend.standardize_dtype(v.dtype).count("16") * 2
@@ -117,7 +117,7 @@ def measure(options) -> dict:
     )
     return {
         "backend": keras.config.backend(),
-        "checkpoint": options.checkpoint,
+        "checkpoint": options.model,
         "parameters": segmenter.count_params(),
         "weights_MB": round(weights / 1e6),
         "seconds": round(seconds, 1),
@@ -133,8 +133,8 @@ def main(arguments=None) -> int:
         print(json.dumps(measure(options)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = options.checkpoint or write_random(options.size, options.format, Path(folder))
-        words = [sys.executable, __file__, "--in-process", "--checkpoint", checkpoint]
+        checkpoint = options.model or write_random(options.size, options.format, Path(folder))
+        words = [sys.executable, __file__, "--in-process", "--model", checkpoint]
         if options.dtype:
             words += ["--dtype", options.dtype]
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True, env=os.environ)

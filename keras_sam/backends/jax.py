@@ -9,8 +9,8 @@ from keras import ops
 from keras_sam.backends import generic
 from keras_sam.backends.generic import ROWS_FROM_TOKENS, attend_by_rows, attention_map
 
-# So many rows of queries of one head are attended over at once where heads run one after the
-# other: their logits stay in the caches. With half or twice as many it is no faster.
+# Rows of queries of one head that attend together where heads run one after the other: few enough
+# for their logits to stay in the caches.
 _ROWS_PER_STEP = 8
 
 
@@ -34,8 +34,8 @@ def matmul_transposed(x, y):
 def attend(query, key, value, rel_pos_bias, grid, training=None):
     """Attention over a grid: on a CPU one window, or some rows of one head, after the other.
 
-    XLA multiplies two matrices on a CPU twice as fast as a batch of small ones. Not in training,
-    whose gradients would keep everything anyway.
+    On a CPU, XLA multiplies two matrices faster than a batch of small ones. Not in training, whose
+    gradients would keep everything anyway.
     """
     if training or not runs_sequentially():
         return generic.attend(query, key, value, rel_pos_bias, grid)

@@ -14,7 +14,7 @@ from keras_sam.backends import generic, private, torch_recorder
 
 PROMPT_CHUNK = 8  # the calls share what they know of the image
 
-# So many rows of queries of one head are attended over at once by oneDNN.
+# Rows of queries of one head that oneDNN attends with at once.
 _ROWS_PER_STEP = 4
 
 # The most numbers of bias that fused attention makes at once, 50 MB in float32: those of all
@@ -198,12 +198,12 @@ def pads_prompt_sets():
 def compile_program(model, variables, prompts=()):
     """`model.predict_on_batch` that repeats what torch computed for inputs of the same shapes.
 
-    The decoder makes some 500 calls to torch for a click, and Keras's layers take as long to make
-    them as torch takes to answer. The first call for a shape runs the layers and records those
-    calls; later ones only repeat them.
+    The decoder calls torch hundreds of times for a click, and Keras's layers spend much time
+    between these calls. The first call for a shape runs the layers and records what they ask of
+    torch; later calls only repeat that.
 
-    Layers and activations of the user's own may look at numbers, of which a recording would know
-    nothing, and hooks have to be called: models that have any run their layers every time.
+    Custom layers and activations may depend on values, which a recording does not see, and hooks
+    have to be called: models that have any of these run their layers every time.
 
     What does not depend on `prompts` is computed once a call. From two prompt sets on, any number
     of them is the same recording.
@@ -247,8 +247,8 @@ def compile_program(model, variables, prompts=()):
     return predict
 
 
-# In place of `keras.tree`, whose functions of torch's refer to themselves: 1 KB a prompt, until
-# Python's collector comes by.
+# In place of `keras.tree`: torch's tree functions leave reference cycles behind, memory that Python
+# frees only when its garbage collector runs.
 def _as_tensors(inputs):
     if isinstance(inputs, dict):
         return {name: _as_tensors(x) for name, x in inputs.items()}
@@ -280,8 +280,8 @@ def to_numpy(output):
 def assign_value(variable, array):
     """Sets a variable to the values of an array, in new memory.
 
-    To copy into the variable's own, which is not in use yet, takes two threads twice as long
-    as one, since both ask the system for its pages.
+    The variable's own memory has no pages yet. Copying into it is slower with several threads than
+    with one, because all of them ask the system for pages.
     """
     values = torch.from_numpy(generic.row_major_copy(array))
     variable.value.data = values.to(variable.value)

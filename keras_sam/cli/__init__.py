@@ -33,7 +33,7 @@ Exit codes: 0 done, 2 the call or its input is wrong, 1 anything else."""
 
 class _Parser(argparse.ArgumentParser):
     def require_later(self):
-        """Leaves what is required to `parse_arguments`: it may be in a file."""
+        """Lets `parse_arguments` check for required arguments, which may be in a file."""
         self.needed = {}
         for action in self._actions:
             if action.required:
@@ -71,8 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
             "--config",
             type=Path,
             metavar="FILE",
-            help='a .toml file of options, such as `model = "sam_base_sa1b"`; the command line\'s '
-            "own come first, and relative paths start from the file's folder",
+            help='a .toml file of options, such as `model = "sam_base_sa1b"`; the command line '
+            "overrides it, and relative paths start from the file's folder",
         )
         command_parser.add_argument(
             "--quiet", action="store_true", help="print nothing but results and errors"
@@ -91,7 +91,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         argv: list of str, the command and its arguments.
 
     Returns:
-        The command's arguments; the values of the command line before those of the file.
+        The command's arguments; the command line overrides the file.
 
     Raises:
         CommandError: if an argument is wrong or missing.
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report(name, error):
-    if isinstance(error, BrokenPipeError):  # the reader of our output, `head` say, has enough
+    if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(error, CommandError):

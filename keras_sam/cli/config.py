@@ -14,17 +14,17 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> argparse.Namespa
     """Reads a TOML file as if its values had been given on the command line.
 
     `epochs = 20` is `--epochs 20`, `flips = true` is `--flips`, and `point = [[1, 2], [3, 4]]`
-    is `--point 1,2 --point 3,4`; what has no dashes is called as in the help, `photo = "a.jpg"`.
+    is `--point 1,2 --point 3,4`; positional arguments go by their names, `photo = "a.jpg"`.
 
     Args:
         path: Path of the file. Relative paths in it start from its folder.
         parser: of the command. It must not require anything.
 
     Returns:
-        The command's arguments, as far as they are in the file.
+        The command's arguments that are in the file.
 
     Raises:
-        CommandError: if the file cannot be read, or one of its values is no value of an option.
+        CommandError: if the file cannot be read, or a name or a value in it is wrong.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -55,12 +55,12 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> argparse.Namespa
         elif name in ("model", "source") and _is_model(path.parent / str(value)):
             values[name] = str(path.parent / value)
         elif isinstance(value, list):
-            values[name] = tuple(value)  # which options.Repeated replaces
+            values[name] = tuple(value)  # a tuple, which `options.Repeated` replaces
     return argparse.Namespace(**values)
 
 
 def _words(flag, value, options):
-    """One entry of the file in the words of the command line."""
+    """One entry of the file as arguments of the command line."""
     if isinstance(value, bool):
         no = f"--no-{flag[2:]}"
         return [flag] if value else [no] * (no in options)

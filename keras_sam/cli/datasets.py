@@ -32,7 +32,7 @@ def add_data_options(group, prefix: str = "") -> None:
 
 
 def add_reading_options(group) -> None:
-    """Adds the options that say how to read all data sets of a command."""
+    """Adds the options on reading, which hold for all data sets of a command."""
     group.add_argument("--label-map", action="store_true", help="masks hold one object per value")
     group.add_argument(
         "--skip-unreadable", action="store_true", help="leave out images that cannot be read"

@@ -26,7 +26,7 @@ def one_line(message, limit: int = 600) -> str:
 
 @contextlib.contextmanager
 def bad_input():
-    """Turns errors by which the library refuses its input into exit code 2."""
+    """Turns the library's errors about its input into exit code 2."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:

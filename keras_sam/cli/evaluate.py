@@ -27,14 +27,14 @@ Lets a simulated annotator segment every object of a data set, and prints how go
 {datasets.HELP}
 
 The annotator clicks into the middle of the object, then into the middle of the largest error, each
-time with the mask so far. Printed are, as means over all objects:
-  mIoU after N clicks     of the mask that the model trusts most
+time with the mask so far. The means over all objects are printed:
+  mIoU after N clicks     of the mask that the model scores highest
   best of three, 1 click  of the best of the three candidates ("oracle")
   boundary IoU, 1 click   near the outlines only
   mIoU from the box       of the mask from the object's exact box
-  clicks to IoU 0.85      and 0.90; 20 where that is never reached
-and with --everything, for masks without any prompt, the share of the objects that have one: at IoU
-0.7, and averaged over 0.50, 0.55 ... 0.95 (AR@1000, as COCO defines it).
+  clicks to IoU 0.85      and 0.90; --max-clicks where that is never reached
+and with --everything the share of objects that a mask without prompts matches: at IoU 0.7, and
+averaged over IoU 0.50, 0.55 ... 0.95 (AR@1000, as COCO defines it).
 
 Writes into --out, all files or none: objects.csv with a row per object, summary.json, and with
 --plot miou.png."""
@@ -80,19 +80,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=options.positive_integer,
         default=20,
         metavar="N",
-        help="where counting the clicks to an IoU stops (default: 20)",
+        help="the most clicks on an object when clicks to an IoU are counted (default: 20)",
     )
     measures.add_argument(
         "--everything",
         action="store_true",
-        help="segment everything, too, and count the objects that have a mask",
+        help="also segment without prompts, and count the objects that a mask matches",
     )
     for parameter in _GENERATOR:
         measures.add_argument(
             parameter.flag,
             type=parameter.type,
             metavar=parameter.metavar,
-            help="of --everything",
+            help="for --everything, as in `keras-sam everything`",
         )
     results = parser.add_argument_group("results")
     results.add_argument("--out", type=Path, metavar="DIR", help="folder for the files (see above)")
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Images:
-    """The images that can be read, with their names, and what is wrong with the others."""
+    """The images of a data set: names of those that were read, reasons why others were not."""
 
     def __init__(self, source, count, skip):
         self._source, self._count, self._skip = source, count, skip
@@ -177,7 +177,7 @@ class _Images:
 
 
 def _everything(segmenter, settings, images, bar):
-    """Share of all objects that the automatic masks match."""
+    """The share of all objects that masks without prompts match."""
     from keras_sam import evaluation
     from keras_sam.mask_generator import SAMAutomaticMaskGenerator
     from keras_sam.masks import decode_rle
@@ -225,7 +225,7 @@ def _files(args):
 
 
 def _plot(clicks, measured):
-    """mIoU click by click, and how the objects' IoUs are spread."""
+    """Plots mIoU by the number of clicks, and histograms of the objects' IoUs."""
     figures = _import_matplotlib()
     figure = figures.Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)

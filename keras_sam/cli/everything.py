@@ -41,9 +41,9 @@ Segments everything in a photograph, or in each photograph of a folder.
 --format label-map  an indexed PNG per photograph: pixels of mask N are N, background is 0
 
 Results are written photograph by photograph, each whole or not at all. A run that was interrupted
-goes on where it stopped when the same command is given again: what is done is skipped, unless the
-photograph has changed since. Photographs that cannot be read are named at the end, and again the
-exit code is 2."""
+continues where it stopped when the same command is given again: finished photographs are skipped,
+unless they have changed since. Photographs that cannot be read are listed at the end, and the exit
+code is then 2."""
 
 EXAMPLES = """\
 examples:
@@ -57,9 +57,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "photos", type=Path, metavar="PHOTO_OR_FOLDER", help="the picture, or a folder of them"
     )
-    parser.add_argument("--recursive", action="store_true", help="look into the folder's folders")
+    parser.add_argument("--recursive", action="store_true", help="look into subfolders, too")
     results = parser.add_argument_group("results")
-    results.add_argument("--out", type=Path, required=True, metavar="DIR", help="their folder")
+    results.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for them")
     results.add_argument("--format", choices=tuple(FORMATS), required=True, help="see above")
     results.add_argument(
         "--polygons", action="store_true", help="with --format coco: outlines, not run lengths"
@@ -81,7 +81,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segments what is not done yet, and sums up what there is, however the run ends."""
+    """Segments what is not done yet, and prints a summary however the run ends."""
     parameters = options.read_generator_options(args)
     photos = find_photos(args.photos, args.recursive, _result_folders(args))
     _check_outputs(args)
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclasses.dataclass
 class _Summary:
-    """What a run came to; masks are counted with those of photographs that were done before."""
+    """What a run has done. `masks` includes those of photographs that were done before."""
 
     photos: int
     skipped: int = 0
@@ -142,14 +142,14 @@ class _Summary:
 
 
 def _settings(args, parameters):
-    """What results depend on: a folder holds those of the same settings only."""
+    """What results depend on: one folder holds results of the same settings only."""
     return {
         "model": args.model,
         "image_shape": args.image_shape and list(args.image_shape),
         "dtype": args.dtype,
         "mask_threshold": args.mask_threshold,
         "format": args.format,
-        # Of COCO, outlines are made when the file is put together.
+        # For COCO, outlines are traced only when the final file is written.
         "tolerance": args.tolerance if args.format == "yolo" else 0.0,
         **options.generator_settings(args, parameters),
     }
@@ -177,8 +177,8 @@ def _check_outputs(args):
         pictures.append(args.out)
     if source.resolve() in [folder.resolve() for folder in pictures]:
         raise CommandError(
-            "pictures of masks would lie among the photographs and be taken for some: choose "
-            "another folder for them"
+            "pictures of masks would lie among the photographs and be taken for some of them: "
+            "choose another folder for them"
         )
 
 
@@ -222,8 +222,8 @@ def _segment_photo(args, generator, photo, log, bar, summary):
 
     began = time.monotonic()
     try:
-        stamp = photo.stamp()  # before it is read: what changes from now on is done again
-        # What is wrong with the photograph is a ValueError by now.
+        stamp = photo.stamp()  # before it is read: a photograph that changes later is done again
+        # Faults of the photograph are ValueErrors in here, so an OSError is about temporary files.
         with writing("temporary files (their folder is that of TMPDIR, if it is set)"):
             (records,) = generator.stream([photo.path], progress=bar.advance)
     except (UnfinishedImagesError, OSError) as error:
@@ -256,7 +256,7 @@ def _save(args, photo, records):
 
     path = args.out / _output_name(args, photo)
     image = annotations.ImageAnnotations(photo.name, records.original_size, records)
-    if args.pictures is not None:  # first, so that what counts as done is complete
+    if args.pictures is not None:  # first: once the masks are there, the photograph counts as done
         _draw(args, photo, records)
     if args.format in ("coco", "sa1b"):
         annotations.write_sa1b(path, image)
@@ -306,7 +306,7 @@ def _finish(args, log, summary):
 
 
 def _report(args, summary):
-    """The summary on stdout, and on stderr what could not be segmented."""
+    """Prints the summary to stdout, and to stderr what could not be segmented."""
     for name, reason in summary.unreadable.items():
         print(f"keras-sam everything: not segmented: {name}: {reason}", file=sys.stderr)
     if args.json:

@@ -1,4 +1,4 @@
-"""The segmenter that a command runs, its Keras backend and device: checked early, loaded late."""
+"""The segmenter that a command runs, its backend and its device: checked early, loaded late."""
 
 import contextlib
 import os
@@ -72,14 +72,14 @@ def use_device(device: str | None):
     try:
         with keras.device(device):
             keras.ops.convert_to_numpy(keras.ops.ones(1) + 1)
-    except Exception as error:  # every backend has its own kind
+    except Exception as error:  # each backend raises another class
         raise CommandError(f"--device: {backends.NAME} has no {device} here: {error}") from error
     with keras.device(device):
         yield
 
 
 def check_source(source: str, option: str = "--model") -> None:
-    """Checks a name, address or path as far as that goes without reading what it names."""
+    """Checks a name, address or path without reading what it names."""
     if "://" in source or Path(source).exists():
         return
     from keras_sam.presets import list_presets
@@ -114,7 +114,7 @@ def open_segmenter(args, progress):
 
 
 def describe(args, segmenter) -> dict:
-    """What made the masks, for the results' JSON file."""
+    """The settings that the masks were made with, for the JSON file of the results."""
     from keras_sam import __version__, backends
 
     return {

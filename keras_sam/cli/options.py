@@ -12,7 +12,7 @@ from keras_sam.cli.errors import CommandError
 
 
 def numbers(given: str | list, allowed_counts: tuple[int, ...], form: str) -> list[float]:
-    """Reads finite numbers: a list, or text with commas. `form` is what to ask for instead."""
+    """Reads finite numbers from a list, or from text with commas. `form` is for the error."""
     try:
         values = [float(part) for part in (given.split(",") if isinstance(given, str) else given)]
     except (OverflowError, TypeError, ValueError):
@@ -33,7 +33,7 @@ def point(given: str | list) -> tuple[float, float, int]:
 
 
 def box(given: str | list) -> tuple[float, float, float, float]:
-    """`X1,Y1,X2,Y2`, right way up."""
+    """`X1,Y1,X2,Y2` with the top left corner first."""
     x1, y1, x2, y2 = numbers(given, (4,), "X1,Y1,X2,Y2 in pixels")
     if x2 < x1 or y2 < y1:
         raise argparse.ArgumentTypeError(
@@ -99,16 +99,16 @@ def device(text: str) -> str:
 
 
 class Repeated(argparse.Action):
-    """Collects the values of a repeatable option, instead of those of a `--config` file."""
+    """Collects the values of a repeatable option; they replace those of a `--config` file."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        """Adds a value. What is there before the first one, a default or a file's, is a tuple."""
+        """Adds a value; the first one replaces a default or a file's values, which are a tuple."""
         earlier = getattr(namespace, self.dest)
         setattr(namespace, self.dest, [*(earlier if isinstance(earlier, list) else ()), values])
 
 
 def add_hidden_alias(group, name: str, option: argparse.Action) -> None:
-    """Adds an earlier name of an option, which does the same and is not in the help."""
+    """Adds an earlier name of an option, which still works but is not in the help."""
     group.add_argument(
         name,
         dest=option.dest,
@@ -120,7 +120,7 @@ def add_hidden_alias(group, name: str, option: argparse.Action) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser, makes_masks: bool = True) -> None:
-    """Adds what says which model runs, and on what.
+    """Adds the options for the model and what it runs on.
 
     Args:
         parser: of the command.
@@ -196,12 +196,15 @@ PARAMETERS = (
     ),
     Parameter(
         *("box_nms_thresh", finite_number, 0.7, "X"),
-        "of masks whose boxes have a larger IoU, one stays",
+        "of masks whose boxes overlap by more than this IoU, one is kept",
     ),
-    Parameter("crop_n_layers", whole_number, 0, "N", "layers of crops that are segmented, too"),
+    Parameter(
+        *("crop_n_layers", whole_number, 0, "N"),
+        "layers of crops that are segmented besides the whole image",
+    ),
     Parameter(
         *("crop_nms_thresh", finite_number, 0.7, "X"),
-        "as --box-nms-thresh, among masks of different crops",
+        "like --box-nms-thresh, for masks of different crops",
     ),
     Parameter("crop_overlap_ratio", finite_number, 512 / 1500, "X", "how much crops overlap"),
     Parameter(
@@ -241,10 +244,10 @@ def add_generator_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_generator_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that the generator is made with; what was not given is left to its defaults.
+    """The generator's arguments. What was not given is left to its defaults.
 
     Raises:
-        CommandError: if options exclude each other, or the file of click grids has none.
+        CommandError: if options exclude each other, or the file of click grids is unusable.
     """
     given = {p.name: getattr(args, p.name) for p in PARAMETERS}
     given = {name: value for name, value in given.items() if value is not None}
@@ -258,7 +261,7 @@ def read_generator_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def generator_settings(args: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, Any]:
-    """What results depend on: `read_generator_options` with the defaults of what was not given."""
+    """What results depend on: `read_generator_options`, and defaults for what was not given."""
     defaults = {p.name: p.default for p in PARAMETERS if p.shapes_results}
     return {
         **{name: parameters.get(name, default) for name, default in defaults.items()},

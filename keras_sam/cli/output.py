@@ -1,7 +1,7 @@
-"""Results: folders and files that are there whole or not at all, and tables on the screen.
+"""Results: folders and files that are written whole or not at all, and tables on the screen.
 
-One rule for what is there already: a command does not replace it unless `--overwrite` is given.
-A run of the same settings that was interrupted goes on.
+One rule for results that exist already: a command does not replace them without `--overwrite`.
+An interrupted run continues when it is started again with the same settings.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ def check_nothing_is_lost(paths: Iterable[Path], overwrite: bool, option: str = 
 
 
 def check_same_settings(folder: Path, earlier: dict, now: dict) -> None:
-    """Raises if a folder holds results of other settings than those of the run that goes on."""
+    """Raises if a folder holds results of other settings than those of the run to continue."""
     now = json.loads(json.dumps(now))
     changed = [
         f"{name} was {earlier.get(name)}, is {now.get(name)}"
@@ -39,7 +39,7 @@ def check_same_settings(folder: Path, earlier: dict, now: dict) -> None:
     if changed:
         raise CommandError(
             f"--out {folder}: holds results of other settings ({'; '.join(changed)}): choose "
-            "another folder, or --overwrite to start this one anew"
+            "another folder, or start from scratch with --overwrite"
         )
 
 
@@ -61,7 +61,7 @@ def check_output_folder(folder: Path, option: str = "--out") -> None:
 
 @contextlib.contextmanager
 def made_folder(folder: Path):
-    """Makes a folder and its parents where missing; a block that fails takes those back."""
+    """Makes a folder and its missing parents; removes these again if the block fails."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ class OutputFiles:
 
 @contextlib.contextmanager
 def output_files(folder: Path):
-    """Puts the files that the block writes into `folder` when it ends well.
+    """Puts the files that the block writes into `folder` once it succeeds.
 
     Otherwise they are removed, so that an error or Ctrl-C leaves earlier results untouched.
     """

@@ -17,7 +17,7 @@ class Photo:
         path: Path of the file.
         name: str. Its path within the folder, with `/` on every system.
         result: str. What its results are called: the name without its ending, or with it where
-            two photographs, or a photograph and a folder, differ in nothing else.
+            another photograph or a folder has the same name up to the ending.
     """
 
     path: Path
@@ -35,7 +35,7 @@ def find_photos(place: Path, recursive: bool, not_in: tuple[Path, ...] = ()) -> 
 
     Args:
         place: Path of a photograph or a folder.
-        recursive: bool. Whether folders in the folder count, too.
+        recursive: bool. Whether to look into subfolders, too.
         not_in: folders inside `place` that are left out, such as that of the results.
 
     Raises:
@@ -68,7 +68,7 @@ def find_photos(place: Path, recursive: bool, not_in: tuple[Path, ...] = ()) -> 
 
 
 def _named(photos, folders):
-    """Names each photograph's results, no two alike, also where case does not count."""
+    """Gives each photograph's results a name of its own, even where case is ignored."""
     short = [str(PurePosixPath(name).with_suffix("")) for _, name in photos]
     taken = Counter(name.casefold() for name in [*short, *folders])
     return [

@@ -93,7 +93,7 @@ class Bar:
         self._console, self._shown, self._task = console, shown, task
 
     def describe(self, text: str) -> None:
-        """Shows what is going on now."""
+        """Shows what is being done now."""
         if self._shown is not None:
             self._shown.update(self._task, description=text, refresh=True)
 
@@ -108,7 +108,7 @@ class Bar:
             self._shown.update(self._task, completed=steps)
 
     def say(self, text: str, only_in_logs: bool = False) -> None:
-        """Prints a line above the bar; `only_in_logs` where the bar itself says it."""
+        """Prints a line above the bar, with `only_in_logs` only where no bar is shown."""
         if self._console is not None and not (only_in_logs and self._console.is_terminal):
             from rich.text import Text
 
@@ -119,8 +119,8 @@ class Bar:
 def quiet_stderr():
     """Drops what native code writes to stderr in the block, unless the block fails.
 
-    Keras imports TensorFlow on every backend, and no setting of TensorFlow's turns off what it
-    logs about the processor at every start.
+    Keras imports TensorFlow on every backend, and TensorFlow has no setting that turns off what it
+    logs about the processor whenever it starts.
     """
     sys.stderr.flush()
     try:

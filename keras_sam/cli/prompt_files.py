@@ -18,7 +18,7 @@ class ObjectPrompt:
     """The prompts of one object. Coordinates are pixels of the photograph.
 
     Args:
-        name: str. Tells the objects of a photograph apart.
+        name: str. Different for each object of a photograph.
         points: tuple of (x, y, label).
         box: (x1, y1, x2, y2), or None.
         mask: Path of a mask picture or logits, or None.
@@ -39,7 +39,7 @@ def prompts_from_options(points, boxes, mask) -> list[ObjectPrompt]:
     if points or mask:
         raise CommandError(
             "several --box are one object each, so that --point and --mask belong to none of "
-            "them: give one --box, or all prompts in a --prompts file"
+            "them: give one --box, or put all prompts into a --prompts file"
         )
     return [ObjectPrompt(str(index), box=box) for index, box in enumerate(boxes)]
 

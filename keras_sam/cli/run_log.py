@@ -1,4 +1,4 @@
-"""The log of finished photographs in a folder of results, by which an interrupted run goes on.
+"""The log of finished photographs in a folder of results, which lets an interrupted run continue.
 
 A text file of JSON lines: the settings of the run, then a line per photograph, added once its
 results are in place. A photograph without a whole line is segmented again.
@@ -21,9 +21,9 @@ class RunLog:
 
     Args:
         folder: Path of the folder.
-        settings: dict, ready for JSON: everything that the results depend on. Those of the
-            results that are there must be the same.
-        overwrite: bool. Whether to start anew, whatever the folder holds.
+        settings: dict, ready for JSON: everything that the results depend on. Results that are
+            there already must have the same settings.
+        overwrite: bool. Whether to start from scratch, whatever the folder holds.
     """
 
     def __init__(self, folder: Path, settings: dict, overwrite: bool = False):
@@ -49,19 +49,19 @@ class RunLog:
         return sum(self._entries[name]["masks"] for name in names)
 
     def find(self, name: str, stamp: dict) -> dict | None:
-        """The line about a photograph, unless that has changed since."""
+        """The entry of a photograph, unless the photograph has changed since."""
         entry = self._entries.get(name)
         return entry if entry and entry.items() >= stamp.items() else None
 
     def start(self) -> None:
-        """Makes the file, or goes on with it."""
+        """Creates the file, or prepares an earlier one for more lines."""
         with writing(self.path):
             if self.is_new:
                 with whole_file(self.path, text=True) as file:
                     file.write(json.dumps({"settings": self.settings}) + "\n")
             elif not self.path.read_bytes().endswith(b"\n"):
                 with self.path.open("ab") as file:
-                    file.write(b"\n")  # ends the line in which an earlier run was killed
+                    file.write(b"\n")  # completes the line that a killed run left unfinished
         self.started = True
 
     def add(self, name: str, entry: dict) -> None:
@@ -81,7 +81,7 @@ class RunLog:
                 parsed.append(json.loads(line))
         if not parsed or "settings" not in parsed[0]:
             raise CommandError(
-                f"--out {folder}: {FILE} is damaged; --overwrite starts this folder anew"
+                f"--out {folder}: {FILE} is damaged; --overwrite starts from scratch"
             )
         check_same_settings(folder, parsed[0]["settings"], self.settings)
         for entry in parsed[1:]:

@@ -1,4 +1,4 @@
-"""`keras-sam segment`: masks of the objects that prompts point at, in one photograph."""
+"""`keras-sam segment`: masks of the objects that prompts point at, for one photograph."""
 
 import argparse
 import io
@@ -34,7 +34,7 @@ are one object each. For more, put the prompts into a file (--prompts):
                  wheel,900,500,0,,,,
                  truck,,,,80,280,1712,858
 
-Coordinates are pixels of the photograph as it is seen, x to the right and y down.
+Coordinates are pixels of the photograph as a viewer shows it, x to the right and y down.
 
 Writes into --out, all files or none; an earlier PHOTO.json stays unless --overwrite is given:
   PHOTO_mask_N.png     each mask, white on black, in the photograph's size
@@ -48,7 +48,7 @@ examples:
   keras-sam segment truck.jpg --model sam_vit_b_01ec64.pth --box 80,280,1712,858 \\
       --point 560,740,0 --out masks"""
 
-_PIXELS_AT_ONCE = 1 << 28  # of the full-size masks, a byte a pixel, that one call may return
+_PIXELS_AT_ONCE = 1 << 28  # of full-size masks that one call may return, at a byte per pixel
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +158,7 @@ def _read_mask(path, size):
     values = np.unique(mask)
     if len(values) > 2 or (len(values) == 2 and values[0] != 0):
         raise CommandError(
-            f"mask {path}: must be black, and one other colour inside. Received: "
+            f"mask {path}: must be black, with one other colour for the object. Received: "
             f"{len(values)} shades"
         )
     if mask.shape != size:
@@ -170,7 +170,7 @@ def _read_mask(path, size):
 
 
 def _segment(predictor, objects, masks, args):
-    """Decodes the prompts, alike ones together. Returns the masks of each object."""
+    """Decodes the prompts, those of the same kind together. Returns the masks of each object."""
     groups: dict[tuple, list[int]] = {}
     for index, prompt in enumerate(objects):
         mask = masks[prompt.mask]
@@ -223,7 +223,7 @@ def _prompt_arrays(predictor, prompts: list[ObjectPrompt], masks):
 
 
 def _pack(masks, scores):
-    """What is kept of an object's masks, so that the full-size arrays can go."""
+    """What is kept of an object's masks, so that the full-size arrays can be freed."""
     from keras_sam.geometry import xyxy_to_xywh
     from keras_sam.masks import encode_rle, mask_to_box
 

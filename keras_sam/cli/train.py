@@ -33,10 +33,10 @@ Writes into --out:
   log.csv        loss and mIoU of every epoch
   curves.png     the same drawn, where matplotlib is installed
   settings.json  what the run was started with
-  state/         what a run needs to go on
+  state/         what a run needs to continue
 
-A run that was stopped or killed goes on after its last whole epoch when the same command is given
-again, and ends as it would have ended. --epochs and --patience may change in between."""
+A run that was stopped or killed continues after its last complete epoch when the same command is
+given again, and ends as it would have ended. --epochs and --patience may change in between."""
 
 EXAMPLES = """\
 examples:
@@ -48,13 +48,13 @@ examples:
       --layer-decay 0.8 --out run
   keras-sam train --config run.toml --epochs 40"""
 
-# What does not change the result of an epoch.
+# Settings that do not change the result of an epoch.
 _FREE = (*GENERAL, "epochs", "patience", "out", "overwrite", "workers")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
-    # An earlier form of --config.
+    # Before there was --config, the file was a positional argument.
     parser.add_argument("config_file", type=Path, nargs="?", help=argparse.SUPPRESS)
     data = parser.add_argument_group("data")
     datasets.add_data_options(data)
@@ -65,21 +65,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=options.fraction,
         default=0.0,
         metavar="X",
-        help="without --validation: this part of the images is kept apart for it (default: 0)",
+        help="without --validation: this fraction of the images is kept for it (default: 0)",
     )
     data.add_argument("--flips", action="store_true", help="mirror half of the images")
     data.add_argument(
         "--scales",
         type=_scales,
         metavar="LOW,HIGH",
-        help="scale images by a random factor, 0.1,2.0 say (default: not)",
+        help="scale images by a random factor, for example 0.1,2.0 (default: no scaling)",
     )
     data.add_argument(
         "--max-objects",
         type=options.positive_integer,
         default=16,
         metavar="N",
-        help="at most N objects of an image in a step (default: 16)",
+        help="at most N objects per image in a step (default: 16)",
     )
     data.add_argument(
         "--workers",
@@ -106,15 +106,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--layer-decay",
         type=_decay,
         metavar="X",
-        help="with --parts all or --lora: steps of each earlier block of the image encoder are X "
-        "times as large, 0.8 say (default: 1)",
+        help="with --parts all or --lora: multiply the learning rate by X, for example 0.8, for "
+        "each block towards the image encoder's input (default: 1)",
     )
     training.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
-        help="encode every image once, into this folder; with --parts decoder and without --lora, "
-        "--flips and --scales",
+        help="encode every image once, into this folder; needs --parts decoder, and excludes "
+        "--lora, --flips and --scales",
     )
     for name, read, default, metavar, about in (
         ("--epochs", options.positive_integer, 20, "N", ""),
@@ -127,7 +127,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ),
         (
             *("--box-probability", options.fraction, 0.5, "X"),
-            "how often the first prompt is a box ",
+            "probability that the first prompt is a box ",
         ),
         ("--seed", options.whole_number, 0, "N", ""),
     ):
@@ -151,7 +151,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains from where an earlier run stopped, or from the model."""
+    """Trains, from where an earlier run stopped if there is one."""
     _check(args)
     settings = _settings(args)
     _check_earlier_run(args, settings)
@@ -215,7 +215,7 @@ def _check_earlier_run(args, settings):
         earlier = dict(json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise CommandError(
-            f"--out {args.out}: {SETTINGS_FILE} is damaged; --overwrite starts this folder anew"
+            f"--out {args.out}: {SETTINGS_FILE} is damaged; --overwrite starts from scratch"
         ) from error
     check_same_settings(args.out, earlier, settings)
 
@@ -235,7 +235,7 @@ def _open_data(args):
 
 @contextlib.contextmanager
 def _as_options():
-    """`bad_input` for messages that name an argument of the library which is an option here."""
+    """`bad_input` that replaces a library argument in messages by the option of that name."""
     try:
         yield
     except ValueError as error:

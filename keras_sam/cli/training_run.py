@@ -1,8 +1,8 @@
-"""One run of `keras-sam train`: what it trains, what it keeps, and how it goes on.
+"""One run of `keras-sam train`: what it trains, what it keeps, and how it continues.
 
-With Keras's `BackupAndRestore` and `CSVLogger`, which write one after the other, a process that is
-killed in between would go on with the state of one epoch and the log of another. Here an epoch is
-finished when its state has its final name, and everything else can be written again.
+Keras's `BackupAndRestore` and `CSVLogger` write one after the other, so that a process that is
+killed in between would continue with the state of one epoch and the log of another. Here an epoch
+is finished once its state has its final name, and everything else can be written again.
 """
 
 import csv
@@ -52,13 +52,13 @@ def split(source, part: float, seed: int) -> tuple[Part, Part]:
 
 
 def import_for_fit() -> None:
-    """Imports TensorFlow where it is installed, as `fit` does on every backend, with its logs."""
+    """Imports TensorFlow if it is installed, as `fit` would later, when its logs are not hidden."""
     if importlib.util.find_spec("tensorflow"):
         importlib.import_module("tensorflow")
 
 
 class TrainingRun:
-    """Training of a `SAMImageSegmenter` on a `Source`, as the options of `keras-sam train` say."""
+    """Trains a `SAMImageSegmenter` on a `Source` with the options of `keras-sam train`."""
 
     def __init__(self, segmenter, train, validation, args):
         self.args = args
@@ -110,7 +110,7 @@ class TrainingRun:
         return max(self.rows, key=lambda row: float(row[self.monitor]))
 
     def fit(self, progress) -> None:
-        """Trains what is left of the epochs."""
+        """Trains the remaining epochs."""
         done = len(self.rows)
         steps = self.data.num_batches
         if done:
@@ -144,7 +144,7 @@ class TrainingRun:
         folder = self.args.out / STATE
         folder.mkdir(exist_ok=True)
         earlier = list(folder.iterdir())
-        # Keras requires the ending `.weights.h5`, so a temporary name differs at its start.
+        # Keras requires the ending `.weights.h5`, so the temporary name differs at its start.
         temporary = folder / f"unfinished_{epoch + 1}.weights.h5"
         self.trainer.save_weights(temporary, overwrite=True)
         temporary.replace(folder / f"epoch_{epoch + 1}.weights.h5")
@@ -203,7 +203,7 @@ class TrainingRun:
 
 
 class _EpochCallback(keras.callbacks.Callback):
-    """Moves the bar, saves every epoch, and stops after `--patience` epochs that were no better."""
+    """Moves the bar, saves every epoch, and stops after `--patience` epochs without progress."""
 
     def __init__(self, run, bar):
         super().__init__()
@@ -213,9 +213,8 @@ class _EpochCallback(keras.callbacks.Callback):
         self._run.reset_random_numbers(epoch + 1)
 
     def on_test_begin(self, logs=None):
-        self._run.reset_random_numbers(
-            0
-        )  # the same prompts every time, so that epochs can be compared
+        # The same prompts every time, so that epochs can be compared.
+        self._run.reset_random_numbers(0)
 
     def on_train_batch_end(self, batch, logs=None):
         self._bar.advance(1)

@@ -1,4 +1,4 @@
-"""From a checkpoint's own names to a config and our variables, whoever wrote it."""
+"""From a checkpoint's tensors, in any known format, to a config and our variables."""
 
 import re
 from collections.abc import Callable
@@ -9,15 +9,15 @@ import numpy as np
 from keras_sam.converters import keras_tables, torch_tables
 from keras_sam.converters.tables import Tensor, count_matches, to_foreign, to_ours
 
-# What other programs keep in a Keras file beside the model's weights.
+# What other programs store in a Keras file besides the model's weights.
 KERAS_EXTRAS = (r"(.*/)?seed_generator(_\d+)?/.*", r"(.*/)?optimizer/.*", r"(.*/)?metrics?/.*")
 
 
 class Format(NamedTuple):
     """A family of checkpoints.
 
-    `signature` is a name that each such file has, perhaps after a wrapper's prefix;
-    `add` is put before all names when `signature` is that of a part on its own.
+    `signature` is a tensor name that every such file has, perhaps after a wrapper's prefix.
+    `add` is put before all names of a file that holds only a part of the model.
     """
 
     name: str
@@ -43,7 +43,7 @@ FORMATS = (
     ),
 )
 
-# Names that give other models away, for the error message.
+# Names by which other models are recognised, for the error message.
 _OTHERS = (
     (r".*\b(hf_token|hq_token)\b.*", "SAM-HQ"),
     (r".*patch_embed\.seq\..*", "MobileSAM (TinyViT)"),
@@ -56,14 +56,14 @@ _OTHERS = (
     (r".*embeddings\.cls_token", "a plain vision transformer of transformers"),
 )
 
-# What shapes cannot tell when a file has no tables of relative positions:
-# (hidden_size, num_layers) of the released encoders, their heads and global blocks.
+# Shapes alone do not determine the heads if a file has no tables of relative positions. So here are
+# (hidden_size, num_layers) of the released encoders, with their heads and global blocks.
 _RELEASED = {
     (768, 12): (12, (2, 5, 8, 11)),
     (1024, 24): (16, (5, 11, 17, 23)),
     (1280, 32): (16, (7, 15, 23, 31)),
 }
-# The tensors that tell the sizes, and their ranks.
+# The tensors that sizes are inferred from, and their ranks.
 _ENCODER_NEEDS = {
     "patch_embedding/kernel": 4,
     "block_0/mlp/dense_0/kernel": 2,
@@ -83,7 +83,7 @@ def convert(tensors: dict, hints: dict | None = None) -> tuple[dict, dict[str, T
     """Turns a checkpoint's tensors into a model's arguments and our variables.
 
     No values are read. Tensors that belong to no variable keep their own name in the
-    result, so that whoever assigns it can report them.
+    result, so that they can be reported when it is assigned.
 
     Args:
         tensors: dict from the file's names to tensors or arrays.
@@ -93,8 +93,8 @@ def convert(tensors: dict, hints: dict | None = None) -> tuple[dict, dict[str, T
         Tuple of the config, see `infer_config`, and a dict from our paths to tensors.
 
     Raises:
-        ValueError: if these are not the tensors of a SAM; the message says what they look
-            like.
+        ValueError: if these are not the tensors of a SAM; the message says what they seem to
+            be.
 
     Example:
 
@@ -116,10 +116,10 @@ def convert(tensors: dict, hints: dict | None = None) -> tuple[dict, dict[str, T
 
 
 def rename(tensors: dict) -> tuple[dict[str, Tensor], dict]:
-    """The first half of `convert`: our variables, and the pixel statistics in the file if any.
+    """The first step of `convert`: our variables, and the file's pixel statistics if it has any.
 
     Raises:
-        ValueError: if these are the names of nothing that we know.
+        ValueError: if the names belong to no known format.
     """
     known, prefix = _recognise(tensors)
     if known is None:
@@ -133,13 +133,13 @@ def rename(tensors: dict) -> tuple[dict[str, Tensor], dict]:
 
 
 def format_of(tensors: dict) -> str | None:
-    """The name of the family a checkpoint belongs to, or None."""
+    """The name of a checkpoint's format, or None."""
     known, _ = _recognise(tensors)
     return known and known.name
 
 
 def looks_like(tensors) -> str:
-    """A sentence about what a file with these names seems to be; empty when nothing fits."""
+    """A sentence on which other model these names seem to belong to; empty if none is known."""
     for pattern, title in _OTHERS:
         if any(re.fullmatch(pattern, name) for name in tensors):
             return f"Its names look like {title}."
@@ -160,7 +160,7 @@ def to_hugging_face(arrays: dict) -> dict[str, Tensor]:
 
 
 def _recognise(tensors):
-    """The format that knows most of the names, and the prefix that its names have here."""
+    """The format that matches most names, and the prefix of these names in this file."""
     best = (0, None, "")
     for known in FORMATS:
         prefix = _prefix(tensors, known.signature)
@@ -175,7 +175,7 @@ def _recognise(tensors):
 
 
 def _prefix(tensors, signature):
-    """What stands before the signature: `module.`, `backbone/`, nothing; None if it is absent."""
+    """What precedes the signature, such as `module.` or nothing; None without the signature."""
     endings = [
         n for n in tensors if n == signature or re.fullmatch(r".*[./]", _before(n, signature))
     ]
@@ -201,7 +201,7 @@ def _transformers_rows(tensors):
 
 
 def _one_positional(tensors):
-    """Keeps one of the two names of transformers' positional matrix, which must be equal."""
+    """Keeps one of transformers' two names for the positional matrix, whose values must agree."""
     tied, first = torch_tables.TIED_POSITIONAL, torch_tables.POSITIONAL
     if tied not in tensors:
         return tensors
@@ -210,7 +210,7 @@ def _one_positional(tensors):
     if first not in tensors:
         tensors[first] = copy
     elif not np.array_equal(np.asarray(tensors[first]), np.asarray(copy)):
-        raise ValueError(f"Its tensors {first!r} and {tied!r} differ, but are one in a SAM.")
+        raise ValueError(f"Its tensors {first!r} and {tied!r} differ, but are one tensor in a SAM.")
     return tensors
 
 
@@ -219,16 +219,16 @@ def _not_sam(tensors):
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     guess = looks_like(tensors) or "Its names look like no SAM that this package knows."
     wanted = ", ".join(f"{known.signature!r} ({known.name})" for known in FORMATS)
-    return f"{guess} None of these is there: {wanted}. Its tensors are: {shown or 'none'}."
+    return f"{guess} It has none of these: {wanted}. Its tensors are: {shown or 'none'}."
 
 
 def _pixel_statistics(tensors: dict) -> dict:
     """Removes Meta's `pixel_mean` and `pixel_std` buffers from a file's tensors.
 
-    Meta's own files lack them; code that registers them persistently writes them.
+    Meta's own files lack them, but code that makes these buffers persistent saves them.
 
     Returns:
-        Dict with those of the two that are there, as lists of floats.
+        Dict of the buffers that are there, as lists of floats.
     """
     found = {}
     for name in ("pixel_mean", "pixel_std"):
@@ -240,22 +240,23 @@ def _pixel_statistics(tensors: dict) -> dict:
 def infer_config(shapes: dict, hints: dict | None = None) -> dict:
     """The constructor arguments of the model that tensors of these shapes belong to.
 
-    Sizes come from shapes. Heads of the image encoder come from the width of its tables
-    of relative positions, and which blocks see the whole image from those tables' lengths.
-    A file without such tables has to be of a released size, or have a config beside it.
-    The mask decoder's heads are in no shape: 8, as in all released models.
+    Sizes come from shapes. The image encoder's heads follow from the width of its tables of
+    relative positions, and its global blocks from the length of these tables. A file without
+    such tables must be of a released size, or have a config beside it. No shape depends on the
+    mask decoder's heads: they are 8, as in all released models.
 
     Args:
         shapes: dict from our variable paths to shapes.
-        hints: optional dict of parts, like the result, with what a config file says. It
-            fills in what shapes cannot tell; shapes have the last word elsewhere.
+        hints: optional dict of parts, like the result, from a config file. It is used where
+            shapes do not decide; otherwise shapes win.
 
     Returns:
         Dict with `image_encoder`, `prompt_encoder` and `mask_decoder`, each a dict of the
         constructor's arguments. Only `image_encoder` when the file has no other part.
 
     Raises:
-        ValueError: if tensors that tell the sizes are missing or have impossible shapes.
+        ValueError: if tensors that sizes are inferred from are missing or have impossible
+            shapes.
     """
     hints = hints or {}
     needs = dict(_ENCODER_NEEDS)
@@ -264,7 +265,9 @@ def infer_config(shapes: dict, hints: dict | None = None) -> dict:
         needs |= _OTHER_NEEDS
     missing = sorted(name for name in needs if name not in shapes)
     if missing:
-        raise ValueError(f"Missing are tensors that tell the model's size: {', '.join(missing)}.")
+        raise ValueError(
+            f"Tensors that the model's size is inferred from are missing: {', '.join(missing)}."
+        )
     ranks = {**needs, "position_embedding/embeddings": 4}
     ranks |= {name: 2 for name in shapes if re.fullmatch(r"block_\d+/attention/rel_pos_[hw]", name)}
     for name in sorted(ranks.keys() & shapes.keys()):
@@ -339,11 +342,11 @@ def _grid_without_positions(tables, hints, patch):
 
 
 def _windows(tables, grid):
-    """The window's side, 0 when no block has one, and the blocks that see the whole image.
+    """The window's side, 0 if no block has windows, and the blocks that see the whole image.
 
-    When there are two sizes, blocks with tables of the grid's size are global, else those with
-    the largest: the tables of global blocks may be of another size than the grid's, Meta's code
-    interpolates them as it runs, we when they are loaded.
+    If the tables have two sizes, blocks with tables of the grid's size are global; if neither is
+    the grid's, those with the larger tables are. That happens because global blocks may have
+    tables for another image size: Meta's code interpolates them at run time, we do so on loading.
     """
     sizes = sorted(set(tables))
     if sizes[0] == grid:  # a window may be larger than a small image
@@ -394,5 +397,5 @@ def _mask_decoder(shapes, hints):
 def _count(names, pattern):
     """How many layers of one kind there are, by the numbers in their names."""
     numbers = [int(m.group(1)) for m in (re.fullmatch(pattern, name) for name in names) if m]
-    # A file with fewer names than this number would have is refused later, name by name.
+    # The number is limited, lest a damaged name ask for millions. Missing names are reported later.
     return min(max(numbers, default=-1) + 1, len(names))

@@ -1,7 +1,7 @@
-"""The paths in weight files of Keras: KerasHub's, KerasCV's, and what Keras saves of our models.
+"""The paths in Keras weight files: of KerasHub, of KerasCV, and of our models saved by Keras.
 
-They are attribute names and class names in snake case, numbered per container. Our preset folders
-are not laid out so: their tensors are named by their variables' paths.
+They consist of attribute and class names in snake case, numbered per container. Our preset folders
+do not use them: their tensors are named by the paths of the variables.
 
 Source:
     https://github.com/keras-team/keras-hub at v0.32.0, keras_hub/src/models/sam; the same paths
@@ -11,8 +11,8 @@ Source:
 
 from keras_sam.converters.tables import keras_rows, with_prefixes
 
-# A name that every such file has; what stands before it is a wrapper's prefix. KerasCV's files
-# have KerasHub's.
+# A name that every such file has; anything before it is a wrapper's prefix. KerasCV's files have
+# the same one as KerasHub's.
 KERAS_HUB_SIGNATURE = "layers/vi_t_det_patching_and_embedding/projection/vars/0"
 OWN_SIGNATURE = "layers/windowed_transformer_encoder/norm1/vars/0"
 
@@ -31,7 +31,7 @@ def _attention(name):
     return [_same(f"{name}/{part}_proj", "dense") for part in ("query", "key", "value", "out")]
 
 
-# Ours, the kind, KerasHub's, Keras's of our models.
+# Our name, the kind of layer, KerasHub's name, and the one that Keras saves for our models.
 _TABLE = (
     *with_prefixes(
         ("", "layers/", "layers/"),

@@ -1,4 +1,4 @@
-"""Checkpoint files of any kind to named tensors, read when they are used."""
+"""Reads checkpoint files of any kind as named tensors, whose values are read when used."""
 
 import io
 import json
@@ -30,7 +30,7 @@ _SAFETENSORS_TYPES = {
 def read_checkpoint(path) -> dict[str, Tensor]:
     """Reads a checkpoint file into named tensors, without the framework that wrote it.
 
-    The kind of file is told from its first bytes, not from its name.
+    The kind of file is recognised by its first bytes where possible, not by its name.
 
     Args:
         path: path of a `.pth`, `.pt`, `.safetensors`, `.safetensors.index.json`, `.h5` or
@@ -41,8 +41,7 @@ def read_checkpoint(path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, truncated, of another kind, or asks for code to
-            be run.
+        ValueError: if the file is damaged, truncated, of another kind, or would run code.
 
     Example:
 
@@ -126,7 +125,7 @@ def _safetensor(name, entry, data):
     if end > len(data) or end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(
             f"Its header says that {name!r} of shape {shape} lies at bytes {begin} to {end} of "
-            f"{len(data)}, which cannot be: the file is truncated or damaged."
+            f"{len(data)}, which cannot be right: the file is truncated or damaged."
         )
 
     def read():
@@ -192,7 +191,7 @@ def _collect_dataset(tensors, name, entry):
     if entry.external or entry.is_virtual:
         raise ValueError(f"Its dataset {name!r} takes its values from another file.")
     if entry.chunks is not None:
-        # A few compressed bytes could claim any size, and fail halfway through loading.
+        # Chunks may be compressed: a few bytes could expand to any size.
         raise ValueError(f"Its dataset {name!r} is in chunks, which Keras never writes.")
 
     def read():

@@ -1,4 +1,4 @@
-"""Named tensors, and the tables that rename them to our variables and lay them out."""
+"""Named tensors, and the tables that turn foreign names and layouts into ours."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -8,10 +8,10 @@ import numpy as np
 
 
 class Tensor:
-    """A named array of a file that is read no earlier than it is needed.
+    """An array in a file, whose values are read when they are needed.
 
-    Files of gigabytes are converted tensor by tensor, so that no second copy of all
-    weights is ever held. `numpy.asarray(tensor)` reads the values.
+    So files of gigabytes are converted tensor by tensor, without a second copy of all weights in
+    memory. `numpy.asarray(tensor)` reads the values.
 
     Args:
         shape: tuple of ints.
@@ -50,7 +50,7 @@ class Tensor:
 
 
 def widen_bfloat16(words: np.ndarray) -> np.ndarray:
-    """The float32 values of bfloat16 numbers, which numpy has no type for.
+    """The float32 values of bfloat16 numbers, a type that numpy lacks.
 
     Args:
         words: uint16 array, the bits of the numbers.
@@ -67,12 +67,12 @@ def narrow_bfloat16(values: np.ndarray) -> np.ndarray:
     `widen_bfloat16` is the inverse.
     """
     bits = np.ascontiguousarray(values, "float32").view("uint32")
-    # Half of the last place that stays, less one bit if that place is even: ties to even.
+    # Adds half of the last bit that is kept, or one less if that bit is 0: ties go to even.
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("uint16")
 
 
 class Layout(NamedTuple):
-    """An order of axes; `axes` leads from the foreign layout to Keras's."""
+    """An order of axes; transposing by `axes` turns the foreign layout into Keras's."""
 
     rank: int | None = None
     axes: tuple | None = None
@@ -86,7 +86,7 @@ class Layout(NamedTuple):
 
     def _permute(self, tensor, axes):
         if axes is None or len(tensor.shape) != self.rank:
-            # A tensor of another rank cannot fit: let it be reported with its own shape.
+            # A tensor of another rank does not fit, and is reported later with its own shape.
             return tensor
         shape = tuple(tensor.shape[i] for i in axes)
         return tensor.map(lambda values: values.transpose(axes), shape)
@@ -94,7 +94,7 @@ class Layout(NamedTuple):
 
 SAME = Layout()
 LINEAR = Layout(2, (1, 0))  # (out, in) to (in, out)
-CONV = Layout(4, (2, 3, 1, 0))  # (out, in, h, w) to (h, w, in, out); transposed ones alike
+CONV = Layout(4, (2, 3, 1, 0))  # (out, in, h, w) to (h, w, in, out); also for transposed ones
 
 
 class Row(NamedTuple):
@@ -134,7 +134,7 @@ def torch_rows(table: Iterable[tuple[str, str, str]]) -> tuple[Row, ...]:
 
 
 def keras_rows(table: Iterable[tuple[str, str, str]]) -> tuple[Row, ...]:
-    """The same for the paths in a Keras weights file, where variables are only numbered."""
+    """`torch_rows` for the paths in Keras weight files, where variables have numbers as names."""
     weights = (("/vars/0", "/kernel", SAME), ("/vars/1", "/bias", SAME))
     endings = {
         "dense": weights,
@@ -179,7 +179,7 @@ def to_ours(tensors: dict, rows) -> dict[str, Tensor]:
 
 
 def to_foreign(arrays: dict, rows) -> dict[str, Tensor]:
-    """The way back: renames our variables to a table's foreign names and layout.
+    """The inverse of `to_ours`: turns our variables into a table's foreign names and layouts.
 
     Raises:
         ValueError: if the table has no name for some of the variables.

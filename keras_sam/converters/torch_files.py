@@ -1,9 +1,8 @@
-"""`.pth` and `.pt` files to named tensors, without torch.
+"""Reads `.pth` and `.pt` files as named tensors, without torch.
 
-Their pickles are read by interpreting the opcodes, so that no code is run: Python's own
-unpickler imports and calls whatever a file names. Here a name stays a name: a handful of
-known ones have a meaning, a few more are known to be harmless and become `Inert`, and a
-file with any other is refused.
+Python's own unpickler imports and calls whatever a file names. Here the opcodes are interpreted
+instead, and no code is run: a few names have a meaning, some more are known to be harmless and
+become `Inert`, and a file with any other name is refused.
 """
 
 import dataclasses
@@ -18,14 +17,14 @@ import numpy as np
 
 from keras_sam.converters.tables import Tensor, widen_bfloat16
 
-# ViT-H's pickle has 0.1 MB; one with an optimiser and a log some more.
+# ViT-H's pickle has 0.1 MB, and somewhat more with an optimizer's state and a log.
 _MAX_PICKLE_BYTES = 64 * 2**20
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-# Names that training scripts keep the weights under, the likeliest first.
+# Keys under which training scripts save the weights, the most common first.
 _WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "net", "network", "sam")
 
-# Opcodes by the way they act on the stack; what is missing here is refused.
+# Opcodes by what they do to the stack. Others have a method of `_Machine`, or are refused.
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = (
     {"BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "BINFLOAT", "FLOAT"}
@@ -39,7 +38,7 @@ _PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
 _GETS = {"GET", "BINGET", "LONG_BINGET"}
 _SILENT = {"PROTO", "FRAME"}
 
-# Storage classes of torch and the numpy type of what they store; bfloat16 has none.
+# torch's storage classes and the numpy types of their values; numpy has none for bfloat16.
 STORAGE_TYPES = {
     "DoubleStorage": "f8",
     "FloatStorage": "f4",
@@ -53,7 +52,7 @@ STORAGE_TYPES = {
     "BoolStorage": "?",
 }
 
-# What training scripts leave beside the weights: read over, never made.
+# What training scripts save besides the weights. It is skipped, and never created.
 _INERT = {
     "argparse.Namespace",
     "builtins.set",
@@ -81,17 +80,17 @@ _INERT = {
 def read_torch(path) -> dict[str, Tensor]:
     """Reads a file that `torch.save` wrote, zip or older.
 
-    The file is memory-mapped: a tensor costs memory when its values are used.
+    The file is memory-mapped, so that a tensor takes memory only when its values are used.
 
     Args:
         path: path of the file.
 
     Returns:
-        Dict from names to tensors. When the file wraps the state dict in another one
-        (`{"model": ...}`), the wrapped one is returned.
+        Dict from names to tensors. If the state dict lies inside another dict
+        (`{"model": ...}`), it is unwrapped.
 
     Raises:
-        ValueError: if the file is damaged, asks for code to be run, or has no tensors.
+        ValueError: if the file is damaged, would run code, or has no tensors.
     """
     with open(path, "rb") as file:
         start = file.read(4)
@@ -110,7 +109,7 @@ def read_torch(path) -> dict[str, Tensor]:
 
 
 def _read_zip(path, mapped):
-    """The unpickled content, and a function from a storage to its bytes."""
+    """The unpickled content, and a function that returns the bytes of a storage."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
@@ -128,7 +127,7 @@ def _read_zip(path, mapped):
     order = ">" if _order(mapped, members.get(f"{root}byteorder")) == b"big" else "<"
     info = members[f"{root}data.pkl"]
     if info.file_size > _MAX_PICKLE_BYTES:
-        raise ValueError(f"Its pickle of {info.file_size} bytes is no state dict's.")
+        raise ValueError(f"Its pickle of {info.file_size} bytes is too large for a state dict.")
     content = load_pickle(zip_member(mapped, info).tobytes())
 
     def storage_bytes(storage):
@@ -157,7 +156,7 @@ def zip_member(mapped: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
         ValueError: if it is compressed, as neither torch nor Keras does it, or damaged.
     """
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
-        # A few compressed bytes could claim any size.
+        # A few compressed bytes could expand to any size.
         raise ValueError(
             f"Its part {info.filename!r} is compressed, which torch and Keras never do."
         )
@@ -172,11 +171,11 @@ def zip_member(mapped: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _read_legacy(path, mapped):
-    """Files from before torch 1.6: five pickles, then each storage's size and bytes."""
+    """Reads files from before torch 1.6: five pickles, then each storage's size and bytes."""
     with open(path, "rb") as stream:
         try:
             if load_pickle(stream) != _LEGACY_MAGIC:
-                raise ValueError("it starts with another number than torch's.")
+                raise ValueError("it does not start with torch's magic number.")
         except ValueError as error:
             raise ValueError(f"The file is not one that `torch.save` wrote: {error}") from error
         if load_pickle(stream) != _LEGACY_PROTOCOL:
@@ -227,7 +226,7 @@ def _storages(content):
 
 
 def _state_dict(content):
-    """The dict of tensors in what a training script saved."""
+    """Finds the dict of tensors in what a training script saved."""
     if not isinstance(content, dict):
         raise ValueError(
             "The file holds no dict of tensors. Save one: torch.save(model.state_dict(), path)."
@@ -306,7 +305,7 @@ def _ints(sizes):
 
 
 class Global(NamedTuple):
-    """A name that a pickle asked for; nothing is imported."""
+    """A name in a pickle; nothing is imported for it."""
 
     module: str
     name: str
@@ -317,7 +316,7 @@ class Global(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Inert:
-    """Stands for an object that has no meaning for weights."""
+    """Stands for an object that weights do not depend on."""
 
     kind: str
 
@@ -344,7 +343,7 @@ def load_pickle(stream):
     """Interprets one pickle.
 
     Args:
-        stream: bytes, or a binary file at the start of a pickle; it is left after its end.
+        stream: bytes, or a binary file at the start of a pickle, which is read to its end.
 
     Returns:
         What the pickle describes, made of dicts, lists, tuples, strings, numbers,
@@ -394,7 +393,7 @@ class _Machine:
 
     def _take(self, count):
         if len(self.stack) < count:
-            raise ValueError("The pickle is damaged: it takes more than it has given.")
+            raise ValueError("The pickle is damaged: it takes more values than there are.")
         taken = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
         return taken
@@ -457,7 +456,7 @@ class _Machine:
     _newobj = _reduce
 
     def _build(self, _):
-        # The state of an ordered dict is its `_metadata`, which weights do not need.
+        # The state of an ordered dict is torch's `_metadata`, which is not needed.
         self._take(1)
         if not isinstance(self.stack[-1], (dict, Inert)):
             raise ValueError("The pickle sets the state of something that has none.")
@@ -482,8 +481,8 @@ def _known(module, name):
     if module in ("torch", "torch.storage") and name in (*STORAGE_TYPES, "UntypedStorage"):
         return known
     raise ValueError(
-        f"The file asks to import `{module}.{name}`, which weights have no use for, and might "
-        "run code. If you trust it, load it with torch and save the state dict alone: "
+        f"The file would import `{module}.{name}`, which weights do not need and which might run "
+        "code. If you trust it, load it with torch and save the state dict alone: "
         "torch.save(model.state_dict(), path)."
     )
 
@@ -502,7 +501,7 @@ def _call(function, arguments):
 
 
 def _storage(persistent_id):
-    """`("storage", type, key, location, size)`, in old files with a view as sixth entry."""
+    """Reads `("storage", type, key, location, size)`; old files add a view as a sixth entry."""
     if not isinstance(persistent_id, tuple) or len(persistent_id) not in (5, 6):
         raise ValueError("The pickle refers to something that is not a storage.")
     kind, storage_type, key, _, size = persistent_id[:5]

@@ -1,4 +1,4 @@
-"""The names in checkpoints of torch: Meta's code, what is fine-tuned with it, and transformers.
+"""The names in torch checkpoints: Meta's, models fine-tuned with its code, and transformers'.
 
 Source:
     https://github.com/facebookresearch/segment-anything at dca509f;
@@ -7,15 +7,15 @@ Source:
 
 from keras_sam.converters.tables import Row, torch_rows, with_prefixes
 
-# A name that every such file has; what stands before it is a wrapper's prefix.
+# Names that every such file has; anything before them is a wrapper's prefix.
 META_SIGNATURE = "image_encoder.patch_embed.proj.weight"
 ENCODER_SIGNATURE = "patch_embed.proj.weight"
 TRANSFORMERS_SIGNATURE = "vision_encoder.patch_embed.projection.weight"
-# transformers has one matrix under two names; files may have either or both.
+# transformers saves one matrix under two names; files may have either or both.
 POSITIONAL = "shared_image_embedding.positional_embedding"
 TIED_POSITIONAL = "prompt_encoder.shared_embedding.positional_embedding"
 
-# Ours, the kind, Meta's, transformers'.
+# Our name, the kind of layer, Meta's name, transformers' name.
 _ENCODER = (
     *with_prefixes(
         ("", "image_encoder.", "vision_encoder."),
@@ -114,10 +114,10 @@ ENCODER_ROWS = torch_rows([(ours, kind, meta) for ours, kind, meta, _ in _ENCODE
 
 
 def transformers_rows(iou_head_depth: int = 3) -> tuple[Row, ...]:
-    """The rows for a quality head of this many layers; hypernetworks have three."""
+    """The rows for an IoU head with this many layers; hypernetworks have three."""
     heads = []
     for (ours, head), depth in zip(_HEADS.items(), (3, iou_head_depth), strict=True):
-        # First and last layers have names, the inner ones numbers.
+        # The first and the last layer have names, those between them numbers.
         inner = [f"{head}.layers.{j}" for j in range(depth - 2)]
         layers = [f"{head}.proj_in", *inner, f"{head}.proj_out"]
         heads += [(f"{ours}/dense_{j}", "dense", layer) for j, layer in enumerate(layers)]

@@ -26,7 +26,7 @@ UNUSABLE = ("raise", "skip")
 
 
 class UnfinishedImagesError(ValueError):
-    """Some of several images have no records; those of the others are in `results`.
+    """Raised when some of several images have no records; `results` has those of the others.
 
     Args:
         message: str. Names the images, and says what is wrong with each.
@@ -50,12 +50,12 @@ class UnfinishedImagesError(ValueError):
 
 
 class SAMAutomaticMaskGenerator:
-    """Segments everything in an image: clicks everywhere, keeps the good masks, each once.
+    """Segments everything in an image: clicks on a grid, and keeps good masks without duplicates.
 
     Parameters, order of steps and records are those of Meta's `SamAutomaticMaskGenerator`
     (`tests/test_mask_generator.py` compares them). Only masks whose predicted IoU is high enough
-    are enlarged, a few at a time, and packed until suppression, in a temporary file if they are
-    over 8 MB. So memory grows by the records, and by 1 kB for each mask that waits.
+    are enlarged, a few at a time, and kept packed until suppression, in a temporary file when they
+    need more than 8 MB. So memory grows with the records, and little with the masks that wait.
 
     Args:
         segmenter: a `SAMImageSegmenter`; or a `SAMPredictor`, whose preprocessor is then used,
@@ -279,7 +279,7 @@ class SAMAutomaticMaskGenerator:
 
     @property
     def clicks_per_image(self) -> int:
-        """How many clicks an image gets, those into its crops among them."""
+        """How many clicks an image gets, including those in its crops."""
         layers = range(self.crop_n_layers + 1)
         return sum(4**layer * len(self.point_grids[layer]) for layer in layers)
 
@@ -295,7 +295,7 @@ class SAMAutomaticMaskGenerator:
                 yield self._segment(opened, keep_candidates, progress)
 
     def _open(self, image, channel_order):
-        """Checks everything about an image that can be wrong, before the model runs."""
+        """Reads an image and checks it, before the model runs."""
         if isinstance(image, _OpenedImage):
             return image
         converter = self.predictor.preprocessor.image_converter
@@ -391,7 +391,7 @@ class SAMAutomaticMaskGenerator:
         ]
 
     def _progress_bar(self, images, verbose):
-        """A function that moves the progress bar on by so many clicks."""
+        """A function that advances the progress bar by a number of clicks."""
         if verbose in (0, False) or (verbose == "auto" and images == 1):
             return _no_progress
         return keras.utils.Progbar(images * self.clicks_per_image, unit_name="click").add
@@ -399,14 +399,14 @@ class SAMAutomaticMaskGenerator:
 
 @dataclasses.dataclass(frozen=True)
 class _OpenedImage:
-    """An image with nothing wrong, and a function of `progress` that yields its crops."""
+    """An image that was checked, and a function of `progress` that yields its crops."""
 
     original_size: tuple[int, int]
     crops: Callable[[Callable], Iterator[tuple[Crop, Iterator[Candidates]]]]
 
 
 def _no_progress(points: int) -> None:
-    """The progress function of a caller who wants none."""
+    """Ignores progress."""
 
 
 def _check_unusable(unusable):

@@ -1,4 +1,4 @@
-"""Tools for masks: run lengths, boxes, polygons, scores, small regions, label maps.
+"""Tools for masks: run lengths, boxes, polygons, IoU and stability, small regions, label maps.
 
 Numpy only. Masks are bool `(H0, W0)` in pixels of their image.
 """

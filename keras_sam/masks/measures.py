@@ -1,4 +1,4 @@
-"""Measures of masks: area, box, IoU, stability; and the filter of candidates by them."""
+"""Measures of masks (area, box, IoU, stability), and filtering candidates by them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras_sam.boxes import boxes_near_crop_edge, uncrop_boxes
 from keras_sam.geometry import size_pair
 from keras_sam.masks.rle import as_mask_stack, decode_rle, encode_rle, read_counts
 
-# Small enough for float32 to count its pixels exactly, and for a chunk of 100 masks to be 100 MB.
+# Few enough for float32 to count them exactly; as float32, a chunk of 100 masks takes 100 MB.
 _PIXELS_PER_PRODUCT = 1 << 18
 
 
@@ -153,7 +153,7 @@ def iou_of_areas(
 def stability_score(
     logits: ArrayLike, mask_threshold: float = 0.0, stability_score_offset: float = 1.0
 ) -> np.ndarray:
-    """How little a mask changes when its threshold changes.
+    """How stable a mask is when its threshold changes.
 
     The IoU between the masks at `mask_threshold` plus and minus the offset:
     `|logits > threshold + offset| / |logits > threshold - offset|`.
@@ -164,7 +164,7 @@ def stability_score(
         stability_score_offset: float. Defaults to `1.0`.
 
     Returns:
-        Float32 array `(...,)`; NaN where even the lower threshold leaves nothing.
+        Float32 array `(...,)`; NaN where the mask is empty even at the lower threshold.
 
     Raises:
         ValueError: if `logits` has fewer than two axes.
@@ -202,8 +202,8 @@ def filter_masks(
 ) -> dict[str, Any]:
     """Keeps the candidates of a crop that Meta's mask generator would keep.
 
-    In its order: predicted IoU (`>`), stability (`>=`), then no box that the crop's edge has
-    cut off. A threshold of 0 switches its filter off.
+    The filters run in its order: predicted IoU (`>`), stability (`>=`), then boxes that the crop's
+    edge cuts off are dropped. A threshold of 0 switches its filter off.
 
     Args:
         logits: float array `(..., h, w)`, of the crop's size.

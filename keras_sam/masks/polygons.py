@@ -25,7 +25,7 @@ def mask_to_polygons(mask: ArrayLike, tolerance: float = 0.0) -> list[list[np.nd
 
     Each 8-connected part is one polygon. With a tolerance of 0 the outlines
     are exact: `polygons_to_mask` returns the same mask (`test_round_trip`).
-    Where two pixels touch at a corner only, the ring passes there twice.
+    Where two pixels touch only at a corner, the ring passes it twice.
 
     Args:
         mask: bool or integer array `(H0, W0)`.
@@ -35,10 +35,11 @@ def mask_to_polygons(mask: ArrayLike, tolerance: float = 0.0) -> list[list[np.nd
 
     Returns:
         A list of polygons, from the top down. Rings are int64 `(V, 2)`, x y in
-        pixels, not closed; outlines run clockwise on the screen, holes against it.
+        pixels, not closed; seen on a screen, outlines run clockwise and
+        holes counterclockwise.
 
     Raises:
-        ValueError: if `mask` is not one binary mask, or `tolerance` negative.
+        ValueError: if `mask` is not a single binary mask, or `tolerance` is negative.
 
     Example:
 
@@ -64,10 +65,10 @@ def mask_to_polygons(mask: ArrayLike, tolerance: float = 0.0) -> list[list[np.nd
 def polygons_to_mask(polygons: Sequence[Any], size: Sequence[int]) -> np.ndarray:
     """Fills polygons by COCO's rule.
 
-    Inside a polygon the rings count even-odd, so holes stay open; several
-    polygons are united. A pixel is inside if its centre is, on a grid of
-    fifths of a pixel: equal to `pycocotools`, pixel by pixel
-    (`test_filling_equals_pycocotools`).
+    The rings of a polygon are filled by the even-odd rule, so holes stay
+    open; of several polygons the union is taken. A pixel is inside if its
+    centre is, on a grid of fifths of a pixel. The result equals that of
+    `pycocotools` pixel by pixel (`test_filling_equals_pycocotools`).
 
     Args:
         polygons: sequence of polygons in original pixels: lists of rings
@@ -191,8 +192,8 @@ def _trace(mask: np.ndarray) -> list[list[np.ndarray]]:
             owner.append(number)
             polygons[number] = [ring]
             continue
-        # A hole. The pixel above its first corner belongs to the polygon; where that row of
-        # pixels begins at the left, there is an edge of the outline or of an earlier hole.
+        # A hole. The pixel above its first corner belongs to the polygon. The run of pixels that
+        # it lies in starts at an edge of the outline or of an earlier hole.
         outside = np.flatnonzero(~mask[y1 - 1, :x1])
         left = outside[-1] + 1 if len(outside) else 0
         above = np.searchsorted(column_keys, left * (height + 2) + y1 - 1, side="right") - 1
@@ -251,8 +252,8 @@ def _join(rings: list[np.ndarray]) -> np.ndarray:
     """Joins rings into one by cuts between nearby vertices, each passed in both directions."""
     joined = rings[0]
     for ring in rings[1:]:
-        # The vertex nearest to the ring's first one, and the ring's vertex nearest to that: the
-        # nearest pair of all would be slow to find, and is not needed.
+        # The vertex nearest to the ring's first vertex, and the ring's vertex nearest to that one.
+        # The closest pair of all would be slow to find, and is not needed.
         a = ((joined - ring[0]) ** 2).sum(axis=1).argmin()
         b = ((ring - joined[a]) ** 2).sum(axis=1).argmin()
         loop = np.concatenate([ring[b:], ring[: b + 1]])

@@ -1,4 +1,4 @@
-"""Clean masks and whole scenes: small regions, label maps, masks without overlap."""
+"""Cleaning masks and combining them: small regions, label maps, masks without overlap."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from keras_sam.masks.rle import as_mask_stack
 def remove_small_regions(mask: ArrayLike, min_area: float, mode: str) -> tuple[np.ndarray, bool]:
     """Fills small holes, or drops small islands.
 
-    Regions are 8-connected. If every island is small, the largest stays,
-    of equal ones the first from the top; background that touches the
-    image's edge counts as a hole like any other.
+    Regions are 8-connected. If every island is small, the largest one is
+    kept, the topmost of equals. Background that touches the image's edge
+    counts as a hole, too.
 
     Args:
         mask: bool or integer array `(H0, W0)`.
@@ -29,7 +29,7 @@ def remove_small_regions(mask: ArrayLike, min_area: float, mode: str) -> tuple[n
         Bool array `(H0, W0)`, and whether it differs from `mask`.
 
     Raises:
-        ValueError: if `mask` is not one binary mask or `mode` is another word.
+        ValueError: if `mask` is not a single binary mask, or `mode` is something else.
 
     Source:
         `remove_small_regions`, facebookresearch/segment-anything@dca509f. Works on runs of pixels
@@ -59,17 +59,17 @@ def remove_small_regions(mask: ArrayLike, min_area: float, mode: str) -> tuple[n
 def masks_to_label_map(
     masks: Any, scores: ArrayLike | None = None, size: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Paints masks into one map, a number for each.
+    """Paints masks into one map of numbers.
 
     Where masks overlap, the smaller one is on top, or with `scores` the
-    one with the higher score; of equals, the earlier.
+    one with the higher score; the earlier one if they are equal.
 
     Args:
         masks: array `(M, H0, W0)`, or a sequence of masks, of run-length dicts or of
-            records. Of run lengths, one at a time is decoded.
-        scores: array `(M,)`. Defaults to the smaller the better.
-        size: pair of ints `(H0, W0)`. Defaults to that of the masks; needed where there may
-            be none.
+            records. Run lengths are decoded one at a time.
+        scores: array `(M,)`. By default smaller masks score higher.
+        size: pair of ints `(H0, W0)`. Defaults to the masks' size; required if there may be no
+            mask.
 
     Returns:
         Int32 array `(H0, W0)`: 0 is background, `i + 1` is mask `i`.
@@ -91,7 +91,7 @@ def masks_to_label_map(
             "`scores` must hold one number per mask. "
             f"Received: shape={rank.shape} for {len(masks)} masks."
         )
-    # The mask on top is painted last; NaN scores are at the bottom.
+    # The mask on top is painted last; masks whose score is NaN lie at the bottom.
     order = np.argsort(-rank.astype("float64"), kind="stable")[::-1]
     labels = None if size is None else np.zeros(size_pair(size, "size", square=False), "int32")
     for i, mask in zip(order, iterate_masks(masks[i] for i in order), strict=True):
@@ -132,7 +132,7 @@ def remove_overlaps(masks: Any, scores: ArrayLike | None = None) -> np.ndarray:
 
     Args:
         masks: as `masks_to_label_map`.
-        scores: array `(M,)`. Defaults to the smaller the better.
+        scores: array `(M,)`. By default smaller masks score higher.
 
     Returns:
         Bool array `(M, H0, W0)`; a mask that is covered completely is left empty.
@@ -151,8 +151,8 @@ def _regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Finds the 8-connected regions of a mask, as runs of pixels within rows.
 
     Returns:
-        Of each run, its first pixel `y * W0 + x`, its length, and the number
-        of its region: the index of the region's first run.
+        For each run its first pixel `y * W0 + x`, its length, and the number
+        of its region, which is the index of the region's first run.
     """
     h0, w0 = mask.shape
     stride = w0 + 1  # an empty column, so that no run continues in the next row
@@ -160,13 +160,13 @@ def _regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flat[1:].reshape(h0, stride)[:, :w0] = mask
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     starts, stops = edges[0::2], edges[1::2]
-    # The runs of the next row that a run touches, also by a corner, are consecutive.
+    # Runs of the next row that touch a run, be it at a corner, are consecutive.
     first = np.searchsorted(stops, starts + stride, side="left")
     touching = np.searchsorted(starts, stops + stride, side="right") - first
     upper = np.repeat(np.arange(len(starts)), touching)
     lower = np.arange(len(upper)) + np.repeat(first - np.cumsum(touching) + touching, touching)
-    # Each round joins every region to a neighbour that starts earlier, if it has one, so at least
-    # half of the regions that are not yet joined disappear.
+    # Each round joins every region to a neighbour that starts earlier, if there is one, so that at
+    # least half of the regions that are still to be joined disappear.
     region = np.arange(len(starts))
     while True:
         a, b = region[upper], region[lower]

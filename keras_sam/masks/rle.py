@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike
 
 from keras_sam.geometry import size_pair
 
-# Masks are encoded a few at a time: enough to spread the cost of numpy's calls, in which threads
-# wait for Python's lock, few enough for every thread to have some, and for 16 bits to number
-# their columns.
+# Masks are encoded in chunks: large enough to spread the cost of numpy's calls, in which threads
+# wait for Python's lock, small enough for every thread to get some, and for 16 bits to number the
+# columns.
 _CHUNK_PIXELS = 1 << 24
 _CHUNK_COLUMNS = 0xFFFF
 _MAX_THREADS = 4  # numpy releases Python's lock; more threads only wait for memory
@@ -208,8 +208,8 @@ def flips_to_mask(flips: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     column_bit = (128 >> (x & 7)).astype("uint8")
     flat = y * bits.shape[1] + (x >> 3)
     np.bitwise_xor.at(bits.reshape(-1), flat[below], column_bit[below])
-    # A run may continue from the foot of a column at the head of the next: the top row holds
-    # values, the rows below hold changes, which a running exclusive-or turns into values.
+    # A run may continue from the bottom of a column to the top of the next. So the top row holds
+    # values, and the rows below hold changes, which a running exclusive-or turns into values.
     top = np.searchsorted(flips, np.arange(w0) * h0, side="right") & 1
     bits[0, : -(-w0 // 8)] = np.packbits(top.astype(bool))
     words = bits.view("uint64")
@@ -222,8 +222,9 @@ def mask_flips(
 ) -> np.ndarray:
     """Positions `m * H0 * W0 + x * H0 + y` where values of masks change down their columns.
 
-    Ascending, each once. Every mask starts with background, so a mask whose first pixel is inside
-    changes at position 0. `corner` is `(x, y)` of the stack `(M, h, w)` in an image of `size`.
+    Ascending, without repeats. Every mask starts with background, so a mask whose first pixel is
+    inside changes at position 0. `corner` is `(x, y)` of the stack `(M, h, w)` in an image of
+    `size`.
     """
     m, h, w = stack.shape
     h0, w0 = size or (h, w)
@@ -250,19 +251,19 @@ def mask_flips(
     pair = words.reshape(-1)[[found, found + width]].view(bool)
     pixel = np.flatnonzero(pair[0] != pair[1])
     row = found // width  # much faster than numpy's `divmod`
-    # The masks beside each other, `wide` columns each. Down a column, values change in these rows:
+    # With the masks side by side, `wide` columns each, values change in these columns and rows:
     wide = 8 * width
     x = (mask * wide + 8 * (found - row * width))[pixel >> 3] + (pixel & 7)
     y = (row + 1 - mask * h)[pixel >> 3]
-    # Each column that ends inside is closed at its foot. If the next column starts inside, the
-    # two flips cancel; at the end of the image there is nothing to close.
+    # A column whose last pixel is inside gets a flip below it. If the next column starts inside,
+    # the two flips cancel; after the last pixel of the image there is none.
     top, foot = np.flatnonzero(stack[:, 0]), np.flatnonzero(stack[:, -1])
     foot = foot[(foot % wide + corner[0]) * h0 + corner[1] + h < h0 * w0]
     x = np.concatenate([top, x, foot])
     y = np.concatenate([np.zeros(len(top), int), y, np.full(len(foot), h)])
     flips = (x + corner[0] + x // wide * (w0 - wide)) * h0 + (y + corner[1])
     # The flips are in row order already, so a stable sort by column is enough. Numpy sorts numbers
-    # of up to 16 bits by radix, which is much faster.
+    # of up to 16 bits by radix sort, which is much faster.
     flips = flips[np.argsort(x.astype(np.min_scalar_type(m * wide)), kind="stable")]
     twice = np.flatnonzero(flips[1:] == flips[:-1])
     return np.delete(flips, np.concatenate([twice, twice + 1])) if len(twice) else flips
@@ -276,7 +277,7 @@ def _decode(rle: dict) -> np.ndarray:
 def _place(
     shape: tuple[int, int], crop_box: Sequence[int] | None, original_size: Sequence[int] | None
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Checks where masks of `shape` lie. Returns `(x, y)` and the image's `(H0, W0)`."""
+    """Checks the place of masks of `shape`. Returns its `(x, y)` and the image's `(H0, W0)`."""
     if crop_box is None and original_size is None:
         return (0, 0), shape
     if crop_box is None or original_size is None:
@@ -330,7 +331,7 @@ def _compress(counts: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.nd
     first = first[first < len(counts)]
     value[first] = counts[first]
     length = np.ones(len(value), "int8")
-    # Most runs need one character, one bit of which is the sign; only the others are processed
+    # Most runs need one character, of which one bit is the sign; only longer ones are processed
     # further. `x ^ (x >> 63)` is the magnitude: -1 needs as many bits as 0.
     longer = np.flatnonzero((value ^ (value >> 63)) >> 4)
     rest = value[longer]

@@ -1,4 +1,4 @@
-"""Training less than everything: frozen parts, LoRA, and blocks that are computed twice."""
+"""Training with less: frozen parts, LoRA, and blocks that are recomputed for their gradients."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 
 
 class FineTuning:
-    """What of a segmenter is trained, and with how much memory.
+    """Methods that choose what is trained, and with how much memory.
 
     A mixin before `keras.Model` for models with the three parts of SAM. Every method undoes an
     earlier `compile`, because an optimizer knows the variables that it was made for.
@@ -39,7 +39,7 @@ class FineTuning:
         self.uncompile()
 
     def unfreeze(self, *parts: str) -> None:
-        """Trains parts again; of an image encoder with LoRA, what LoRA added.
+        """Trains parts again; for an image encoder with LoRA, only what LoRA added.
 
         Args:
             *parts: as for `freeze`.
@@ -60,10 +60,10 @@ class FineTuning:
         targets: str | Iterable[str] = ("qkv", "projection"),
         alpha: float | None = None,
     ) -> None:
-        """Trains the image encoder through small additions to its kernels, and nothing else of it.
+        """Trains low-rank additions to the image encoder's kernels, and nothing else in it.
 
-        Each kernel `(n, m)` gets the product of two matrices `(n, rank)` and `(rank, m)` added, of
-        which the second starts at zero. Prompt encoder and mask decoder are trained as before.
+        The product of two matrices `(n, rank)` and `(rank, m)` is added to each kernel `(n, m)`;
+        the second one starts at zero. Prompt encoder and mask decoder are trained as before.
         Files that `save`, `save_weights` and `save_to_preset` write hold merged kernels: they
         load as a model without LoRA that gives the same masks.
 
@@ -74,7 +74,7 @@ class FineTuning:
             alpha: optional float. The product is multiplied by `alpha / rank`. Defaults to `rank`.
 
         Raises:
-            ValueError: if `rank` is below 1, a target is no layer, or LoRA is enabled already.
+            ValueError: if `rank` is below 1, a target names no layer, or LoRA is enabled already.
 
         Source:
             Hu et al. 2021, https://arxiv.org/abs/2106.09685.
@@ -90,7 +90,7 @@ class FineTuning:
             raise ValueError(f"`rank` must be at least 1. Received: rank={rank}.")
         if _lora_layers(self.image_encoder):
             raise ValueError(
-                "LoRA is enabled already. To begin anew, save the preset, which merges what LoRA "
+                "LoRA is enabled already. To start over, save the preset, which merges what LoRA "
                 "has learnt, and load it again."
             )
         targets = {targets} if isinstance(targets, str) else set(targets)
@@ -112,10 +112,10 @@ class FineTuning:
         self.uncompile()
 
     def checkpoint_gradients(self, enabled: bool = True) -> None:
-        """Trades time for memory: the encoder's blocks are computed again for their gradients.
+        """Trades time for memory: the encoder's blocks are recomputed for their gradients.
 
-        Only the input of each block is kept, instead of everything inside it. Gradients are the
-        same; a training step takes longer by about one run of the encoder.
+        Only the input of each block is kept, not everything inside it. Gradients are the same; a
+        training step takes longer by about one run of the encoder.
 
         Args:
             enabled: bool.
@@ -147,10 +147,10 @@ class FineTuning:
         self._saved_lora = {name: store[name][...] for name in store.keys()}  # noqa: SIM118
 
     def restore_lora(self) -> None:
-        """After weights were loaded: LoRA's matrices as they were saved, out of the kernels again.
+        """After weights were loaded, sets LoRA's matrices and takes them out of the merged kernels.
 
-        Keras leaves both at zero, where no gradient ever moves them. If the file has none of
-        this rank, the first one is drawn anew.
+        Keras leaves both matrices at zero, where every gradient is zero. If the file has no
+        matrices of this rank, the first one is initialised at random.
         """
         saved, self._saved_lora = self._saved_lora or {}, None
         layers = _lora_layers(self.image_encoder)

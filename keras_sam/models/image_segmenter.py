@@ -12,7 +12,7 @@ from keras_sam.presets import Preset
 class ImageSegmenter(preset_models.PresetModel):
     """A model from images, and perhaps prompts, to masks.
 
-    Subclasses set `backbone_cls` and `preprocessor_cls`, which presets are read with.
+    Subclasses set `backbone_cls` and `preprocessor_cls`, the classes that presets are loaded into.
 
     Example:
 
@@ -45,7 +45,7 @@ class ImageSegmenter(preset_models.PresetModel):
 
     @classmethod
     def default_preprocessor(cls, backbone):
-        """The preprocessor that a model gets whose preset has none."""
+        """The preprocessor of a model whose preset has none."""
         return cls.preprocessor_cls.for_backbone(backbone)
 
     @classmethod

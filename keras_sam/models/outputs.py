@@ -1,4 +1,4 @@
-"""Picking among the masks that a segmenter returns."""
+"""Picking from the masks that a segmenter returns."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def select_masks(outputs: dict[str, Any], multimask_output: bool | str = "auto")
         outputs: dict with `masks` `(..., K, Lh, Lw)`, `iou_pred` `(..., K)` and, for
             `"auto"`, `lone_click` `(...)`, as `predict` and `decode` return it.
         multimask_output: `True` for masks 1 to K - 1, `False` for mask 0, or `"auto"`: a
-            lone click is ambiguous and gets the best of masks 1 to K - 1 by predicted
-            IoU, anything more gets mask 0. A box counts as two points, a mask as more
-            than a click. Training follows the same rule (`losses.choose_mask`).
+            lone click is ambiguous and gets the one of masks 1 to K - 1 with the highest
+            predicted IoU, any other prompt gets mask 0. A box, or a click with a mask, is
+            no lone click. Training follows the same rule (`losses.choose_mask`).
 
     Returns:
         Dict with all entries of `outputs`, `masks` and `iou_pred` cut down to
         `(..., K', Lh, Lw)` and `(..., K')` with `K' = K - 1` for `True`, otherwise 1.
 
     Raises:
-        ValueError: if `multimask_output` is none of these, if it is `True` for a model
-            without candidates, or `"auto"` for outputs without `lone_click`.
+        ValueError: if `multimask_output` is another value, is `True` for a model without
+            candidates, or `"auto"` for outputs without `lone_click`.
 
     Source:
         Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, section 3 and appendix A.
@@ -55,9 +55,9 @@ def select_masks(outputs: dict[str, Any], multimask_output: bool | str = "auto")
 
 
 def check_choice(multimask_output: bool | str | None, masks: int) -> None:
-    """Raises a ValueError if a model with so many masks, mask 0 included, cannot give this choice.
+    """Raises a ValueError if a model with this many masks, mask 0 included, lacks the chosen ones.
 
-    The values are those of `select_masks`, and None for all masks.
+    `multimask_output` is as in `select_masks`, or None for all masks.
     """
     if isinstance(multimask_output, (bool, np.bool_)):
         if multimask_output and masks == 1:

@@ -25,9 +25,9 @@ from keras_sam.presets.write import save_preset
 
 
 class _ClassPresets:
-    """`SomeClass.presets`: the built-in presets of that class, looked up when they are read.
+    """`SomeClass.presets`: the built-in presets of that class, looked up on each access.
 
-    Those of its subclasses are among them, and a subclass has those of the class.
+    They include presets of its subclasses and of its base classes.
     """
 
     def __get__(self, instance: Any, owner: type) -> dict[str, dict]:
@@ -47,7 +47,7 @@ def _any_is(cls, *saved):
 
 
 def _encoder_of(known):
-    """What is known about the image encoder of a built-in preset, as `list_presets` says it."""
+    """What is known about the image encoder of a built-in preset, in the form of `list_presets`."""
     parameters = known["image_encoder_parameters"]
     copied = ("description", "image_encoder_parameters", "license", "sources", "cached")
     copied = {name: known[name] for name in copied}
@@ -78,8 +78,8 @@ class PresetModel(keras.Model):
                 keras/variation[/version]`; `hf://owner/repository[@revision][/file]`; path of a
                 folder that this package, KerasHub, KerasCV or transformers wrote; or path of a
                 `.pth`, `.safetensors`, `.h5` or `.keras` file.
-            load_weights: bool or None. `None` loads weights if there are any; `True` insists;
-                `False` keeps the random initial ones, and downloads none.
+            load_weights: bool or None. `None` loads weights if there are any, `True` requires
+                them, `False` keeps random initial ones and downloads none.
             dtype: optional str or `keras.DTypePolicy` of all layers. `"bfloat16"` computes and
                 stores in bfloat16, `"mixed_bfloat16"` stores in float32. The default is the
                 saved policy, or Keras's default where none was saved.
@@ -89,12 +89,12 @@ class PresetModel(keras.Model):
                 `keras_sam.presets.adapt.adapt_channels`.
             pixel_mean: optional sequence of floats, one per channel, 0..255.
             pixel_std: optional sequence of floats, likewise.
-            **kwargs: passed on to the class: `name`, or for a task `mask_threshold`, or
-                `preprocessor` to use another one than was saved, or None.
+            **kwargs: passed on to the class: `name`; for a task also `mask_threshold`, and
+                `preprocessor`, another one than the saved one or None.
 
         Returns:
             A model of this class; for `Backbone` and `ImageSegmenter`, of the subclass that was
-            saved. Files that do not say of which task they are become a `SAMImageSegmenter`.
+            saved. Files that name no task become a `SAMImageSegmenter`.
 
         Raises:
             ValueError: if there is no such preset, the file is damaged or not a SAM, or the
@@ -125,13 +125,13 @@ class PresetModel(keras.Model):
         raise NotImplementedError
 
     def save_to_preset(self, folder: str | os.PathLike) -> None:
-        """Writes config, metadata and weights, of a task its preprocessor too, to a folder.
+        """Writes config, metadata and weights to a folder, and the preprocessor if it is a task.
 
-        `from_preset` takes the folder, `keras_sam.presets.upload_preset` uploads it. What LoRA
-        has learnt is merged into the kernels. Frozen layers are not remembered.
+        `from_preset` loads the folder, `keras_sam.presets.upload_preset` uploads it. What LoRA
+        has learnt is merged into the kernels. Which layers are frozen is not saved.
 
         Args:
-            folder: path of the folder; it is made when it is not there.
+            folder: path of the folder, which is created if it does not exist.
 
         Raises:
             ValueError: if the model is quantized.
@@ -168,7 +168,7 @@ def registered(name: str) -> type:
 
 
 def skip_init_for(preset: Preset) -> contextlib.AbstractContextManager:
-    """The context to build a preset's model in: without initial values if it has weights."""
+    """The context to build a preset's model in: it skips initial values if there are weights."""
     return contextlib.nullcontext() if preset.arrays is None else skip_init()
 
 
@@ -204,7 +204,7 @@ def save(folder: str | os.PathLike, model: PresetModel) -> None:
 
 
 def in_memory(backbone: PresetModel) -> Preset:
-    """A `SAMBackbone` as a preset that was never written, to be adapted to something else."""
+    """A `SAMBackbone` as a preset in memory, which can then be adapted."""
     names = ("image_encoder", "prompt_encoder", "mask_decoder")
     parts = {name: _serialized(getattr(backbone, name)) for name in names}
     arrays = {path: np.asarray(values) for path, values in _arrays(backbone).items()}
@@ -218,7 +218,7 @@ def _version():
 
 
 def _serialized(thing, config=None):
-    """Class and config, without what is frozen and how the model was built."""
+    """Class and config, without `trainable` and how the model was built."""
     serialized = keras.saving.serialize_keras_object(thing)
     config = dict(serialized["config"] if config is None else config)
     config.pop("trainable", None)
@@ -227,7 +227,7 @@ def _serialized(thing, config=None):
 
 
 def _arrays(backbone):
-    """Values by variable path, read one at a time; what LoRA learnt is added to its kernels."""
+    """Values by variable path, read one at a time, with LoRA merged into its kernels."""
     kernels = {}
     for layer in private.sublayers(backbone):
         if getattr(layer, "quantization_mode", None):
@@ -246,7 +246,7 @@ def _arrays(backbone):
 
 
 class _Values:
-    """An array that is taken off its backend when it is written."""
+    """An array that is copied from the backend only when it is written."""
 
     def __init__(self, variable, layer=None):
         self.variable = variable

@@ -1,4 +1,4 @@
-"""SAM's two halves as Keras models that each backend compiles once and keeps."""
+"""Encoder and decoder as Keras models that the backend compiles once per input shape."""
 
 import functools
 import threading
@@ -15,20 +15,20 @@ from keras_sam.layers.prompt_encoder import SAMPromptEncoder
 from keras_sam.prompts import CANONICAL_KEYS as _PROMPTS
 from keras_sam.prompts import Prompts
 
-# From so many prompts of an image on, what they share is computed beforehand: as many
-# multiplications as it saves three prompts.
+# From this many prompts of an image on, what they share is computed beforehand. That takes as many
+# multiplications as it saves for three prompts.
 _PROMPTS_TO_PROJECT = 3
 
 
 class Program:
     """A Keras model that runs batch by batch, compiled once per input shape.
 
-    Threads take turns, so that two of them need no more memory than one.
+    Threads take turns, so that several need no more memory than one.
 
     Args:
         model: the model.
-        is_decoder: bool. Whether its inputs are an embedding and prompt sets that do not see each
-            other, so that they may be decoded one after the other.
+        is_decoder: bool. Whether its inputs are an embedding and prompt sets that do not affect
+            each other, so that they may be decoded one after the other.
     """
 
     def __init__(self, model: keras.Model, is_decoder: bool = False):
@@ -39,7 +39,7 @@ class Program:
         self._run = None
 
     def __call__(self, inputs: Any) -> Any:
-        """The outputs as numpy, in memory of their own."""
+        """The outputs as numpy arrays that share no memory with the backend."""
         return self._call(inputs, backends.to_numpy)
 
     def tensors(self, inputs: Any) -> Any:
@@ -50,8 +50,7 @@ class Program:
         with self._lock:
             variables = self._model.variables
             if self._run is None or [*map(id, variables)] != [*map(id, self._variables)]:
-                # New, or changed by `quantize` or `enable_lora`, of which compiled code knows
-                # nothing.
+                # The model is new, or `quantize` or `enable_lora` has changed it since.
                 prompts = _PROMPTS if self._is_decoder else ()
                 self._run = backends.compile_program(self._model, variables, prompts)
                 self._variables = variables
@@ -61,14 +60,14 @@ class Program:
 class Programs:
     """The encoder and decoder programs of one backbone, each made at its first use.
 
-    Embeddings and masks leave in float32 whatever the backbone computes in, so that numpy
-    has a type for them on every backend.
+    Embeddings and masks are returned in float32 whatever the backbone computes in, because numpy
+    lacks bfloat16.
     """
 
     def __init__(self, backbone: keras.Model):
         self._backbone = backbone
         self._made = {}
-        self._located = (None, None)  # frequencies, and the positions that they encode
+        self._located = (None, None)  # frequencies, and the positions encoded with them
         self._lock = threading.Lock()
 
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -76,7 +75,7 @@ class Programs:
         return self._program("encoder", self._make_encoder)(np.asarray(images, "float32"))
 
     def inspect(self, images: np.ndarray, hidden_states: bool, attentions: bool) -> dict:
-        """`encode`, with what happens inside as `ViTDetBackbone.with_outputs` names it."""
+        """`encode` with intermediate results, see `ViTDetBackbone.with_outputs`."""
         name = f"encoder, {hidden_states=}, {attentions=}"
         encoder = self._backbone.image_encoder
         program = self._program(name, lambda: encoder.with_outputs(hidden_states, attentions))
@@ -134,7 +133,7 @@ class Programs:
         image = {"image_embeddings": embeddings, **self._positions()}
         few = prompts.num_sets < _PROMPTS_TO_PROJECT
         decoder = self._backbone.mask_decoder
-        # A custom decoder or transformer need not know of projections.
+        # A custom decoder or transformer may not support projections.
         is_ours = type(decoder).call is SAMMaskDecoder.call and not decoder.has_custom_transformer
         if few or prompts.mask_given.shape[1] or not is_ours:
             return image
@@ -144,8 +143,8 @@ class Programs:
     def _positions(self):
         """Where the embedding's cells lie, encoded once for all clicks.
 
-        Left to the decoder's program where that is compiled with the frequencies, and to a custom
-        prompt encoder.
+        Empty where compilation folds them into the decoder's program anyway, and for a custom
+        prompt encoder, which encodes them itself.
         """
         encoder = self._backbone.prompt_encoder
         layer = getattr(encoder, "positional_embedding", None)
@@ -156,7 +155,7 @@ class Programs:
         if not is_ours or backends.FOLDS_CONSTANTS:
             return {}
         frequencies = backends.to_numpy(layer.gaussian_matrix.value).tobytes()
-        located = self._located  # which another thread may replace
+        located = self._located  # read once: another thread may replace it
         if located[0] != frequencies:
             make = functools.partial(Positions, self._backbone)
             positions = self._program("positions", make).tensors(np.zeros(1, "float32"))
@@ -178,12 +177,12 @@ class _Part(keras.Model):
     """Some layers of a backbone, called with arrays. Without autocast: points stay float32."""
 
     def __init__(self, backbone, **choices):
-        name = "prompts_and_masks"  # TensorFlow wants one that starts with a letter
+        name = "prompts_and_masks"  # TensorFlow's names must start with a letter
         super().__init__(name=name, dtype=backbone.dtype_policy, autocast=False)
         self.prompt_encoder = backbone.prompt_encoder
         self.mask_decoder = backbone.mask_decoder
         self.choices = choices
-        self.built = True  # its layers are
+        self.built = True  # as its layers are
 
 
 class Decoder(_Part):
@@ -203,7 +202,7 @@ class Decoder(_Part):
 
 
 class Positions(_Part):
-    """The encoding of the embedding's cells, `(1, Eh, Ew, C)`, whatever the input."""
+    """The positions of the embedding's cells, `(1, Eh, Ew, C)`; the input is ignored."""
 
     def call(self, inputs):
         return _embed_a_click(self.prompt_encoder, 1)["prompt_dense_positional_embeddings"]
@@ -223,7 +222,7 @@ class ImageProjection(_Part):
 
 
 def _embed_a_click(prompt_encoder, batch):
-    """A click anywhere, for what does not depend on it."""
+    """Embeds an arbitrary click, for those outputs that do not depend on the prompt."""
     points = ops.zeros((batch, 1, 1, 2), dtype="float32")
     return prompt_encoder(points=points, labels=ops.zeros_like(points[..., 0], "int32"))
 

@@ -24,7 +24,7 @@ class SAMBackbone(KeptArguments, Backbone):
         prompt_encoder: a `SAMPromptEncoder` for that frame.
         mask_decoder: a `SAMMaskDecoder`; it is not part of this graph, but travels with it:
             `backbone.mask_decoder(**backbone(inputs))` gives masks.
-        dtype: optional str or `keras.DTypePolicy` of this model itself; its parts have
+        dtype: optional str or `keras.DTypePolicy` of this model; its parts have policies of
             their own.
 
     Call arguments:
@@ -135,8 +135,8 @@ class SAMBackbone(KeptArguments, Backbone):
     def at_image_shape(self, image_shape: tuple[int, ...]) -> "SAMBackbone":
         """A new backbone with the same weights for another input size.
 
-        The position tables are interpolated as `from_preset(image_shape=...)` does it, so this
-        equals loading at that size. Nothing is shared with this backbone.
+        Position tables are interpolated as by `from_preset(image_shape=...)`, with the same result.
+        Nothing is shared with this backbone.
 
         Args:
             image_shape: tuple `(H, W)` or `(H, W, channels)` of the new model frame.
@@ -145,7 +145,7 @@ class SAMBackbone(KeptArguments, Backbone):
             A `SAMBackbone`.
 
         Raises:
-            ValueError: if the sides are no multiples of the patch size.
+            ValueError: if the sides are not multiples of the patch size.
         """
         return self.from_loaded_preset(presets.adapt(preset_models.in_memory(self), image_shape))
 

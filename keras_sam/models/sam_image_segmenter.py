@@ -33,16 +33,16 @@ from keras_sam.prompts.reading import no_prompt
 
 @keras.saving.register_keras_serializable(package="keras_sam")
 class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
-    """Segment Anything: segments what points, boxes and masks point at, in images of any size.
+    """Segment Anything: segments what points, boxes and masks indicate, in images of any size.
 
-    `predict` takes images and prompts as people have them and returns mask logits in
+    `predict` takes images of any size and prompts in their pixels, and returns mask logits in
     the model's mask frame. Calling the model on tensors works in the model frame: images
     `(B, H, W, channels)`, prompts in its pixels.
 
     Args:
         backbone: a `SAMBackbone`.
-        preprocessor: optional `SAMImageSegmenterPreprocessor`. Without one, images have to
-            come at the model's `image_shape`, pixel values 0..255, with prompts in that frame.
+        preprocessor: optional `SAMImageSegmenterPreprocessor`. Without one, images must have
+            the model's `image_shape`, with pixel values 0..255 and prompts in that frame.
         mask_threshold: float. Logits above it belong to the mask. Defaults to `0.0`.
 
     Call arguments:
@@ -55,8 +55,8 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         single-object form: `points (B, N, 2)`, `boxes (B, 1, 2, 2)`, `masks (B, 1, Lh, Lw, 1)`.
 
     Raises:
-        ValueError: for prompts that do not fit together, see `predict`; or for a preprocessor
-            that does not fit the backbone.
+        ValueError: if prompts do not fit together, see `predict`, or the preprocessor does not
+            fit the backbone.
 
     Source:
         Kirillov et al. 2023, https://arxiv.org/abs/2304.02643.
@@ -106,7 +106,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
 
     @property
     def input_spec(self) -> None:
-        # As in SAMBackbone: `call` converts the other forms first.
+        # As in `SAMBackbone`: other forms of prompts must reach `call`, which converts them.
         return None
 
     @property
@@ -144,7 +144,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         callbacks: Sequence[keras.callbacks.Callback] | None = None,
         prompt_chunk: int = backends.PROMPT_CHUNK,
     ) -> dict[str, np.ndarray]:
-        """Segments what the prompts point at, in one call for all images.
+        """Segments what the prompts indicate, in one call for all images.
 
         Args:
             x: dict of `images` and at least one kind of prompt, arrays, backend tensors or
@@ -163,7 +163,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
                   `(B, P, H0, W0, 1)` in the image's.
             batch_size: int. Images that are encoded at once, when `x` is a dict.
             verbose: `"auto"`, 0, 1 or 2, as in `keras.Model.predict`.
-            steps: optional int. Stop after so many batches.
+            steps: optional int. The number of batches to stop after.
             callbacks: optional list of `keras.callbacks.Callback`.
             prompt_chunk: int. Prompts of an image that are decoded at once.
 
@@ -209,7 +209,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         if batch.prompts is None:
             raise no_prompt("the whole call")
         if not batch.prompts.num_sets:
-            # Images without any object: nothing to decode, so nothing to encode.
+            # No image has an object, so there is nothing to encode or decode.
             count = len(batch.prompts.num_prompts)
             shape = (count, 0, self.mask_decoder.num_mask_tokens)
             outputs = {
@@ -243,7 +243,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         """Takes a batch whose prompts are read to the model frame.
 
         Args:
-            batch: a `Batch`. With `image_embeddings` instead of images, these are checked.
+            batch: a `Batch`, of images or of `image_embeddings`.
 
         Returns:
             A `Prepared` batch, with the embeddings in place of the images if it had them.
@@ -272,7 +272,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
 
     @property
     def _frame(self):
-        """The preprocessor; one that takes the model's own frame alone if there is none."""
+        """The preprocessor, or without one a stand-in for images of the model's own size."""
         return self._exact_frame if self.preprocessor is None else self.preprocessor
 
     def _decode(self, embeddings, prompts, prompt_chunk, multimask_output=None):
@@ -291,7 +291,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         return_hidden_states: bool = False,
         return_attentions: bool = False,
     ) -> np.ndarray | dict[str, Any]:
-        """Encodes images, which is the expensive part and needs no prompt.
+        """Encodes images: the expensive part, which does not depend on prompts.
 
         Args:
             images: as in `predict`.
@@ -301,8 +301,8 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
             return_attentions: bool. Also return every block's attention map.
 
         Returns:
-            Float32 array `(B, Eh, Ew, C)`. With a `return_` argument, a dict of it as
-            `image_embeddings` and of the lists `hidden_states` and `attentions`, see
+            Float32 array `(B, Eh, Ew, C)`. With a `return_` argument, a dict with the array as
+            `image_embeddings`, and the lists `hidden_states` and `attentions`, see
             `ViTDetBackbone.with_outputs`.
 
         Raises:
@@ -323,7 +323,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         return_hidden_states: bool = False,
         return_attentions: bool = False,
     ) -> np.ndarray | dict[str, Any]:
-        """`encode` for images that are in the model frame already, without any preprocessor.
+        """`encode` for images that are in the model frame already; no preprocessor is used.
 
         Args:
             frames: float or uint8 array `(B, H, W, channels)`, pixel values 0..255.
@@ -378,8 +378,8 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
                 `(B, P, 1 + K + T, C)`, see `SAMMaskDecoder`.
             return_attentions: bool. Also return the decoder's attention maps, as
                 `attentions`, see `TwoWayTransformer`.
-            multimask_output: optional, which masks to return, as in `select_masks`; no
-                others are computed. By default all `K`.
+            multimask_output: optional. Which masks to compute and return, as in
+                `select_masks`. By default all `K`.
 
         Returns:
             Dict as `predict` returns it. Hooks and attention maps run the decoder layer by layer
@@ -426,10 +426,11 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         return outputs if attentions is None else {**outputs, "attentions": attentions}
 
     def at_image_shape(self, image_shape: Sequence[int]) -> SAMImageSegmenter:
-        """The same weights at another input size, position tables interpolated.
+        """A segmenter with the same weights for another input size.
 
-        Equals loading the preset with `image_shape=`. The new segmenter has a preprocessor for
-        the new frame if this one has one, and shares no weights with it.
+        Position tables are interpolated, as when a preset is loaded with `image_shape=`. The new
+        segmenter has a preprocessor for its frame if this one has one, and shares no weights with
+        it.
 
         Args:
             image_shape: tuple `(H, W)` or `(H, W, channels)` of the new model frame.
@@ -438,7 +439,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
             A new segmenter.
 
         Raises:
-            ValueError: if the sides are no multiples of the patch size.
+            ValueError: if the sides are not multiples of the patch size.
         """
         backbone = self.backbone.at_image_shape(image_shape)
         preprocessor = None
@@ -502,7 +503,7 @@ def _checked_frames(frames, image_shape, name):
 
 
 def _with_prompt_info(outputs, prompts):
-    """Adds what joining batches and picking masks need to know about their prompts."""
+    """Adds what is needed to join batches and to pick masks: facts about the prompts."""
     return {
         **outputs,
         "lone_click": prompts.lone_click,

@@ -1,4 +1,4 @@
-"""What `compile`, `fit` and `evaluate` mean for a promptable segmenter."""
+"""`compile`, `fit` and `evaluate` for a promptable segmenter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from keras_sam.prompts.reading import no_prompt
 
 
 class _FitState:
-    """Loss and metrics of a compiled segmenter; a plain object, so that Keras saves none of it."""
+    """Loss and metrics of a compiled segmenter, in a plain object that Keras does not save."""
 
     def __init__(self, loss, has_metrics):
         self.loss = loss
@@ -28,8 +28,8 @@ class _FitState:
 class _Watch(keras.callbacks.Callback):
     """Ends training at the first batch whose loss is not finite, and says which one it is.
 
-    Also tells the data which epoch it is, so that a run that is resumed draws what it would
-    have drawn.
+    Also passes the number of the epoch to the data, so that a resumed run draws the same samples as
+    an uninterrupted one.
 
     Args:
         batches: the `TrainingBatches` that are trained on, in their order.
@@ -46,7 +46,7 @@ class _Watch(keras.callbacks.Callback):
         self._batches.epoch = self._first_epoch + epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        # With `steps_per_execution`, any of several batches.
+        # With `steps_per_execution`, it may be any of several batches.
         first, self._seen = self._seen, batch + 1
         loss = float(keras.ops.convert_to_numpy((logs or {}).get("loss", 0.0)))
         if np.isfinite(loss):
@@ -84,7 +84,7 @@ class TrainableSegmenter:
             **kwargs: passed on to `keras.Model.compile`.
 
         Raises:
-            ValueError: if `loss` or `metrics` is none of these.
+            ValueError: if `loss` or `metrics` is something else.
         """
         if loss == "auto":
             loss = SAMLoss()
@@ -157,7 +157,7 @@ class TrainableSegmenter:
         return self.get_metrics_result()
 
     def update_metrics(self, measured: tuple, sample_weight: Any = None) -> None:
-        """Takes in what `selected_iou` measured, unless `compile` was called without metrics."""
+        """Updates the metrics with what `selected_iou` measured, if there are any."""
         state = self._fit_state
         if not state.has_metrics:
             return
@@ -215,7 +215,7 @@ class TrainableSegmenter:
         callbacks = kwargs.pop("callbacks", None)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [_Watch(batches), *keras.tree.flatten(callbacks or [])]
-        # Keras would shuffle a data set's batches with Python's global generator.
+        # Otherwise Keras shuffles a data set's batches with Python's global random generator.
         kwargs = {"shuffle": False, "callbacks": callbacks, **kwargs}
         return super().fit(batches, validation_data=validation_data, **kwargs)
 
@@ -256,8 +256,8 @@ class TrainableSegmenter:
 
         Returns:
             Tuple of the canonical inputs, `{"masks": uint8 (B, P, Lh, Lw)}`, and, if weights were
-            given, float32 weights `(B, P)`. Prompt sets that only fill up the batch have a target
-            that is void altogether, as has the padding of every image.
+            given, float32 weights `(B, P)`. Targets of prompt sets that are padding are entirely
+            void, and so is the padding of every image.
 
         Raises:
             ValueError: if targets do not fit images and prompts, or hold other values.
@@ -304,17 +304,17 @@ class TrainableSegmenter:
 
 
 def with_targets(inputs: dict[str, Any], targets: np.ndarray, sample_weight: Any = None) -> tuple:
-    """What Keras trains on: inputs, targets `(B, P, Lh, Lw)` and, if there are any, weights."""
+    """The tuple that Keras trains on: inputs, targets `(B, P, Lh, Lw)`, and weights if any."""
     if sample_weight is None:
         return inputs, {"masks": targets}
     return inputs, {"masks": targets}, prompt_weights(sample_weight, *targets.shape[:2])
 
 
 def check_encoder_is_frozen(segmenter: Any, batch: Batch) -> None:
-    """Raises if a batch of embeddings is to train an image encoder."""
+    """Raises for a batch of embeddings unless the image encoder is frozen."""
     if "image_embeddings" in batch.x and segmenter.image_encoder.trainable_variables:
         raise ValueError(
-            "`image_embeddings` do not train the image encoder. Freeze it with "
+            "`image_embeddings` cannot train the image encoder. Freeze it with "
             '`segmenter.freeze("image_encoder")` and compile again, or train on images.'
         )
 
@@ -324,7 +324,7 @@ def mean_over_prompts(loss: Any, targets: Any, sample_weight: Any = None) -> Any
 
     Args:
         loss: float32 tensor `(B, P)`.
-        targets: tensor `(B, P, Lh, Lw)`, void altogether where there is none.
+        targets: tensor `(B, P, Lh, Lw)`, entirely void where there is no target.
         sample_weight: optional tensor that broadcasts to `(B, P)`.
 
     Returns:

@@ -20,8 +20,8 @@ from keras_sam.models.backbone import Backbone
 class ViTDetBackbone(KeptArguments, Backbone):
     """SAM's image encoder: ViT blocks with attention in windows, a few of them global.
 
-    Images come in as pixel values 0..255 and are normalised inside the graph, in
-    float32. So images smaller than the frame are padded with `pixel_mean`.
+    Images are pixel values 0..255 and are normalised inside the graph, in float32. So the
+    padding of images that do not fill the frame is `pixel_mean`.
 
     Args:
         hidden_size: int. Channels of the blocks.
@@ -42,13 +42,13 @@ class ViTDetBackbone(KeptArguments, Backbone):
         activation: str or callable. Activation of the MLPs. Defaults to `"gelu"`.
         dropout_rate: float. Dropout in the blocks, in training.
         attention_dropout_rate: float. Dropout of the attention maps, in training.
-        drop_path_rate: float. Chance to drop the last block's residual branches in
-            training; it grows linearly from 0 at the first block.
+        drop_path_rate: float. Probability that the last block's residual branches are dropped
+            in training; it grows linearly from 0 at the first block.
         initializer_range: optional float. Standard deviation of the initial kernels; by
             default they start as in the released code.
-        pixel_mean: sequence of floats, one per channel. The default is the mean of RGB
-            in SAM's training; other channel counts take the average of the three. If mean and
-            deviation are below 1, images are 0..1.
+        pixel_mean: sequence of floats, one per channel. Defaults to the RGB means of SAM's
+            training, or their average for other numbers of channels. If mean and deviation are
+            below 1, images are 0..1.
         pixel_std: sequence of floats, likewise.
         dtype: optional str or `keras.DTypePolicy`.
 
@@ -59,7 +59,7 @@ class ViTDetBackbone(KeptArguments, Backbone):
         Float tensor `(B, Eh, Ew, C)` with `Eh, Ew = H / patch_size, W / patch_size`.
 
     Raises:
-        ValueError: if the sides of `image_shape` are no multiples of `patch_size`, or
+        ValueError: if the sides of `image_shape` are not multiples of `patch_size`, or
             `pixel_mean` does not fit its channels.
 
     Source:
@@ -154,8 +154,8 @@ class ViTDetBackbone(KeptArguments, Backbone):
 
         Args:
             hidden_states: bool. The embedded patches and every block's output.
-            attentions: bool. Every block's attention map, which the fast paths never form:
-                805 MB for each global block of ViT-B at 1024 x 1024.
+            attentions: bool. Every block's attention map, which is not formed otherwise: 805 MB
+                for each global block of ViT-B at 1024 x 1024.
 
         Returns:
             A `keras.Model` from images to a dict of `image_embeddings` `(B, Eh, Ew, C)`
@@ -166,12 +166,12 @@ class ViTDetBackbone(KeptArguments, Backbone):
         return _InspectedEncoder(self, hidden_states, attentions)
 
     def fingerprint(self) -> str:
-        """A hash of everything that an embedding depends on: weights, frame, settings.
+        """A hash of everything that embeddings depend on: weights, frame and settings.
 
         Returns:
             Hexadecimal string of 32 characters, equal on all backends.
         """
-        # What does not show in the weights' shapes. Dropout and names change no embedding.
+        # Settings that the weights' shapes do not determine. Dropout and names change no embedding.
         names = "image_shape num_heads global_attention_layer_indices window_size use_rel_pos "
         names += "layer_norm_epsilon activation pixel_mean pixel_std"
         config = self.get_config()
@@ -261,7 +261,7 @@ def _checked_image_shape(image_shape, patch_size):
 
 
 def _per_channel(name, values, default, channels):
-    """One float per channel; other channel counts than RGB get the average of the default."""
+    """One float per channel; the RGB default becomes its average for other channel counts."""
     values = [float(v) for v in values]
     if len(values) != channels and values == list(default):
         return [sum(values) / len(values)] * channels

@@ -20,7 +20,7 @@ from keras_sam.prompts import KEYS, Prompts, read, read_canonical
 from keras_sam.prompts.canonical import check_at_least_one
 from keras_sam.prompts.nested import describe_value
 
-# What stands for the images of a batch that is encoded already.
+# The keys of a batch of embeddings, in place of `images`.
 _EMBEDDED = ("image_embeddings", "original_sizes")
 # Outputs with one entry per prompt set.
 _PER_PROMPT = ("masks", "iou_pred", "lone_click")
@@ -215,9 +215,9 @@ class TrainingBatches(keras.utils.PyDataset):
                 "`x` must be a dict with `images` and prompts, or a data set of tuples (x, y). "
                 f"Received: {type(x).__name__}."
             )
-        # Keras takes the shapes of the batches that it reads first for those of all, but ours are
-        # ragged. So these reads get shapes with free axes instead. May go when a `PyDataset` can
-        # say its own signature.
+        # Keras takes the shapes of the first batches for those of all batches, but ours are ragged.
+        # So its first reads get shapes with free axes. May go when a `PyDataset` can declare its
+        # signature.
         self._signatures_due = backends.READS_SIGNATURES
         if self.num_batches is not None:
             self._signatures_due = min(self._signatures_due, self.num_batches)
@@ -228,7 +228,7 @@ class TrainingBatches(keras.utils.PyDataset):
 
     @property
     def epoch(self) -> int:
-        """What the order and the random draws of batches depend on, beside a seed."""
+        """The epoch, which the order and the random draws of batches depend on beside the seed."""
         return getattr(self._source, "epoch", 0)
 
     @epoch.setter
@@ -383,7 +383,7 @@ def _count(x):
 
 
 def _check_lengths(entries, count):
-    """Raises for an entry that has not one item for every image; None stands for no entry."""
+    """Raises if an entry does not have one item per image; None stands for no entry."""
     received = []
     for name, value in entries.items():
         if value is None:

@@ -206,7 +206,7 @@ class SAMImageConverter(keras.layers.Layer):
         """
         if overrides:
             # Not `from_config`, which would turn the error of a wrong value into a TypeError, nor
-            # `get_config`, for which Keras imports TensorFlow: seconds, and hundreds of megabytes.
+            # `get_config`, for which Keras imports TensorFlow, which is slow and large.
             return type(self)(**{**self._settings(), **overrides}).convert(images)
         loaded = [self._read(image) for image in batch_of(images)]
         warn_of_range(loaded)

@@ -56,8 +56,8 @@ def assign(
     }
     if any(problems.values()):
         raise ValueError(_message(problems, arrays))
-    # Those of one size in a row, the largest first: each value then fits where the one before it
-    # made room. In another order TensorFlow's allocator leaves holes of half the model's size.
+    # Variables of one size in a row, the largest first: each value then fits into the memory that
+    # the one before it has freed. In another order TensorFlow's allocator leaves large holes.
     for path, variable in sorted(by_path.items(), key=lambda item: -math.prod(item[1].shape)):
         assign_value(variable, np.asarray(arrays[path]))
 

@@ -1,13 +1,13 @@
-"""Files from Kaggle, Hugging Face and Meta's server, each kept where its own client keeps them.
+"""Files from Kaggle, Hugging Face and Meta's server, cached where each one's client caches them.
 
 * Kaggle: `kagglehub`, in `$KAGGLEHUB_CACHE` or `~/.cache/kagglehub`.
 * Hugging Face: `huggingface_hub`, in `$HF_HOME/hub` or `~/.cache/huggingface/hub`;
   `HF_ENDPOINT` names another server, `HF_HUB_OFFLINE=1` forbids the network.
-* Meta: `$KERAS_HOME/models` or `~/.keras/models`, as `keras.utils.get_file` has it.
+* Meta: `$KERAS_HOME/models` or `~/.keras/models`, like `keras.utils.get_file`.
 
-What is in a cache works without the network. It is asked nevertheless where an address leaves
-open which version is meant: a Kaggle model without a version needs it, a Hugging Face repository
-without a commit is looked up, and taken from the cache without a connection.
+Cached files need no network if their address is exact. Where it leaves the version open, the
+server is asked for the newest one: for a Kaggle model without a version this needs a connection,
+for a Hugging Face repository without a commit the cached version is taken if there is none.
 `KERAS_SAM_OFFLINE=1` forbids the network for all three.
 """
 
@@ -20,7 +20,7 @@ from types import ModuleType
 from keras_sam.backend_choice import keras_home
 from keras_sam.presets import fetch as downloads
 
-# The libraries that the clients ask servers with; huggingface_hub has changed its own twice.
+# The HTTP libraries of the clients; huggingface_hub has changed from one to the other.
 _HTTP_LIBRARIES = ("httpx", "requests")
 
 
@@ -30,20 +30,20 @@ def offline() -> bool:
 
 
 class _Client:
-    """What the sources have in common; each adds `_cached`, `_download` and `__str__`."""
+    """What the sources have in common; each adds `cached`, `_download` and `__str__`."""
 
     single_file = None
 
     def _settled(self):
-        """Whether a file in the cache is the right one without asking."""
+        """Whether a cached file is the right one for certain, so that no server has to be asked."""
         return True
 
     def cached(self, name: str) -> str | None:
-        """The path of a file that is known to have been downloaded, without any request."""
+        """The path of a file that was downloaded before, or None. Sends no request."""
         raise NotImplementedError
 
     def fetch(self, name: str, optional: bool = False) -> str | None:
-        """The path of a file on this machine, downloaded when it is not there.
+        """The path of a file on this machine, downloaded if it is not cached.
 
         Args:
             name: name of the file at the source.
@@ -53,7 +53,7 @@ class _Client:
             ImportError: if the source's client is not installed.
             FileNotFoundError: if the source has no such file.
             PermissionError: if the source refuses it.
-            ConnectionError: if the source cannot be reached, or must not be.
+            ConnectionError: if the source cannot be reached, or the network is forbidden.
         """
         _check_name(name)
         path = self.cached(name) if self._settled() or offline() else None
@@ -63,7 +63,7 @@ class _Client:
             if optional:
                 return None
             raise ConnectionError(
-                f"{self} has {name} not in its cache, and KERAS_SAM_OFFLINE forbids to download it."
+                f"{name} of {self} is not cached, and KERAS_SAM_OFFLINE forbids to download it."
             )
         return self._download(name, optional)
 
@@ -75,7 +75,7 @@ def _check_name(name):
 
 
 def import_client(module: str, extra: str) -> ModuleType:
-    """Imports a client, or names the extra of this package that installs it."""
+    """Imports a client. If it is missing, the error names the extra that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -122,7 +122,7 @@ class KaggleSource(_Client):
         lock = os.path.join(keras_home(), "models", "keras_sam", re.sub(r"\W", "_", self.handle))
         for attempt in range(4):
             try:
-                # kagglehub lets two processes write to one file.
+                # kagglehub does not keep two processes from writing to the same file.
                 with downloads.file_lock(lock):
                     path = kagglehub.model_download(self.handle, path=name)
                 break
@@ -144,7 +144,7 @@ class KaggleSource(_Client):
             except OSError as error:
                 raise _not_stored(self, name, error, "KAGGLEHUB_CACHE") from error
         if self.handle.count("/") == 3:
-            self.handle += _kaggle_version(path, name)  # the files to come must be of the same
+            self.handle += _kaggle_version(path, name)  # further files must be of this version
         return path
 
     def __str__(self):
@@ -198,7 +198,7 @@ class HubSource(_Client):
             path = hub.hf_hub_download(self.repository, name, revision=self.revision)
         except errors.LocalEntryNotFoundError as error:
             known = hub.try_to_load_from_cache(self.repository, name, revision=self.revision)
-            if optional and known is not None:  # it is known not to be there
+            if optional and known is not None:  # the cache knows that the repository lacks it
                 return None
             if _status(error.__cause__) in (401, 403):
                 raise _http_error(self, name, _status(error.__cause__), error) from error
@@ -216,7 +216,7 @@ class HubSource(_Client):
             if isinstance(error, OSError):
                 raise _not_stored(self, name, error, "HF_HOME") from error
             raise
-        self.revision = _hub_commit(path) or self.revision  # the files to come must be of the same
+        self.revision = _hub_commit(path) or self.revision  # further files must be of this commit
         return path
 
     def __str__(self):
@@ -265,14 +265,14 @@ def source_of(entry: dict):
 
 
 def first_that_answers(name: str, entries: list[dict]):
-    """The first source that has a built-in preset's weights: from a cache if any, else by asking.
+    """The first source that has a built-in preset's weights; cached ones are tried before servers.
 
     Args:
         name: the preset's name, for the error.
         entries: list of dicts, see `source_of`.
 
     Returns:
-        A source whose `fetch(source.single_file)` needs no network any more.
+        A source whose file is on this machine now.
 
     Raises:
         ConnectionError: if none has them; the message says why for each.
@@ -289,15 +289,15 @@ def first_that_answers(name: str, entries: list[dict]):
         except (ImportError, OSError, ValueError) as error:
             reasons.append(f"* {source}: {' '.join(str(error).split())}")
     raise ConnectionError(
-        f"The weights of {name!r} are on this machine in no cache, and no source gave them:\n"
+        f"The weights of {name!r} are in no cache on this machine, and no source provided them:\n"
         + "\n".join(reasons)
         + "\nDownload one of these files by other means and pass its path, or pass "
         "`load_weights=False`."
     )
 
 
-# How the clients lay out their caches is not theirs to promise. Where a file is not as expected, it
-# does not count as cached, or no version is pinned, and the clients' own functions still find it.
+# The clients do not promise how they lay out their caches. If a layout is not as expected, files do
+# not count as cached, or no version is pinned; the clients' own functions still find them.
 
 
 def _kaggle_cached(handle, name):

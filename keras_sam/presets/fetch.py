@@ -1,4 +1,4 @@
-"""One file from one URL: resumed where it broke off, checked, and put in place when it is whole."""
+"""Downloads a file: resumes where it broke off, checks it, and puts it in place when complete."""
 
 import contextlib
 import hashlib
@@ -18,12 +18,12 @@ _PAUSE_S = 0.2
 def fetch(url: str, path: str, sha256: str | None = None) -> str:
     """Downloads a URL to a path, unless the file is there already.
 
-    What has arrived is kept beside it with the ending `.part`, and the next attempt goes on from
-    there. Of several processes one downloads, the others wait for it.
+    What has arrived so far is kept beside it with the ending `.part`, and the next attempt resumes
+    from there. Of several processes one downloads, and the others wait for it.
 
     Args:
         url: address of the file.
-        path: where to put it. Its folder is made when it is not there.
+        path: where to put it. Its folder is created if it does not exist.
         sha256: optional hexadecimal SHA-256 that the file must have.
 
     Returns:
@@ -72,7 +72,7 @@ def _download(url, part):
         except urllib.error.URLError as error:
             raise ConnectionError(f"Cannot reach {url}: {error.reason}.") from error
         except OSError as error:
-            # A full disk stays full until the part is gone.
+            # On a full disk the partial file is what takes up the space.
             if os.path.exists(part):
                 os.remove(part)
             reason = f"The download of {url} cannot be stored: {error.strerror}"
@@ -95,7 +95,7 @@ def _raise_for_status(url, error, attempt):
 
 
 def _raise_when_stuck(url, part, before, attempt, error):
-    """Goes on after a broken connection as long as something has arrived each time."""
+    """Raises if a connection broke off without anything new, except at the first attempt."""
     after = os.path.getsize(part) if os.path.exists(part) else 0
     if after <= before and attempt:
         raise ConnectionError(
@@ -105,14 +105,14 @@ def _raise_when_stuck(url, part, before, attempt, error):
 
 
 def _transfer(url, part):
-    """Appends what is missing; True when the file is whole."""
+    """Appends what is missing. Returns whether the file is complete."""
     start = os.path.getsize(part) if os.path.exists(part) else 0
     headers = {"Range": f"bytes={start}-"} if start else {}
     request = urllib.request.Request(url, headers={"User-Agent": "keras-sam", **headers})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # the range starts at the end: the file is whole, or another one
+        if error.code != 416:  # there is nothing after `start`: complete, or another file by now
             raise
         total = str(error.headers.get("Content-Range", "")).rpartition("/")[2]
         if total == str(start):
@@ -147,7 +147,7 @@ def _continues(response, start):
 
 @contextlib.contextmanager
 def _progress(part, start, total):
-    """A progress bar on the terminal; nothing where there is none."""
+    """A progress bar, if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -162,7 +162,7 @@ def _progress(part, start, total):
 
 @contextlib.contextmanager
 def file_lock(path):
-    """Lets one process at a time work on `path`; the lock goes with the process."""
+    """Lets one process at a time work on `path`; the lock is released when the process ends."""
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, exist_ok=True)
@@ -191,7 +191,7 @@ def _acquire(file):
                 file.seek(0)
                 msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
                 return
-            except OSError:  # it gives up after ten seconds
+            except OSError:  # Windows gives up after ten seconds
                 time.sleep(0.1)
     fcntl.flock(file, fcntl.LOCK_EX)
 

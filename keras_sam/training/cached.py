@@ -1,4 +1,4 @@
-"""Embeddings on disk: a data set is encoded once, and training does without the encoder."""
+"""Embeddings on disk: a data set is encoded once, and training does not run the encoder."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _FORMAT = "keras_sam cached embeddings 1"
 class CachedEmbeddings(Sequence):
     """The images of a data set as embeddings in a folder, encoded at their first use.
 
-    A replacement for the data set it is made from: the batches that `ObjectBatches` makes of it
-    have embeddings instead of images, and `fit` and `SAMTrainer` then train prompt encoder and
-    mask decoder without running the image encoder, which must be frozen.
+    It replaces the data set that it is made from: `ObjectBatches` of it have embeddings instead of
+    images, and `fit` and `SAMTrainer` then train prompt encoder and mask decoder without running
+    the image encoder, which must be frozen.
 
-    There is a file per image, named after the image's content and written whole or not at all.
-    So an interrupted run continues where it stopped, and images can be added, left out and
-    reordered later. Files are mapped into memory, and only what a batch needs is read.
+    There is a file per image, named by a hash of the image and written whole or not at all. So
+    encoding continues where it was interrupted, and images can be added, left out and reordered
+    later. Files are memory-mapped, so that only what a batch needs is read.
 
     Args:
         segmenter: the `SAMImageSegmenter` whose encoder encodes the images.
@@ -108,14 +108,14 @@ class CachedEmbeddings(Sequence):
             embedding = np.load(file, mmap_mode="r")
         except ValueError as error:
             raise ValueError(
-                f"`{file}` is damaged and no longer an embedding. Delete it and open the cache "
-                "again, which encodes its image anew."
+                f"The embedding `{file}` is damaged. Delete it and create `CachedEmbeddings` "
+                "again, which encodes the image once more."
             ) from error
         embedding = _to_float32(np.asarray(embedding), self._dtype)
         return embedding, read_targets(self._source, inner, size)
 
     def _claim_folder(self, identity: dict[str, str]) -> None:
-        """Marks an empty folder as this model's; refuses one that belongs to another."""
+        """Marks an empty folder as this model's, and refuses that of another model."""
         index = self._folder / INDEX
         if not index.is_file():
             if self._folder.is_dir() and any(self._folder.iterdir()):
@@ -206,7 +206,7 @@ class CachedEmbeddings(Sequence):
 
 
 def _identity(segmenter: SAMImageSegmenter, dtype: str) -> dict[str, str]:
-    """What must be equal for stored embeddings to fit a segmenter."""
+    """What must match for stored embeddings to fit a segmenter."""
     config = resizing_preprocessor(segmenter).image_converter.get_config()
     frame = repr(sorted((k, v) for k, v in config.items() if k not in ("name", "trainable")))
     return {
@@ -223,7 +223,7 @@ def _size_of(path: Path) -> tuple[int, int]:
 
 
 def _stored(embedding: np.ndarray, dtype: str) -> np.ndarray | None:
-    """The values as they are stored, bfloat16 as its bits. None if they do not fit."""
+    """The values as they are stored, bfloat16 as bits. None if they are out of range."""
     if dtype == "bfloat16":
         return narrow_bfloat16(embedding) if np.isfinite(embedding).all() else None
     with np.errstate(over="ignore"):

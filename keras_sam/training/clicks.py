@@ -1,7 +1,7 @@
 """A simulated annotator: first prompts drawn from a target, then clicks where masks are wrong.
 
-Everything is `keras.ops`, so that a whole interactive session is one compiled graph. Maps are in
-the frame of mask logits, `(B, P, Lh, Lw)`; points are returned in pixels of the model frame.
+Everything is `keras.ops`, so that all rounds of clicks are one compiled graph. Maps are in the
+frame of mask logits, `(B, P, Lh, Lw)`; points are returned in pixels of the model frame.
 """
 
 import keras
@@ -9,8 +9,8 @@ from keras import ops
 
 from keras_sam.losses import Tensor
 
-# A drawn box: the standard deviation of each side, as a fraction of the box's width or height,
-# and the largest displacement, in pixels. The paper's values (appendix A).
+# Noise of boxes: the standard deviation of each side, as a fraction of the box's width or height,
+# and the largest displacement in pixels. Values of the paper (appendix A).
 BOX_NOISE = 0.1
 BOX_NOISE_LIMIT = 20.0
 
@@ -51,7 +51,7 @@ def first_click(
 def noisy_box(
     foreground: Tensor, scale: Tensor, seed: keras.random.SeedGenerator
 ) -> tuple[Tensor, Tensor]:
-    """The corners of a box drawn around the target with limited precision.
+    """The corners of the target's box, with noise.
 
     Args:
         foreground: bool tensor `(B, P, Lh, Lw)`, not empty.
@@ -78,7 +78,7 @@ def noisy_box(
     noise = keras.random.normal(ops.shape(corners), dtype="float32", seed=seed)
     noise = noise * BOX_NOISE * ops.expand_dims(high - low, 2)
     corners = corners + ops.clip(noise, -BOX_NOISE_LIMIT, BOX_NOISE_LIMIT)
-    corners = ops.sort(corners, axis=2)  # noise may not turn a thin box upside down
+    corners = ops.sort(corners, axis=2)  # noise can swap the sides of a thin box
     labels = ops.convert_to_tensor([2, 3], "int32")
     return corners, ops.broadcast_to(labels, ops.shape(corners)[:3])
 
@@ -90,7 +90,7 @@ def next_click(
     scale: Tensor,
     seed: keras.random.SeedGenerator,
 ) -> tuple[Tensor, Tensor]:
-    """A click at a random pixel where a mask is wrong: foreground if the object is missing there.
+    """A click at a random pixel where the mask is wrong: foreground where it lacks the object.
 
     Args:
         logits: float tensor `(B, P, Lh, Lw)`.
@@ -101,7 +101,7 @@ def next_click(
 
     Returns:
         Tuple of float32 points `(B, P, 1, 2)` and int32 labels `(B, P, 1)`. If a mask has no
-        error, the click is a foreground one in the target.
+        error, this is a foreground click in the target.
     """
     wrong = ops.logical_and(ops.not_equal(logits > 0, foreground), valid)
     nothing = ops.logical_not(ops.any(wrong, axis=(-2, -1), keepdims=True))

@@ -31,7 +31,7 @@ def sample_box(
     noise: float = BOX_NOISE,
     limit: float = BOX_NOISE_LIMIT,
 ) -> np.ndarray:
-    """The object's box, drawn inexactly: `clicks.noisy_box` for one target in numpy.
+    """The object's box with noise: `clicks.noisy_box` for a single target, in numpy.
 
     Args:
         target: array `(H0, W0)`, 1 where the object is; not empty.
@@ -94,8 +94,8 @@ def jitter_scale(
 class ObjectBatches(keras.utils.PyDataset):
     """Batches `(x, y)` of images, sampled prompts and targets, for `fit` on any backend.
 
-    All random draws depend on the seed, the epoch and the image alone, so batches do not depend
-    on the number of workers.
+    Random draws depend only on the seed, the epoch and the image, so that batches are the same for
+    any number of workers.
 
     Args:
         source: sequence of tuples of an image, uint8 `(H0, W0, 3)`, and its objects, uint8
@@ -103,10 +103,9 @@ class ObjectBatches(keras.utils.PyDataset):
             and `SA1BFolder`; or `CachedEmbeddings` of one, whose batches have
             `image_embeddings` and `original_sizes` instead of `images`.
         batch_size: int. Images in a batch. Defaults to 1.
-        prompts: `"none"` for `SAMTrainer`, which simulates them; `"points"` for one click
-            per object, `"boxes"`, or `"points or boxes"`, one of the two for all objects of a
-            batch.
-        max_objects: int. The most objects of an image, drawn anew every epoch.
+        prompts: `"none"` for `SAMTrainer`, which simulates them; `"points"` for one click per
+            object; `"boxes"`; or `"points or boxes"`, which draws one of the two for each batch.
+        max_objects: int. The most objects of an image in a batch, drawn in every epoch.
         max_area: float. Objects that cover a larger fraction of their image are left out.
         flips: bool. Whether to mirror half of the images.
         scales: optional pair of floats for `jitter_scale`.

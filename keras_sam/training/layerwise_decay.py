@@ -19,15 +19,15 @@ _STEM = re.compile(r"(?:^|/)(patch_embedding|position_embedding)/")
 class LayerwiseDecay(keras.optimizers.Optimizer):
     """An optimizer whose steps are smaller for the image encoder's earlier blocks.
 
-    The steps of the last block are multiplied by `decay`, those of the block before it by `decay`
-    squared and so on, and those of the patch and position embeddings by one power more. Neck,
-    prompt encoder and mask decoder take full steps. The effect is that of a smaller learning rate,
-    weight decay included, for every optimizer.
+    Steps of the last block are multiplied by `decay`, of the block before it by `decay` squared,
+    and so on; patch and position embeddings get one power more than the first block. Neck, prompt
+    encoder and mask decoder take full steps. With any optimizer this is the same as a smaller
+    learning rate, weight decay included.
 
     Args:
         optimizer: the `keras.optimizers.Optimizer` that makes the steps, with its learning rate,
             clipping and accumulation.
-        decay: float in (0, 1]. The paper has 0.8 for ViT-L and ViT-H, 0.6 for ViT-B.
+        decay: float in (0, 1]. The paper uses 0.8 for ViT-L and ViT-H, 0.6 for ViT-B.
 
     Raises:
         ValueError: if `decay` is outside (0, 1], or the optimizer averages weights (`use_ema`),

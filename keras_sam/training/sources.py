@@ -1,4 +1,4 @@
-"""Images with the masks of their objects, read from the common layouts of data sets."""
+"""Images with the masks of their objects, read from common data set layouts."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ class MaskFolder(Source):
     Args:
         images: folder of images.
         masks: folder of one PNG per image, with the same name before the ending.
-        label_map: bool. `True`: every value but 0 and 255 is an object of its own. `False`: all
-            values but 0 and 255 are one object. 255 is void either way, except in a mask with no
-            values but 0 and 255: it is black and white, and its 255 is the object.
+        label_map: bool. Whether every value except 0 and 255 is an object of its own; otherwise
+            they are one object together. 255 is void in both cases, unless a mask has only 0 and
+            255: then it is black and white, and 255 is the object.
 
     Raises:
         ValueError: if there is no image, or an image has no mask.
@@ -99,14 +99,14 @@ class MaskFolder(Source):
 
 
 class CocoObjects(Source):
-    """Images and objects of a COCO instances file: polygons, run lengths, and crowds as void.
+    """Images and objects of a COCO instances file: polygons or run lengths; crowds become void.
 
     Args:
         annotations: path of the JSON file.
         images: folder of its images.
 
     Raises:
-        ValueError: if the file is no COCO instances file, or images are missing.
+        ValueError: if the file is not a COCO instances file, or images are missing.
     """
 
     def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike):

@@ -1,4 +1,4 @@
-"""SAM's training algorithm: prompt, look at the error, click on it, and again."""
+"""SAM's training algorithm: prompt, then click where the mask is wrong, several times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from keras_sam.training import clicks
 
 @keras.saving.register_keras_serializable(package="keras_sam")
 class SAMTrainer(TrainableSegmenter, keras.Model):
-    """Trains a segmenter on images and targets alone, with prompts that it simulates.
+    """Trains a segmenter on images and target masks, with simulated prompts.
 
     Each object gets a first prompt, a click or a box, then `num_clicks` clicks where
     the mask is wrong, each together with the previous logits as mask prompt, and two rounds
@@ -37,11 +37,11 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         num_clicks: int. Clicks after the first prompt. Defaults to `8`, 11 rounds in all.
         mask_rounds: bool. Whether to add the two rounds without a new click. Needs at least
             one click. Defaults to `True`.
-        box_probability: float. Chance that the first prompt is a box. Defaults to `0.5`.
-        parallel: bool. Whether to train each object on one round only, drawn at random for each
-            object of a batch; the rounds before it are run without gradients. On average the
-            gradient is that of all rounds, but a batch needs the memory of one, so that batches
-            can be several times larger. Defaults to `False`.
+        box_probability: float. Probability that the first prompt is a box. Defaults to `0.5`.
+        parallel: bool. Whether to train each object on one round only, drawn at random per object;
+            the rounds before it run without gradients. The expected gradient is that of all
+            rounds, but a batch needs the memory of one, so batches can be several times larger.
+            Defaults to `False`.
         seed: optional int. Seed of the simulated annotator.
 
     Call arguments:
@@ -131,7 +131,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
             )
             logits = ops.stop_gradient(logits)  # (B, P, Lh, Lw)
             if one_round is not None:
-                rounds = []  # these rounds only led to the next prompts
+                rounds = []  # these rounds only produce the next prompts
         if one_round is not None:
             labels, logits, mask_given = one_round.prompts(labels)
             rounds = [self._decode(embeddings, points, labels, logits, training, mask_given)]
@@ -140,8 +140,8 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
     def _rounds_with_click(self):
         """For each round: True with a new click, False without, or a bool tensor that decides.
 
-        One of the rounds between the first and the last is without a click, drawn for each
-        batch. The shapes stay the same: a click that is left out is a padding token.
+        One round between the first and the last has no click; it is drawn for each batch. Shapes
+        stay the same: a click that is left out is a padding token.
         """
         if not self.mask_rounds:
             return [True] * self.num_rounds
@@ -215,7 +215,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
         return sum(losses) / len(losses) + self.added_losses()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        """`miou` and `iou_error` of the last round; with `parallel`, in training, of the drawn."""
+        """`miou` and `iou_error` of the last round; when training with `parallel`, of its one."""
         last = self._per_round(y_pred)[-1]
         self.update_metrics(selected_iou(last, y["masks"], last["ambiguous"]), sample_weight)
         return self.get_metrics_result()
@@ -241,7 +241,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
 
 
 class _OneRound:
-    """The prompts of the round drawn for each object, collected while all rounds are run."""
+    """Collects the prompts of the round that was drawn for each object, while all rounds run."""
 
     def __init__(self, trainer, labels):
         shape = ops.shape(labels)[:2]
@@ -261,6 +261,6 @@ class _OneRound:
         self._rounds += 1
 
     def prompts(self, labels):
-        """Labels `(B, P, T)` without later clicks, logits, and `mask_given` `(B, P)`."""
+        """Labels `(B, P, T)` without clicks of later rounds, logits, and `mask_given` `(B, P)`."""
         later = ops.arange(labels.shape[2]) >= self._tokens[..., None]
         return ops.where(later, -10, labels), self._logits, self._drawn > 0

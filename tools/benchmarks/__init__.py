@@ -25,5 +25,5 @@ CASES = {
     "huge": huge,
     "int8": int8,
 }
-# Minutes, and gigabytes or a preset of ours: they run when they are named.
+# They take minutes, and gigabytes or a preset of ours: they run only when they are named.
 ON_REQUEST = ("huge", "int8")

@@ -1,4 +1,4 @@
-"""The form of a case, and what its sides may say."""
+"""A case of the benchmark: its sides, and how a side is left out."""
 
 import dataclasses
 import importlib.util

@@ -1,4 +1,4 @@
-"""The image encoder: ours, and everybody's whom one can install."""
+"""The image encoder: ours, and that of every other implementation that is installed."""
 
 import dataclasses
 import time

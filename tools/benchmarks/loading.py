@@ -1,4 +1,4 @@
-"""What one waits for before the first image: the import, and the weights."""
+"""The time before the first image: importing the package, and loading weights."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The models of all sides, with the same random weights, and what they are shown."""
+"""The models of all sides, with the same random weights, and their inputs."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The image encoder with weights of 8 bits, and what its masks then are."""
+"""The image encoder with 8-bit weights, and the IoU of its masks with those of float32."""
 
 from functools import partial
 

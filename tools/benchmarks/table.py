@@ -1,4 +1,4 @@
-"""From what was measured to rows, and from rows to a table in Markdown."""
+"""Turns measurements into rows, and rows into a table in Markdown."""
 
 import statistics
 
