@@ -47,7 +47,7 @@ _FORMS = {
 _FORMS_OF_ONE_IMAGE = {
     "points": "(N, 2) for one object or (P, N, 2) for P objects, x y in pixels of the original "
     "image",
-    "labels": "(N,) for one object or (P, N) for P objects, one label per point",
+    "labels": "(N,) for one object or (P, N) for P objects, that of `points` without its last axis",
     "boxes": "(4,) for one object, (P, 4) for P objects or (P, M, 4) for M boxes of each, "
     "x1 y1 x2 y2 in pixels of the original image",
     "masks": "(L, L) for one object or (P, L, L) for P objects, mask logits",
@@ -154,14 +154,17 @@ def read_canonical(prompts: Mapping[str, Any]) -> Prompts:
             "prompts as they are."
         )
     points, labels, masks, mask_given = (to_numpy(prompts[name]) for name in CANONICAL_KEYS)
+    mask_given = mask_given.astype(bool)
     num_prompts = prompts.get("num_prompts")
     if num_prompts is None:
         used = (labels != PADDING).any(axis=-1)
         if mask_given.shape[1]:
-            used |= mask_given.astype(bool)
+            used |= mask_given
         num_prompts = np.where(used, np.arange(1, labels.shape[1] + 1), 0).max(axis=1, initial=0)
+    num_prompts = to_numpy(num_prompts)
+    num_passed = np.full(len(labels), labels.shape[1], "int32")
     single_object = bool(np.all(to_numpy(prompts.get("single_object", False))))
-    return Prompts(points, labels, masks, mask_given, to_numpy(num_prompts), single_object)
+    return Prompts(points, labels, masks, mask_given, num_prompts, num_passed, single_object)
 
 
 def no_prompt(where: str) -> ValueError:
