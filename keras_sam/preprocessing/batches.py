@@ -47,7 +47,12 @@ class Batch:
 
     @classmethod
     def read(
-        cls, x: Any, y: Any = None, sample_weight: Any = None, allow_none: bool = False
+        cls,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        allow_none: bool = False,
+        allow_embeddings: bool = False,
     ) -> Batch:
         """Reads a dict, all of whose images belong to the batch.
 
@@ -56,11 +61,12 @@ class Batch:
             y: targets.
             sample_weight: weights.
             allow_none: bool. Whether it may be that no image has an object.
+            allow_embeddings: bool. Whether `x` may have `image_embeddings` instead of `images`.
 
         Raises:
             ValueError: if an entry has no item for an image, or a prompt is malformed.
         """
-        is_embedded = isinstance(x, dict) and "image_embeddings" in x
+        is_embedded = allow_embeddings and isinstance(x, dict) and "image_embeddings" in x
         in_model_frame = isinstance(x, dict) and "mask_given" in x
         if not is_embedded:
             check_keys(x, ("images", *KEYS) if not in_model_frame else ("images", *x))
@@ -205,7 +211,9 @@ class TrainingBatches(keras.utils.PyDataset):
         self._prepare = prepare
         if isinstance(x, dict):
             _check_targets(x, y)
-            self._source = DictBatches(Batch.read(x, y, sample_weight), batch_size, shuffle)
+            self._source = DictBatches(
+                Batch.read(x, y, sample_weight, allow_embeddings=True), batch_size, shuffle
+            )
         elif is_data_set:
             self._source = x
         elif _is_iterable(x):
@@ -249,7 +257,7 @@ class TrainingBatches(keras.utils.PyDataset):
                     "A data set to train on must give tuples (x, y) or (x, y, sample_weight). "
                     f"Received: {type(batch).__name__}."
                 )
-            batch = Batch.read(*batch)
+            batch = Batch.read(*batch, allow_embeddings=True)
         prepared = self._prepare(batch)
         if not self._signatures_due:
             return prepared
@@ -274,6 +282,10 @@ class DictBatches(keras.utils.PyDataset):
 
     def __init__(self, whole: Batch, batch_size: int, shuffle: bool = False):
         super().__init__()
+        if "images" in whole.x:
+            check_batch(whole.x["images"])
+        elif not _count(whole.x):
+            raise ValueError("`image_embeddings` must hold at least one image. Received: none.")
         # Prompts of another length have a message of their own.
         entries = {k: v for k, v in whole.x.items() if whole.in_model_frame or k not in KEYS}
         entries |= {f"y[{name!r}]": value for name, value in (whole.y or {}).items()}
