@@ -121,7 +121,8 @@ def read(
     }
     kinds = {name: kind for name, kind in kinds.items() if kind is not None}
     batch = 1 if images is None else images
-    num_sets = _num_sets(kinds, batch)
+    num_passed = _num_passed(kinds, batch)
+    num_sets = max(num_passed, default=0)
     single_object = bool(kinds) and all(kind.single for kind in kinds.values())
     if num_sets == 0 and not (allow_none and any(prompts.get(key) is not None for key in KEYS)):
         raise no_prompt("the whole call")
@@ -132,7 +133,8 @@ def read(
     if mask_given.shape[1]:
         has_prompt |= mask_given
     num_prompts = _count_real(has_prompt, single_object) if num_sets else np.zeros(batch, "int32")
-    return Prompts(points, labels, masks, mask_given, num_prompts, single_object)
+    num_passed = np.array(num_passed, "int32")
+    return Prompts(points, labels, masks, mask_given, num_prompts, num_passed, single_object)
 
 
 def read_canonical(prompts: Mapping[str, Any]) -> Prompts:
@@ -356,9 +358,9 @@ def _parse_masks(masks: _Value | None) -> _Kind | None:
 # --- putting the kinds together ---
 
 
-def _num_sets(kinds: Mapping[str, _Kind], batch: int) -> int:
-    """The most prompt sets of an image; all kinds that an image has must agree on their number."""
-    most = 0
+def _num_passed(kinds: Mapping[str, _Kind], batch: int) -> list[int]:
+    """Prompt sets of each image, on which all kinds that the image has must agree."""
+    agreed = []
     for i in range(batch):
         counts = {name: kind.count(i) for name, kind in kinds.items()}
         counts = {name: count for name, count in counts.items() if count is not None}
@@ -367,8 +369,8 @@ def _num_sets(kinds: Mapping[str, _Kind], batch: int) -> int:
                 "`points`, `boxes` and `masks` must describe the same number of objects. "
                 f"Received: {counts} for image {i}. Use None for an object without that prompt."
             )
-        most = max(most, *counts.values(), 0)
-    return most
+        agreed.append(max(counts.values(), default=0))
+    return agreed
 
 
 def _tokens(
