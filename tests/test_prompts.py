@@ -795,7 +795,7 @@ def canonical(labels, mask_given, masks=None):
     if masks is None:
         masks = np.ones((*mask_given.shape, 4, 6, 1), "float32")
     counts = np.full(len(labels), labels.shape[1])
-    return Prompts(points, labels, masks, mask_given, counts, False)
+    return Prompts(points, labels, masks, mask_given, counts, counts, False)
 
 
 @pytest.mark.parametrize(
@@ -879,6 +879,9 @@ def test_a_part_of_a_batch_is_no_wider_than_it_needs():
     assert first.masks[0, 0].tolist() == np.full(MASK, 7.0).tolist()
     assert second.labels.shape == (1, 2, 3) and second.mask_given.shape == (1, 0)
     assert third.num_sets == 0 and third.num_prompts.tolist() == [0]
+    padded = read({"points": np.ones((2, 3, 1, 2)), "labels": [[[1]] * 3, [[1], [-10], [-10]]]}, 2)
+    assert padded[1:].num_sets == 3  # as it came
+    assert padded[1:].num_prompts.tolist() == [1]
     both = whole[np.array([1, 0])]  # in another order
     assert both.num_prompts.tolist() == [2, 1] and both.mask_given.tolist() == [
         [False, False],

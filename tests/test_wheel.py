@@ -160,7 +160,7 @@ def test_editable_install_reads_presets_in_place(python, tmp_path_factory):
     libraries, own = (Path(call(p, "-c", site, cwd=folder).strip()) for p in (python, editable))
     (own / "zz_libraries.pth").write_text(f"{libraries}\n")  # read after the editable install's
     program = (
-        "import keras_sam, keras_sam.presets.locate, os;"
+        "import keras_sam, os; from keras_sam.presets import locate;"
         "print(os.path.dirname(keras_sam.__file__), os.path.realpath(locate._data_folder()))"
     )
     output = call(editable, "-c", program, cwd=folder)

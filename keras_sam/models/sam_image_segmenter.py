@@ -180,7 +180,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
                 message names the argument, what was received, and the remedy.
         """
         check_at_least_one(prompt_chunk, "prompt_chunk")
-        batches, total, prompt_sets = iterate_batches(x, batch_size, steps)
+        batches, total = iterate_batches(x, batch_size, steps)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList(
                 callbacks,
@@ -200,7 +200,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
             if self.stop_predicting:
                 break
         callbacks.on_predict_end()
-        outputs = join_batches(results, prompt_sets)
+        outputs = join_batches(results)
         if not outputs["masks"].shape[1]:
             raise no_prompt("any image")
         return outputs
@@ -208,10 +208,9 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
     def _predict_batch(self, batch, prompt_chunk):
         if batch.prompts is None:
             raise no_prompt("the whole call")
-        if not batch.prompts.num_sets:
+        if not batch.prompts.num_prompts.any():
             # No image has an object, so there is nothing to encode or decode.
-            count = len(batch.prompts.num_prompts)
-            shape = (count, 0, self.mask_decoder.num_mask_tokens)
+            shape = (*batch.prompts.labels.shape[:2], self.mask_decoder.num_mask_tokens)
             outputs = {
                 "masks": np.zeros((*shape, *self.mask_size), "float32"),
                 "iou_pred": np.zeros(shape, "float32"),

@@ -47,7 +47,12 @@ class Batch:
 
     @classmethod
     def read(
-        cls, x: Any, y: Any = None, sample_weight: Any = None, allow_none: bool = False
+        cls,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        allow_none: bool = False,
+        allow_embeddings: bool = False,
     ) -> Batch:
         """Reads a dict, all of whose images belong to the batch.
 
@@ -56,11 +61,12 @@ class Batch:
             y: targets.
             sample_weight: weights.
             allow_none: bool. Whether it may be that no image has an object.
+            allow_embeddings: bool. Whether `x` may have `image_embeddings` instead of `images`.
 
         Raises:
             ValueError: if an entry has no item for an image, or a prompt is malformed.
         """
-        is_embedded = isinstance(x, dict) and "image_embeddings" in x
+        is_embedded = allow_embeddings and isinstance(x, dict) and "image_embeddings" in x
         in_model_frame = isinstance(x, dict) and "mask_given" in x
         if not is_embedded:
             check_keys(x, ("images", *KEYS) if not in_model_frame else ("images", *x))
@@ -78,7 +84,7 @@ class Batch:
 
 def iterate_batches(
     x: Any, batch_size: int | None = 1, steps: int | None = None
-) -> tuple[Iterator[Batch], int | None, int]:
+) -> tuple[Iterator[Batch], int | None]:
     """Batches to predict for, of a dict, a data set or any other iterable of batches.
 
     Args:
@@ -88,8 +94,7 @@ def iterate_batches(
         steps: optional int. Stop after so many batches.
 
     Returns:
-        Tuple of an iterator of `Batch`, their number, or None if it is not known, and the prompt
-        sets of the image that has most, as far as they are known: 0 for a data set.
+        Tuple of an iterator of `Batch` and their number, or None if it is not known.
 
     Raises:
         ValueError: if `x` is none of these, is endless, holds no image, or `batch_size` or
@@ -97,13 +102,11 @@ def iterate_batches(
     """
     if steps is not None:
         check_at_least_one(steps, "steps")
-    num_sets = 0
     if isinstance(x, dict):
         batch_size = 1 if batch_size is None else batch_size
         check_at_least_one(batch_size, "batch_size")
         source = DictBatches(Batch.read(x), batch_size)
         batches, total = map(source.__getitem__, range(source.num_batches)), source.num_batches
-        num_sets = source.num_sets
     elif isinstance(x, keras.utils.PyDataset):
         total = math.inf if x.num_batches is None else x.num_batches
         indices = itertools.count() if total == math.inf else range(total)
@@ -126,17 +129,16 @@ def iterate_batches(
             f"`x` must hold at least one batch. Received: {describe_value(x)} without any. A "
             "generator that has been read to its end has to be made again."
         )
-    return itertools.chain([first], batches), total, num_sets
+    return itertools.chain([first], batches), total
 
 
-def join_batches(batches: Sequence[dict[str, Any]], prompt_sets: int = 0) -> dict[str, np.ndarray]:
+def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Joins the outputs of several batches into what `SAMImageSegmenter.predict` returns.
 
     Args:
         batches: list of dicts of `masks` `(B, P, K, Lh, Lw)`, `iou_pred` `(B, P, K)`,
             `lone_click` `(B, P)`, `num_prompts` `(B,)`, each image's number of prompt sets
             without padding, and `single_object`. `P` may differ between batches.
-        prompt_sets: int. The smallest `P` of the result.
 
     Returns:
         One dict with the largest `P`. Masks and scores of padded prompt sets are NaN. If
@@ -144,7 +146,7 @@ def join_batches(batches: Sequence[dict[str, Any]], prompt_sets: int = 0) -> dic
         `P`, which is 1.
     """
     joined = {}
-    most = max(prompt_sets, *(batch["masks"].shape[1] for batch in batches))
+    most = max(batch["masks"].shape[1] for batch in batches)
     for name in _PER_PROMPT:
         arrays = [batch[name] for batch in batches]
         filler = np.nan if name != "lone_click" else False
@@ -205,7 +207,9 @@ class TrainingBatches(keras.utils.PyDataset):
         self._prepare = prepare
         if isinstance(x, dict):
             _check_targets(x, y)
-            self._source = DictBatches(Batch.read(x, y, sample_weight), batch_size, shuffle)
+            self._source = DictBatches(
+                Batch.read(x, y, sample_weight, allow_embeddings=True), batch_size, shuffle
+            )
         elif is_data_set:
             self._source = x
         elif _is_iterable(x):
@@ -249,7 +253,7 @@ class TrainingBatches(keras.utils.PyDataset):
                     "A data set to train on must give tuples (x, y) or (x, y, sample_weight). "
                     f"Received: {type(batch).__name__}."
                 )
-            batch = Batch.read(*batch)
+            batch = Batch.read(*batch, allow_embeddings=True)
         prepared = self._prepare(batch)
         if not self._signatures_due:
             return prepared
@@ -274,6 +278,10 @@ class DictBatches(keras.utils.PyDataset):
 
     def __init__(self, whole: Batch, batch_size: int, shuffle: bool = False):
         super().__init__()
+        if "images" in whole.x:
+            check_batch(whole.x["images"])
+        elif not _count(whole.x):
+            raise ValueError("`image_embeddings` must hold at least one image. Received: none.")
         # Prompts of another length have a message of their own.
         entries = {k: v for k, v in whole.x.items() if whole.in_model_frame or k not in KEYS}
         entries |= {f"y[{name!r}]": value for name, value in (whole.y or {}).items()}
@@ -289,18 +297,14 @@ class DictBatches(keras.utils.PyDataset):
     def num_batches(self) -> int:
         return math.ceil(self.num_images / self._batch_size)
 
-    @property
-    def num_sets(self) -> int:
-        """Prompt sets of the image that has most."""
-        return 0 if self._whole.prompts is None else self._whole.prompts.num_sets
-
     def __getitem__(self, index: int) -> Batch:
         whole, chosen = self._whole, self._chosen(index)
 
         def rows(values):
-            if isinstance(chosen, slice):
-                return values[chosen]
-            return [values[i] for i in chosen]
+            # What is trained on needs no slices: images may be read one by one.
+            if whole.y is not None:
+                return [values[i] for i in chosen]
+            return values[chosen[0] : chosen[-1] + 1]
 
         # An empty list says that no image has such a prompt.
         columns = {k: v for k, v in whole.x.items() if v is not None and len(v) == self.num_images}
@@ -316,17 +320,14 @@ class DictBatches(keras.utils.PyDataset):
         )
 
     def _chosen(self, index):
-        start, stop = index * self._batch_size, (index + 1) * self._batch_size
-        if self._seed is None:
-            return slice(start, min(stop, self.num_images))
         order = np.arange(self.num_images)
-        np.random.default_rng((self._seed, self.epoch)).shuffle(order)
-        return order[start:stop]
+        if self._seed is not None:
+            np.random.default_rng((self._seed, self.epoch)).shuffle(order)
+        start = index * self._batch_size
+        return order[start : start + self._batch_size]
 
     def describe(self, index: int) -> str:
-        return ", ".join(
-            f"image {i} of `x`" for i in np.arange(self.num_images)[self._chosen(index)]
-        )
+        return ", ".join(f"image {i} of `x`" for i in self._chosen(index))
 
     def on_epoch_end(self) -> None:
         self.epoch += 1

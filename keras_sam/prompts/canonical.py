@@ -53,6 +53,8 @@ class Prompts:
             array `(B, P)` of logits `(h, w)` or None; `(B, 0, ...)` when no prompt has a mask.
         mask_given: bool array `(B, P)`, or `(B, 0)` when no prompt has a mask.
         num_prompts: int32 array `(B,)`. Prompt sets of each image before its padding.
+        num_passed: int32 array `(B,)`. Prompt sets of each image as they came: those at its end
+            without any prompt are padding.
         single_object: bool. Whether every prompt came in the form without the axis `P`:
             `points (B, N, 2)`, `boxes (B, 1, 2, 2)`, `masks (B, 1, h, w, 1)`.
     """
@@ -62,6 +64,7 @@ class Prompts:
     masks: np.ndarray
     mask_given: np.ndarray
     num_prompts: np.ndarray
+    num_passed: np.ndarray
     single_object: bool
 
     @property
@@ -77,9 +80,9 @@ class Prompts:
         return lone & ~self.mask_given if self.mask_given.shape[1] else lone
 
     def __getitem__(self, images: slice | np.ndarray) -> Prompts:
-        """The prompts of some images, with no more prompt sets and tokens than these need."""
-        num_prompts = self.num_prompts[images]
-        sets = num_prompts.max(initial=0)
+        """The prompts of some images, as if they had been passed without the others."""
+        num_passed = self.num_passed[images]
+        sets = num_passed.max(initial=0)
         labels = self.labels[images, :sets]
         used = np.flatnonzero((labels != PADDING).any(axis=(0, 1)))
         tokens = used[-1] + 1 if used.size else 0
@@ -90,7 +93,8 @@ class Prompts:
             labels[..., :tokens],
             self.masks[images, :mask_sets],
             given[:, :mask_sets],
-            num_prompts,
+            self.num_prompts[images],
+            num_passed,
             self.single_object,
         )
 

@@ -48,7 +48,7 @@ _FORMS = {
 _FORMS_OF_ONE_IMAGE = {
     "points": "(N, 2) for one object or (P, N, 2) for P objects, x y in pixels of the original "
     "image",
-    "labels": "(N,) for one object or (P, N) for P objects, one label per point",
+    "labels": "(N,) for one object or (P, N) for P objects, that of `points` without its last axis",
     "boxes": "(4,) for one object, (P, 4) for P objects or (P, M, 4) for M boxes of each, "
     "x1 y1 x2 y2 in pixels of the original image",
     "masks": "(L, L) for one object or (P, L, L) for P objects, mask logits",
@@ -122,7 +122,8 @@ def read(
     }
     kinds = {name: kind for name, kind in kinds.items() if kind is not None}
     batch = 1 if images is None else images
-    num_sets = _num_sets(kinds, batch)
+    num_passed = _num_passed(kinds, batch)
+    num_sets = max(num_passed, default=0)
     single_object = bool(kinds) and all(kind.single for kind in kinds.values())
     if num_sets == 0 and not (allow_none and any(prompts.get(key) is not None for key in KEYS)):
         raise no_prompt("the whole call")
@@ -133,7 +134,8 @@ def read(
     if mask_given.shape[1]:
         has_prompt |= mask_given
     num_prompts = _count_real(has_prompt, single_object) if num_sets else np.zeros(batch, "int32")
-    return Prompts(points, labels, masks, mask_given, num_prompts, single_object)
+    num_passed = np.array(num_passed, "int32")
+    return Prompts(points, labels, masks, mask_given, num_prompts, num_passed, single_object)
 
 
 def read_canonical(prompts: Mapping[str, Any]) -> Prompts:
@@ -155,14 +157,17 @@ def read_canonical(prompts: Mapping[str, Any]) -> Prompts:
             "prompts as they are."
         )
     points, labels, masks, mask_given = (to_numpy(prompts[name]) for name in CANONICAL_KEYS)
+    mask_given = mask_given.astype(bool)
     num_prompts = prompts.get("num_prompts")
     if num_prompts is None:
         used = (labels != PADDING).any(axis=-1)
         if mask_given.shape[1]:
-            used |= mask_given.astype(bool)
+            used |= mask_given
         num_prompts = np.where(used, np.arange(1, labels.shape[1] + 1), 0).max(axis=1, initial=0)
+    num_prompts = to_numpy(num_prompts)
+    num_passed = np.full(len(labels), labels.shape[1], "int32")
     single_object = bool(np.all(to_numpy(prompts.get("single_object", False))))
-    return Prompts(points, labels, masks, mask_given, to_numpy(num_prompts), single_object)
+    return Prompts(points, labels, masks, mask_given, num_prompts, num_passed, single_object)
 
 
 def no_prompt(where: str) -> ValueError:
@@ -354,9 +359,9 @@ def _parse_masks(masks: _Value | None) -> _Kind | None:
 # --- putting the kinds together ---
 
 
-def _num_sets(kinds: Mapping[str, _Kind], batch: int) -> int:
-    """The most prompt sets of an image; all kinds that an image has must agree on their number."""
-    most = 0
+def _num_passed(kinds: Mapping[str, _Kind], batch: int) -> list[int]:
+    """Prompt sets of each image, on which all kinds that the image has must agree."""
+    agreed = []
     for i in range(batch):
         counts = {name: kind.count(i) for name, kind in kinds.items()}
         counts = {name: count for name, count in counts.items() if count is not None}
@@ -365,8 +370,8 @@ def _num_sets(kinds: Mapping[str, _Kind], batch: int) -> int:
                 "`points`, `boxes` and `masks` must describe the same number of objects. "
                 f"Received: {counts} for image {i}. Use None for an object without that prompt."
             )
-        most = max(most, *counts.values(), 0)
-    return most
+        agreed.append(max(counts.values(), default=0))
+    return agreed
 
 
 def _tokens(

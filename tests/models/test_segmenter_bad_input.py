@@ -195,6 +195,10 @@ def test_files_that_do_not_exist(segmenter, tmp_path):
     [
         ({"points": [[[1, 1]]], "labels": [[1]]}, "must have the key 'images'.*'labels', 'points'"),
         ({}, "must have the key 'images'"),
+        (
+            {"image_embeddings": np.zeros((2, 7, 9, 16)), "boxes": [[BOX], [BOX]]},
+            "must have the key 'images'.*'boxes', 'image_embeddings'",
+        ),
         ({**GOOD, "box": [[BOX], [BOX]]}, "must have no keys but.*Received also: .'box'"),  # a typo
         ({**GOOD, "extra": 3}, "must have no keys but.*Received also: .'extra'"),
         ({**GOOD, "extra": [1, 2]}, "must have no keys but.*Received also: .'extra'"),
@@ -219,6 +223,19 @@ def test_files_that_do_not_exist(segmenter, tmp_path):
 )
 def test_what_is_no_batch(segmenter, x, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
+        segmenter.predict(x, verbose=0)
+
+
+def test_what_prepare_refuses(segmenter):
+    x = {"image_embeddings": np.zeros((2, 7, 9, 16)), "boxes": [[BOX], [BOX]]}
+    with pytest.raises(ValueError, match="must have the key 'images'"):
+        segmenter.prepare(x)
+
+
+@pytest.mark.parametrize("images", [None, []])
+def test_canonical_prompts_without_images(segmenter, images):
+    x = {**segmenter.prepare(GOOD), "images": images}
+    with pytest.raises(ValueError, match="`images` must hold at least one image"):
         segmenter.predict(x, verbose=0)
 
 

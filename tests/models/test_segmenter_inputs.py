@@ -633,6 +633,22 @@ def test_images_without_objects_in_a_data_set(segmenter):
     assert_same(outputs["masks"][:1], segmenter.predict(BATCHES[0], verbose=0)["masks"])
 
 
+def test_an_image_whose_prompts_are_all_padding(segmenter):
+    x = {"images": [PHOTO, PHOTO], "points": np.full((2, 3, 1, 2), 20.0)}
+    x["labels"] = np.array([[[1], [1], [-10]], [[-10]] * 3])
+    together = segmenter.predict(x, batch_size=2, verbose=0)
+    alone = segmenter.predict(x, batch_size=1, verbose=0)
+    assert together["masks"].shape == alone["masks"].shape == (2, 3, K, *MASK)
+    assert alone["num_prompts"].tolist() == [2, 0]
+    assert np.isnan(alone["iou_pred"][1]).all() and np.isnan(alone["masks"][0, 2]).all()
+    assert_same_outputs(alone, together)
+
+
+def test_a_call_that_is_cut_short_has_the_prompt_sets_of_its_images(segmenter):
+    x = {"images": [PHOTO, PHOTO], "boxes": [[BOX], [BOX, BOX, BOX]]}
+    assert segmenter.predict(x, steps=1, verbose=0)["masks"].shape[:2] == (1, 1)
+
+
 def test_a_batch_in_the_form_of_one_object_among_others(segmenter):
     click = {"images": PHOTO[None], **CLICK}
     outputs = segmenter.predict([click, BATCHES[1]], verbose=0)

@@ -1,10 +1,13 @@
 """`compile`, `fit` and `evaluate` on images, prompts and targets as people have them."""
 
+import operator
+
 import keras
 import numpy as np
 import pytest
 
 from keras_sam.geometry import ResizePlan
+from keras_sam.preprocessing.batches import Batch, DictBatches, TrainingBatches
 from keras_sam.preprocessing.targets import target_to_frame
 from tests.tiny import tiny_segmenter
 from tests.training.steps import ragged_data, small_segmenter
@@ -54,6 +57,58 @@ def test_prompt_sets_that_fill_up_a_batch_have_no_target(segmenter):
     assert targets["masks"].shape == (2, 2, *segmenter.mask_size)
     assert (targets["masks"][1, 1] == 255).all()
     assert (inputs["labels"][1, 1] == -10).all()
+
+
+def prepared(segmenter, x, y, weights=None, batch_size=1, shuffle=False):
+    """What `fit` trains on, one batch after the other."""
+    source = DictBatches(Batch.read(x, y, weights), batch_size, shuffle)
+    return map(segmenter.prepare_training_batch, map(source.__getitem__, range(2)))
+
+
+def test_weights_of_prompt_sets_that_are_padding(segmenter):
+    (x, y), labels = ragged_data(), np.full((2, 4, 1), -10)
+    labels[0, :2], labels[1, 0] = 1, 1
+    x = {"images": x["images"], "points": np.full((2, 4, 1, 2), 20.0), "labels": labels}
+    weights = np.arange(8.0).reshape(2, 4)
+    for i, (inputs, targets, weight) in enumerate(prepared(segmenter, x, y, weights)):
+        assert inputs["labels"].shape[1] == targets["masks"].shape[1] == 4
+        np.testing.assert_array_equal(weight, weights[i : i + 1])
+
+
+def test_a_batch_to_train_on_needs_a_prompt(segmenter):
+    x, y = ragged_data()
+    x = {"images": x["images"], "boxes": [[[5, 5, 20, 20]], None]}
+    batches = prepared(segmenter, x, {"masks": [y["masks"][0][:1], []]})
+    assert next(batches)[0]["labels"].shape == (1, 1, 2)
+    with pytest.raises(ValueError, match="At least one prompt.*any image of a batch"):
+        next(batches)
+
+
+def test_a_dict_to_train_on_needs_an_image(segmenter):
+    x = {"image_embeddings": np.zeros((0, 7, 9, 16)), "original_sizes": np.zeros((0, 2), int)}
+    with pytest.raises(ValueError, match="`image_embeddings` must hold at least one"):
+        TrainingBatches(segmenter.prepare_training_batch, x, {"masks": []})
+
+
+def test_images_and_targets_that_are_read_one_by_one(segmenter):
+    class OneByOne:
+        def __init__(self, items):
+            self.items = items
+
+        def __len__(self):
+            return len(self.items)
+
+        def __getitem__(self, index):
+            return self.items[operator.index(index)]
+
+    x, y = ragged_data()
+    lazy = {**x, "images": OneByOne(x["images"])}, {"masks": OneByOne(y["masks"])}
+    for shuffle in (False, True):
+        keras.utils.set_random_seed(1)
+        wanted = next(prepared(segmenter, x, y, None, 1, shuffle))
+        keras.utils.set_random_seed(1)
+        made = next(prepared(segmenter, *lazy, None, 1, shuffle))
+        keras.tree.map_structure(np.testing.assert_array_equal, made, wanted)
 
 
 @pytest.mark.parametrize(
