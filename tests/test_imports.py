@@ -440,7 +440,7 @@ def test_without_a_choice_an_installed_backend_is_taken(missing, chosen, backend
 def test_the_choice_lets_keras_start(tmp_path):
     code = "import keras_sam\nprint(keras_sam.ResizePlan((3, 4)).original_size)\n"
     code += "import keras\nprint(keras.config.backend())"
-    home = {"HOME": str(tmp_path)}  # no ~/.keras there
+    home = {"KERAS_HOME": str(tmp_path)}  # no settings there
     assert run_python(code, {"tensorflow", "jax"}, **home).split("\n")[1] == "torch"
 
 

@@ -18,12 +18,13 @@ from keras_sam.models.programs import Programs
 from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.trainable import TrainableSegmenter
 from keras_sam.preprocessing.batches import Batch, iterate_batches, join_batches
-from keras_sam.preprocessing.converter import batch_of
+from keras_sam.preprocessing.converter import batch_of, check_keys
 from keras_sam.preprocessing.preprocessor import (
     Prepared,
     SAMImageSegmenterPreprocessor,
     check_preprocessor,
     exact_frame,
+    is_customized,
 )
 from keras_sam.prompts import CANONICAL_KEYS, PromptDict, Prompts, read, read_canonical
 from keras_sam.prompts.canonical import check_at_least_one
@@ -101,7 +102,6 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         self.image_shape = backbone.image_shape  # (H, W, channels) of the model frame
         self.embedding_size = backbone.embedding_size  # (Eh, Ew) of the image embedding
         self.mask_size = backbone.mask_size  # (Lh, Lw) of mask prompts and mask logits
-        self._exact_frame = exact_frame(backbone)
         self._programs = Programs(backbone)
 
     @property
@@ -206,9 +206,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         return outputs
 
     def _predict_batch(self, batch, prompt_chunk):
-        if batch.prompts is None:
-            raise no_prompt("the whole call")
-        if not batch.prompts.num_prompts.any():
+        if batch.prompts is not None and not batch.prompts.num_prompts.any():
             # No image has an object, so there is nothing to encode or decode.
             shape = (*batch.prompts.labels.shape[:2], self.mask_decoder.num_mask_tokens)
             outputs = {
@@ -233,10 +231,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         Raises:
             ValueError: see `predict`.
         """
-        batch = Batch.read(batch)
-        if batch.prompts is None:
-            raise no_prompt("the whole call")
-        return self.prepare_batch(batch).arrays()
+        return self.prepare_batch(Batch.read(batch)).arrays()
 
     def prepare_batch(self, batch: Batch) -> Prepared:
         """Takes a batch whose prompts are read to the model frame.
@@ -253,10 +248,12 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         x = batch.x
         if "images" in x and not batch.in_model_frame:
             preprocessor = self._frame
-            is_ours = isinstance(preprocessor, SAMImageSegmenterPreprocessor)
-            if is_ours and type(preprocessor).call is SAMImageSegmenterPreprocessor.call:
+            if not is_customized(preprocessor):
+                check_keys(x)
+                if batch.prompts is None:
+                    raise no_prompt("the whole call")
                 return preprocessor.prepare(x["images"], batch.prompts)
-            made = preprocessor(x)  # another class, or another `call`: its output is trusted
+            made = preprocessor(x)  # which may add prompts of its own
             plans = self.plans(made.get("original_sizes"), len(made["images"]))
             return Prepared(made["images"], read_canonical(made), plans)
         if "images" in x:
@@ -272,7 +269,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
     @property
     def _frame(self):
         """The preprocessor, or without one a stand-in for images of the model's own size."""
-        return self._exact_frame if self.preprocessor is None else self.preprocessor
+        return exact_frame(self.backbone) if self.preprocessor is None else self.preprocessor
 
     def _decode(self, embeddings, prompts, prompt_chunk, multimask_output=None):
         """Masks with the axis `P`, and what `join_batches` needs to finish them."""

@@ -267,11 +267,12 @@ class TrainableSegmenter:
     def prepare_training_batch(self, batch: Batch) -> tuple:
         """`prepare_training` of a batch whose prompts are read already."""
         check_encoder_is_frozen(self, batch)
-        if batch.prompts is None:
-            raise no_prompt("the whole call")
-        if not batch.in_model_frame and not batch.prompts.num_prompts.any():
+        given = batch.prompts
+        if given is not None and not batch.in_model_frame and not given.num_prompts.any():
             raise no_prompt("any image of a batch")
         prepared = self.prepare_batch(batch)
+        if prepared.prompts is None:
+            raise no_prompt("the whole call")
         prompts = prepared.prompts.padded()
         canonical = prompts.arrays()
         shape = prompts.labels.shape[:2]

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from keras_sam import backends
-from keras_sam.preprocessing.converter import check_batch, check_keys, sliceable
+from keras_sam.preprocessing.converter import check_batch, check_images, sliceable
 from keras_sam.prompts import KEYS, Prompts, read, read_canonical
 from keras_sam.prompts.canonical import check_at_least_one
 from keras_sam.prompts.nested import describe_value
@@ -69,7 +69,7 @@ class Batch:
         is_embedded = allow_embeddings and isinstance(x, dict) and "image_embeddings" in x
         in_model_frame = isinstance(x, dict) and "mask_given" in x
         if not is_embedded:
-            check_keys(x, ("images", *KEYS) if not in_model_frame else ("images", *x))
+            check_images(x)
         x = {name: sliceable(value) for name, value in x.items()}
         prompts = None
         if in_model_frame:

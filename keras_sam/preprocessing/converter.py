@@ -21,6 +21,7 @@ from keras_sam.images import (
     read_image,
     warn_of_range,
 )
+from keras_sam.prompts import KEYS
 from keras_sam.prompts.nested import describe_value, is_ragged_tensor, read_ragged, to_numpy
 
 
@@ -142,8 +143,10 @@ class SAMImageConverter(keras.layers.Layer):
 
         Example:
 
-        >>> keras_sam.SAMImageConverter.from_preset("sam_base_sa1b").size
-        (1024, 1024)
+        ```python
+        converter = keras_sam.SAMImageConverter.from_preset("sam_base_sa1b")
+        converter([np.zeros((30, 40, 3))])
+        ```
         """
         found, kwargs = read_without_weights(preset, kwargs)
         if found.preprocessor is not None:
@@ -355,17 +358,24 @@ def _per_channel(value: Any, name: str, num_channels: int) -> float | tuple[floa
 # --- input ---
 
 
-def check_keys(x: Any, known: Sequence[str]) -> None:
-    """Raises unless `x` is a dict of images and kinds of prompts, all of them `known`."""
+def check_images(x: Any) -> None:
+    """Raises unless `x` is a dict with images."""
     if not isinstance(x, dict) or "images" not in x:
         received = f"the keys {sorted(map(str, x))}" if isinstance(x, dict) else describe_value(x)
         raise ValueError(
-            f"`x` must be a dict and must have the key 'images', next to any of {known[1:]}. "
+            f"`x` must be a dict and must have the key 'images', next to any of {KEYS}. "
             f"Received: {received}."
         )
-    unknown = sorted(set(x) - set(known))
+
+
+def check_keys(x: Any) -> None:
+    """Raises unless `x` is a dict of images and kinds of prompts, and of nothing else."""
+    check_images(x)
+    unknown = sorted(set(x) - {"images", *KEYS})
     if unknown:
-        raise ValueError(f"`x` must have no keys but {known}. Received also: {unknown}.")
+        raise ValueError(
+            f"`x` must have no keys but {('images', *KEYS)}. Received also: {unknown}."
+        )
 
 
 def is_one_image(images: Any) -> bool:

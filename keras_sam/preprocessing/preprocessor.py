@@ -25,7 +25,7 @@ from keras_sam.preprocessing.converter import (
     takes_unit_range,
 )
 from keras_sam.preprocessing.tensorflow_graph import call_on_host, is_graph_tensor
-from keras_sam.prompts import KEYS, Prompts, read
+from keras_sam.prompts import Prompts, read
 from keras_sam.prompts.nested import to_numpy
 
 
@@ -119,7 +119,7 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         return self.call(x, y=y, sample_weight=sample_weight, **overrides)
 
     def call(self, x: Any, y: Any = None, sample_weight: Any = None, **overrides: Any) -> Any:
-        check_keys(x, ("images", *KEYS))
+        check_keys(x)
         if any(is_graph_tensor(value) for value in x.values()):
             if is_one_image(x["images"]):
                 raise not_a_batch(x["images"])
@@ -172,9 +172,10 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
 
         Example:
 
-        >>> preprocessor = keras_sam.SAMImageSegmenterPreprocessor.from_preset("sam_base_sa1b")
-        >>> preprocessor.mask_size
-        (256, 256)
+        ```python
+        preprocessor = keras_sam.SAMImageSegmenterPreprocessor.from_preset("sam_base_sa1b")
+        preprocessor({"images": [np.zeros((30, 40, 3))], "boxes": [[[1, 2, 30, 20]]]})
+        ```
         """
         found, kwargs = read_without_weights(preset, kwargs)
         if found.preprocessor is not None:
@@ -235,7 +236,18 @@ def exact_frame(backbone: Any) -> SAMImageSegmenterPreprocessor:
     encoder = backbone.image_encoder
     statistics = (getattr(encoder, name, [255]) for name in ("pixel_mean", "pixel_std"))
     converter = ExactFrame(backbone.image_shape, takes_unit_range(*statistics))
-    return SAMImageSegmenterPreprocessor(converter, mask_size=backbone.mask_size)
+    mask_size = backbone.mask_size
+    return SAMImageSegmenterPreprocessor(converter, mask_size=mask_size, name="preprocessor")
+
+
+def is_customized(preprocessor: Any) -> bool:
+    """Whether a preprocessor is of another class than ours, or a subclass that is called its way.
+
+    It is then called with the dict as it is, and what it returns is trusted.
+    """
+    ours = SAMImageSegmenterPreprocessor
+    own = (type(preprocessor).__call__, getattr(type(preprocessor), "call", None))
+    return own != (ours.__call__, ours.call)
 
 
 def resizing_preprocessor(segmenter: Any) -> Any:

@@ -493,6 +493,38 @@ def test_calling_it_on_tensors_is_predicting_without_a_preprocessor(without_prep
         assert_same(keras.ops.convert_to_numpy(value), expected[name])
 
 
+# --- a preprocessor of the user's own ---
+
+
+class WholeImage(keras_sam.SAMImageSegmenterPreprocessor):
+    """Boxes the whole image where no box is given, and knows a key of its own."""
+
+    def call(self, x, **settings):
+        size = [0, 0, WIDE[1], WIDE[0]] if "text" in x else BOX
+        return super().call({"images": x["images"], "boxes": [[size]] * len(x["images"])})
+
+
+class CallsOnly(keras_sam.SAMImageSegmenterPreprocessor):
+    def __call__(self, x, **settings):
+        return super().__call__({"images": x["images"], "boxes": [[BOX]] * len(x["images"])})
+
+
+@pytest.mark.parametrize("cls", [WholeImage, CallsOnly])
+def test_a_custom_preprocessor_gets_the_dict_and_may_make_the_prompts(segmenter, cls):
+    ours = segmenter.preprocessor
+    custom = keras_sam.SAMImageSegmenter(
+        segmenter.backbone, cls(ours.image_converter, mask_size=ours.mask_size)
+    )
+    expected = segmenter.predict({"images": [PHOTO], "boxes": [[BOX]]}, verbose=0)
+    for x in ({"images": [PHOTO]}, [{"images": [PHOTO]}], {"images": [PHOTO], **CLICK}):
+        assert_same_outputs(custom.predict(x, verbose=0), expected)
+    prepared = custom.prepare({"images": [PHOTO]})
+    assert prepared["labels"].tolist() == [[[2, 3]]]
+    if cls is WholeImage:
+        whole = custom.predict({"images": [PHOTO], "text": ["all of it"]}, verbose=0)
+        assert_different(whole["masks"], expected["masks"])
+
+
 # --- canonical inputs ---
 
 
