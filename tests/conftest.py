@@ -87,6 +87,13 @@ def same_draws_in_every_run():
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def nothing_said_before():
+    """A notice that one test has seen is given to the next one, too."""
+    if "keras_sam.notices" in sys.modules:
+        sys.modules["keras_sam.notices"]._given.clear()
+
+
 @pytest.fixture(scope="session")
 def segmenter():
     """One tiny segmenter for all tests that do not change it: compiled once per shape."""

@@ -29,6 +29,7 @@ LEVELS = {
     "images": 0,
     "masks": 0,
     "namespaces": 0,
+    "notices": 0,
     "presets": 0,
     "prompts": 0,
     # 1: Keras layers
