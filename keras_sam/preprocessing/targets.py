@@ -20,20 +20,11 @@ def targets_to_frames(
     counts: Sequence[int] | None = None,
     prompts: int | None = None,
 ) -> np.ndarray:
-    """The targets of a batch in the model frame.
+    """The targets of a batch in the model frame: uint8 `(B, P, Lh, Lw)` of 0, 1 and 255.
 
-    Args:
-        y: dict of `masks`: `(B, H0, W0)` or `(B, P, H0, W0)`, or ragged lists.
-        plans: list of `B` `ResizePlan`.
-        mask_size: tuple `(Lh, Lw)`.
-        counts: optional int array `(B,)`, the prompt sets that targets have to be for.
-        prompts: optional int, `P`. Defaults to the largest count, to the next power of two.
-
-    Returns:
-        uint8 array `(B, P, Lh, Lw)` of 0, 1 and 255; void altogether where there is no target.
-
-    Raises:
-        ValueError: if a target has the wrong size or values, or there are too many or too few.
+    `y["masks"]` is `(B, H0, W0)`, `(B, P, H0, W0)` or ragged lists. `counts` `(B,)` are the prompt
+    sets that targets have to be for. `prompts` is `P`, by default the largest count, to the next
+    power of two; where there is no target, all is void.
     """
     masks = y.get("masks") if isinstance(y, dict) else None
     if masks is None or len(masks) != len(plans):
@@ -42,7 +33,9 @@ def targets_to_frames(
             f"{'no masks' if masks is None else f'targets of {len(masks)} images'} for "
             f"{len(plans)} images."
         )
-    masks = [_stack_targets(of_image, plan) for of_image, plan in zip(masks, plans, strict=True)]
+    none = [np.zeros((0, *plan.original_size), "uint8") for plan in plans]
+    masks = [to_numpy(m) if len(m) else empty for m, empty in zip(masks, none, strict=True)]
+    masks = [m[None] if m.ndim == 2 else m for m in masks]  # one array, a list of them, or none
     counts = [len(of_image) for of_image in masks] if counts is None else counts
     prompts = next_power_of_two(max(counts)) if prompts is None else prompts
     targets = np.full((len(plans), prompts, *mask_size), VOID, "uint8")
@@ -58,28 +51,11 @@ def targets_to_frames(
     return targets
 
 
-def _stack_targets(of_image, plan):
-    """The targets of one image as `(P, H0, W0)`, from one array, a list of them, or none."""
-    if len(of_image) == 0:
-        return np.zeros((0, *plan.original_size), "uint8")
-    of_image = to_numpy(of_image)
-    return of_image[None] if of_image.ndim == 2 else of_image
-
-
 def target_to_frame(target: np.ndarray, plan: ResizePlan, mask_size: tuple[int, int]) -> np.ndarray:
-    """A target of the original image, in the frame of the model's mask logits.
+    """A target `(H0, W0)` of 0, 1 and 255 in the frame of the model's mask logits, `(Lh, Lw)`.
 
-    Args:
-        target: bool or integer array `(H0, W0)` of 0, 1 and 255 for void.
-        plan: the image's `ResizePlan`.
-        mask_size: tuple `(Lh, Lw)`.
-
-    Returns:
-        uint8 array `(Lh, Lw)`. A pixel is void where at least half of it is, foreground where
-        at least half of the rest is, and void in the padding, which is no part of the image.
-
-    Raises:
-        ValueError: if it holds other values.
+    A pixel is void where at least half of it is, foreground where at least half of the rest is,
+    and void in the padding, which is no part of the image.
     """
     values = np.unique(target)
     if target.dtype.kind not in "biu" or not np.isin(values, (0, 1, VOID)).all():
