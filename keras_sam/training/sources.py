@@ -24,6 +24,7 @@ from keras_sam.preprocessing.targets import read_targets
 
 # What a mask's name has after that of its image, in order of preference.
 _MASK_NAMES = ("", "_mask", "-mask", "_seg", "_label", "_gt")
+_OF_CAMERAS = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif")
 _EXIF_ORIENTATION = 274
 
 
@@ -99,7 +100,9 @@ class MaskFolder(Source):
         paths = _images_in(images)
         if not paths:
             raise ValueError(f"`images` must be a folder with images in it. Received: {images}.")
-        found = {path: _masks_of(path, by_stem) for by_stem in [_by_stem(masks)] for path in paths}
+        together = os.path.isdir(masks) and os.path.samefile(images, masks)
+        by_stem = _by_stem(paths if together else _images_in(masks))
+        found = {path: _masks_of(path, by_stem, together) for path in paths}
         # Where both are in one folder, masks are no images.
         are_masks = {mask for masks_of in found.values() for mask in masks_of}
         super().__init__(path for path in paths if path not in are_masks)
@@ -113,8 +116,8 @@ class MaskFolder(Source):
         twins = [path for path in self._paths if len(found[path]) > 1]
         if twins:
             raise ValueError(
-                f"`masks` must have one mask for every image. Received: for {twins[0].name} "
-                f"{', '.join(mask.name for mask in found[twins[0]])}."
+                f"`masks` must have one mask for every image. Received: {twins[0].name} has "
+                f"{' and '.join(mask.name for mask in found[twins[0]])}."
             )
         self._masks = [found[path][0] for path in self._paths]
         self._label_map, self._void = label_map, void
@@ -142,10 +145,7 @@ class CocoObjects(Source):
     """
 
     def __init__(
-        self,
-        annotations: str | os.PathLike,
-        images: str | os.PathLike,
-        rescale: bool = False,
+        self, annotations: str | os.PathLike, images: str | os.PathLike, rescale: bool = False
     ):
         content = read_json(annotations)
         if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
@@ -153,6 +153,7 @@ class CocoObjects(Source):
                 "`annotations` must be a COCO file with `images` and `annotations`. "
                 f"Received: {annotations}."
             )
+        by_image, unknown = annotations_by_image(content, str(annotations))
         self._name, self._rescale = str(annotations), rescale
         entries = content["images"]
         super().__init__(_find_images(Path(images), [entry["file_name"] for entry in entries]))
@@ -163,7 +164,6 @@ class CocoObjects(Source):
                 f"{images}: {_first(missing)}."
             )
         self._sizes = [_size_of(entry) for entry in entries]
-        by_image, unknown = annotations_by_image(content)
         self._annotations = self._usable(by_image, len(unknown))
 
     def _usable(self, by_image: list[list[dict]], unknown: int) -> list[list[tuple]]:
@@ -299,18 +299,23 @@ def _why_swapped(path: Path, size: tuple[int, int], received: tuple[int, int]) -
     )
 
 
-def _by_stem(folder: str | os.PathLike) -> dict[str, list[Path]]:
-    """The images of a folder by their names without the ending."""
+def _by_stem(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files by their names without the ending."""
     found: dict[str, list[Path]] = {}
-    for path in _images_in(folder):
+    for path in paths:
         found.setdefault(path.stem, []).append(path)
     return found
 
 
-def _masks_of(image: Path, by_stem: dict[str, list[Path]]) -> list[Path]:
-    """The masks of an image under the first kind of name that there is."""
+def _masks_of(image: Path, by_stem: dict[str, list[Path]], together: bool) -> list[Path]:
+    """The masks of an image under the first kind of name that there is.
+
+    Of `a.jpg` and `a.png` in one folder, the photograph is the one in a format of cameras.
+    """
     for stem in (image.name, *(image.stem + end for end in _MASK_NAMES)):
         masks = [path for path in by_stem.get(stem, []) if path != image]
+        if together and stem == image.stem:
+            masks = [path for path in masks if path.suffix.lower() not in _OF_CAMERAS]
         if masks:
             return masks
     return []
@@ -334,6 +339,8 @@ def _size_of(entry: dict) -> tuple[int, int] | None:
 
 
 def _images_in(folder: str | os.PathLike) -> list[Path]:
+    if not Path(folder).is_dir():
+        raise ValueError(f"There is no folder {os.fspath(folder)!r}.")
     return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
 
 
