@@ -290,6 +290,12 @@ class ExactFrame:
         self.pad_size, self.num_channels = tuple(image_shape[:2]), image_shape[2]
         self.unit_range = unit_range
 
+    @classmethod
+    def for_encoder(cls, encoder: Any) -> ExactFrame:
+        """The stand-in that fits an image encoder."""
+        statistics = (getattr(encoder, name, [255]) for name in ("pixel_mean", "pixel_std"))
+        return cls(encoder.image_shape, takes_unit_range(*statistics))
+
     def __call__(self, images: Any) -> np.ndarray:
         return self.convert(images)[0]
 
