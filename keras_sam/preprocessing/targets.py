@@ -11,8 +11,7 @@ from keras_sam.geometry import ResizePlan
 from keras_sam.masks.reading import read_mask, tell_of
 from keras_sam.notices import notice
 from keras_sam.prompts import VOID
-from keras_sam.prompts.canonical import next_power_of_two
-from keras_sam.prompts.nested import to_numpy
+from keras_sam.prompts.nested import next_power_of_two, to_numpy
 
 
 def targets_to_frames(
