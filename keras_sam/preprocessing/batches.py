@@ -129,7 +129,9 @@ class TrainingBatches(keras.utils.PyDataset):
         if isinstance(x, dict):
             _check_targets(x, y)
             self._source = DictBatches(
-                Batch.read(x, y, sample_weight, allow_embeddings=True), batch_size, shuffle
+                Batch.read(x, y, sample_weight, allow_none=True, allow_embeddings=True),
+                batch_size,
+                shuffle,
             )
         elif is_data_set:
             self._source = x
@@ -174,7 +176,7 @@ class TrainingBatches(keras.utils.PyDataset):
                     "A data set to train on must give tuples (x, y) or (x, y, sample_weight). "
                     f"Received: {type(batch).__name__}."
                 )
-            batch = Batch.read(*batch, allow_embeddings=True)
+            batch = Batch.read(*batch, allow_none=True, allow_embeddings=True)
         prepared = self._prepare(batch)
         if not self._signatures_due:
             return prepared
