@@ -166,7 +166,8 @@ def _read_numbers(values: np.ndarray, void: int | str | None, lossy: bool) -> Ma
         if found[numbers & stands][0] >= _DARK:
             raise ValueError(
                 f"A mask of the values {', '.join(map(str, found[:8]))} does not say whether 255 "
-                "is void. Pass `void=255`, or `void=None` if it is an object."
+                "is void. Pass `void=255`, or `void=None` if it is an object (`--void 255`, "
+                "`--void none`)."
             )
         void = VOID
     return _as_labels(values, void)

@@ -179,7 +179,7 @@ class CocoObjects(Source):
                     left_out["annotations without a mask"] += 1
                     boxes += "bbox" in annotation
                 else:
-                    usable[-1].append((segmentation, bool(annotation.get("iscrowd", 0))))
+                    usable[-1].append((segmentation, bool(int(annotation.get("iscrowd") or 0))))
         if boxes and not any(usable):
             raise ValueError(
                 f"{self._name} has boxes but no masks, and targets are masks. Make masks of the "
@@ -194,7 +194,9 @@ class CocoObjects(Source):
         recorded = self._sizes[index] or tuple(size)
         swapped = _why_swapped(self.path(index), size, recorded)
         if recorded != tuple(size) and (swapped or not self._rescale):
-            remedy = swapped or " Pass `rescale=True` to scale its objects to the image."
+            remedy = (
+                swapped or " Pass `rescale=True` (`--rescale`) to scale its objects to the image."
+            )
             raise ValueError(
                 f"`height` and `width` of {self.path(index)} must be its size, {tuple(size)}. "
                 f"Received: {recorded}, in {self._name}.{remedy}"
@@ -335,7 +337,7 @@ def _find_images(folder: Path, names: Sequence[str]) -> list[Path]:
 
 def _size_of(entry: dict) -> tuple[int, int] | None:
     height, width = entry.get("height"), entry.get("width")
-    return (int(height), int(width)) if height and width else None
+    return (int(float(height)), int(float(width))) if height and width else None
 
 
 def _images_in(folder: str | os.PathLike) -> list[Path]:

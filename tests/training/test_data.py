@@ -414,6 +414,15 @@ def test_what_is_left_out_of_a_coco_file_is_counted_once(folder, said):
     assert "rings of fewer than three points (3)" in text
 
 
+def test_coco_numbers_as_text(folder):
+    path = coco_file(folder, [{"segmentation": [COCO_RING], "iscrowd": "0"}])
+    content = json.loads(path.read_text())
+    content["images"][0] |= {"height": "40", "width": "60"}
+    path.write_text(json.dumps(content))
+    _, targets = CocoObjects(path, folder / "images")[0]
+    np.testing.assert_array_equal(targets, rectangle(10, 10, 30, 30)[None])
+
+
 def test_coco_boxes_are_no_targets(folder):
     path = coco_file(folder, [{"bbox": [1, 2, 3, 4], "segmentation": []}, {"bbox": [1, 2, 3, 4]}])
     with pytest.raises(ValueError, match="boxes but no masks.*SAMPredictor"):
