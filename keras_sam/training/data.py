@@ -175,8 +175,8 @@ class ObjectBatches(keras.utils.PyDataset):
         if not examples:
             raise ValueError(
                 "No image of this batch has an object that can be trained on: "
-                f"{self.describe(index)}. Leave them out of `source`, or use larger batches. Objects "
-                f"that cover more than `max_area`, {self.max_area:.0%} of their image, do not count."
+                f"{self.describe(index)}. Objects larger than `max_area`, {self.max_area:.0%} of "
+                "their image, do not count. Leave them out of `source`, or use larger batches."
             )
         if self._is_cached:
             x = {
