@@ -189,12 +189,12 @@ class PresetModel(keras.Model):
         ```
         """
         backbone = getattr(self, "backbone", self)
-        if part is None and not hasattr(backbone, "image_encoder"):
-            part = "image_encoder"  # which this model is
-        if part not in (None, *converters.PARTS):
-            raise ValueError(
-                f"`part` must be one of {tuple(converters.PARTS)}. Received: {part!r}."
-            )
+        parts = [name for name in converters.PARTS if hasattr(backbone, name)]
+        if not parts:  # it is one itself
+            parts, part = ["image_encoder"], part or "image_encoder"
+        if part not in (None, *parts):
+            raise ValueError(f"`part` must be one of {parts}. Received: part={part!r}.")
+        path = os.path.expanduser(path)
         arrays, _ = converters.rename(converters.read_checkpoint(path, checkpoint_key))
         encoder = getattr(backbone, "image_encoder", backbone)
         if keras.saving.get_registered_name(type(encoder)) == IMAGE_ENCODER_CLASS:

@@ -206,7 +206,9 @@ def test_weights_that_are_no_numbers_are_refused_by_name(value, base, trained, t
 
 
 def test_a_part_that_does_not_exist(base, tmp_path):
-    with pytest.raises(ValueError, match="`part` must be one of .*Received: 'decoder'"):
+    with pytest.raises(ValueError, match="`part` must be one of .*'mask_dec.*Received: part='dec"):
         base.load_checkpoint(tmp_path / "a.safetensors", part="decoder")
+    with pytest.raises(ValueError, match=r"`part` must be one of \['image_encoder'\]"):
+        base.image_encoder.load_checkpoint(tmp_path / "a.safetensors", part="mask_decoder")
     with pytest.raises(FileNotFoundError, match="no checkpoint file"):
         base.load_checkpoint(tmp_path / "a.safetensors")
