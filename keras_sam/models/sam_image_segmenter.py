@@ -90,9 +90,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         check_preprocessor(preprocessor, backbone)
         inputs = backbone.input
         outputs = backbone.mask_decoder(**backbone(inputs))
-        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
-        if dtype is not None:
-            self.dtype_policy = keras.dtype_policies.get(dtype)
+        super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.mask_threshold = mask_threshold
