@@ -28,7 +28,7 @@ def answers(segmenter):
     one = segmenter.predict({"images": [PHOTO], "points": [[[30, 20]]], "labels": [[1]]}, verbose=0)
     many = segmenter.decode(embeddings, {"boxes": [BOXES]}, original_sizes=[PHOTO.shape[:2]])
     return {
-        "embeddings": embeddings,
+        "embeddings": embeddings["image_embeddings"],
         "one": one["masks"],
         "many": many["masks"],
         "scores": many["iou_pred"],
@@ -56,7 +56,9 @@ segmenter = tiny_segmenter()
 results = answers(segmenter)
 count = len(compiled)
 for n in (1, 2, 3, 4):  # boxes in the buckets of 1, 2 and 4
-    segmenter.decode(results["embeddings"], {"boxes": [BOXES[:1] * n]})
+    segmenter.decode(
+            results["embeddings"], {"boxes": [BOXES[:1] * n]}, original_sizes=[PHOTO.shape[:2]]
+        )
 results["compiled at once"] = count
 results["compiled in all"] = len(compiled)
 try:

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_sam.losses import VOID, Tensor, choose_mask, lone_click, selected_iou, take_mask
-from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+from keras_sam.models.sam_image_segmenter import SAMImageSegmenter, check_segmenter
 from keras_sam.models.trainable import (
     TrainableSegmenter,
     check_encoder_is_frozen,
@@ -86,6 +86,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
                 "`num_clicks` must be at least 1, or 0 without `mask_rounds`. "
                 f"Received: num_clicks={num_clicks}, mask_rounds={mask_rounds}."
             )
+        check_segmenter(segmenter)
         self.segmenter = segmenter
         self.num_clicks = num_clicks
         self.mask_rounds = mask_rounds
