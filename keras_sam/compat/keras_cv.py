@@ -18,14 +18,12 @@ from typing import Any
 import keras
 
 from keras_sam.layers import mask_decoder as decoding
+from keras_sam.layers import positional_embedding as positions
 from keras_sam.layers import prompt_encoder as prompting
 from keras_sam.layers import two_way_transformer as two_way
 from keras_sam.layers import window_attention as windows
+from keras_sam.layers.arguments import KeptArguments
 from keras_sam.layers.multi_head_attention import MultiHeadAttentionWithDownsampling
-from keras_sam.layers.positional_embedding import (
-    PositionEmbedding,
-    RandomFrequencyPositionalEmbeddings,
-)
 from keras_sam.models import vit_det_backbone as encoding
 from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
@@ -42,11 +40,13 @@ class _KerasCVNames:
     """Before a layer of ours: KerasCV's names for its arguments and attributes.
 
     `names` and `call_names` map KerasCV's names to ours, for the constructor and the call.
-    Configs keep our names, by which presets are read and written.
+    Configs keep our names, by which presets are read and written; `unused` are arguments of
+    KerasCV's that ours does without, and that configs keep.
     """
 
     names: dict[str, str] = {}
     call_names: dict[str, str] = {}
+    unused: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -59,14 +59,15 @@ class _KerasCVNames:
     def __call__(self, *args: Any, **kwargs: Any):
         return super().__call__(*args, **_renamed(kwargs, self.call_names))
 
+    def get_config(self):
+        return super().get_config() | {name: getattr(self, name) for name in self.unused}
+
 
 @_register
 class TwoWayMultiHeadAttention(_KerasCVNames, two_way.TwoWayMultiHeadAttention):
     """`keras_sam.TwoWayMultiHeadAttention` under KerasCV's names.
 
     Args:
-        num_heads: int.
-        key_dim: int.
         mlp_dim: int, our `intermediate_dim`.
         skip_first_layer_pe: bool, our `skip_first_layer_pos_embedding`.
         **kwargs: our other arguments; KerasCV's have the same names.
@@ -78,10 +79,7 @@ class TwoWayMultiHeadAttention(_KerasCVNames, two_way.TwoWayMultiHeadAttention):
         key_pe: float tensor `(B, Eh * Ew, C)`, our `key_pos_embedding`.
     """
 
-    names = {
-        "mlp_dim": "intermediate_dim",
-        "skip_first_layer_pe": "skip_first_layer_pos_embedding",
-    }
+    names = {"mlp_dim": "intermediate_dim", "skip_first_layer_pe": "skip_first_layer_pos_embedding"}
     call_names = {"query_pe": "query_pos_embedding", "key_pe": "key_pos_embedding"}
 
 
@@ -133,10 +131,8 @@ class SAMPromptEncoder(_KerasCVNames, prompting.SAMPromptEncoder):
         if not args or not isinstance(args[0], dict):
             return super().__call__(*args, **kwargs)
         outputs = super().__call__(**args[0], **kwargs)
-        return {
-            name: outputs[f"prompt_{name}"]
-            for name in ("sparse_embeddings", "dense_embeddings", "dense_positional_embeddings")
-        }
+        names = ("sparse_embeddings", "dense_embeddings", "dense_positional_embeddings")
+        return {name: outputs[f"prompt_{name}"] for name in names}
 
 
 @_register
@@ -177,7 +173,6 @@ class WindowedTransformerEncoder(_KerasCVNames, windows.WindowedTransformerEncod
     Args:
         project_dim: int. Channels of the input.
         mlp_dim: int, our `intermediate_dim`.
-        num_heads: int.
         use_bias: bool. Defaults to `True`.
         use_rel_pos: bool. Defaults to `False`, unlike ours.
         window_size: int. Defaults to `0`, global attention.
@@ -188,6 +183,7 @@ class WindowedTransformerEncoder(_KerasCVNames, windows.WindowedTransformerEncod
     """
 
     names = {"mlp_dim": "intermediate_dim"}
+    unused = ("project_dim", "input_size")
 
     def __init__(
         self,
@@ -212,26 +208,25 @@ class WindowedTransformerEncoder(_KerasCVNames, windows.WindowedTransformerEncod
             layer_norm_epsilon=layer_norm_epsilon,
             **kwargs,
         )
-        self.project_dim = project_dim
-        self.input_size = input_size
+        self.project_dim, self.input_size = project_dim, input_size
 
     def get_config(self):
-        config = _renamed(super().get_config(), {"intermediate_dim": "mlp_dim"})
-        return {**config, "project_dim": self.project_dim, "input_size": self.input_size}
+        return _renamed(super().get_config(), {"intermediate_dim": "mlp_dim"})
 
 
 @_register
-class MultiHeadAttentionWithRelativePE(windows.WindowAttention):
+class MultiHeadAttentionWithRelativePE(_KerasCVNames, windows.WindowAttention):
     """`keras_sam.WindowAttention` over the whole map, under KerasCV's names.
 
     Args:
-        num_heads: int.
         key_dim: int. Channels per head; ours divides the input's channels by `num_heads`.
         use_bias: bool. Defaults to `True`.
         use_rel_pos: bool. Defaults to `False`, unlike ours.
         input_size: optional tuple of ints, the map's `(Eh, Ew)`; ours reads it off the input.
         **kwargs: our other arguments.
     """
+
+    unused = ("key_dim", "input_size")
 
     def __init__(
         self,
@@ -243,12 +238,7 @@ class MultiHeadAttentionWithRelativePE(windows.WindowAttention):
         **kwargs: Any,
     ):
         super().__init__(num_heads, use_bias=use_bias, use_rel_pos=use_rel_pos, **kwargs)
-        self.key_dim = key_dim
-        self.input_size = input_size
-
-    def get_config(self):
-        own = {"key_dim": self.key_dim, "input_size": self.input_size}
-        return {**super().get_config(), **own}
+        self.key_dim, self.input_size = key_dim, input_size
 
 
 @_register
@@ -269,7 +259,7 @@ class ViTDetPatchingAndEmbedding(keras.layers.Conv2D):
 
 
 @_register
-class AddPositionalEmbedding(PositionEmbedding):
+class AddPositionalEmbedding(KeptArguments, positions.PositionEmbedding):
     """The encoder's learned absolute positions.
 
     Args:
@@ -281,13 +271,7 @@ class AddPositionalEmbedding(PositionEmbedding):
 
     def __init__(self, img_size: int, patch_size: int, embed_dim: int, **kwargs: Any):
         super().__init__(**kwargs)
-        self.img_size = img_size
-        self.patch_size = patch_size
-        self.embed_dim = embed_dim
-
-    def get_config(self):
-        own = {name: getattr(self, name) for name in ("img_size", "patch_size", "embed_dim")}
-        return {**super().get_config(), **own}
+        self.keep_arguments(locals())
 
 
 _ENCODER_NAMES = {
@@ -298,14 +282,6 @@ _ENCODER_NAMES = {
     "out_chans": "num_output_channels",
     "global_attention_indices": "global_attention_layer_indices",
 }
-_SIZES = ("vitdet_base", "vitdet_large", "vitdet_huge")
-_SIZE_ARGUMENTS = (
-    "hidden_size",
-    "num_layers",
-    "intermediate_dim",
-    "num_heads",
-    "global_attention_layer_indices",
-)
 # The same normalisation as ours, of images within 0..1.
 _UNIT_STATISTICS = {
     "pixel_mean": [value / 255 for value in encoding.PIXEL_MEAN],
@@ -316,11 +292,13 @@ _UNIT_STATISTICS = {
 def _size_arguments(name):
     """The arguments that the released image encoders differ in."""
     encoder = read_preset(f"{name}_sa1b", load_weights=False).encoder
-    return {argument: encoder[argument] for argument in _SIZE_ARGUMENTS}
+    theirs = ("embed_dim", "depth", "mlp_dim", "num_heads", "global_attention_indices")
+    ours = [_ENCODER_NAMES.get(name, name) for name in theirs]
+    return {name: encoder[name] for name in ours}
 
 
 class ViTDetBackbone(encoding.ViTDetBackbone):
-    """Makes a `keras_sam.ViTDetBackbone` from KerasCV's arguments, the size of ViT-B by default.
+    """Makes a `keras_sam.ViTDetBackbone` from KerasCV's arguments, of ViT-B's size by default.
 
     Args:
         include_rescaling: bool. True for images 0..255, False for images 0..1.
@@ -329,10 +307,8 @@ class ViTDetBackbone(encoding.ViTDetBackbone):
         embed_dim: int, our `hidden_size`. Defaults to `768`.
         depth: int, our `num_layers`. Defaults to `12`.
         mlp_dim: int, our `intermediate_dim`. Defaults to `3072`.
-        num_heads: int. Defaults to `12`.
         out_chans: int, our `num_output_channels`. Defaults to `256`.
-        global_attention_indices: list of ints, our `global_attention_layer_indices`. Defaults
-            to `[2, 5, 8, 11]`.
+        global_attention_indices: list of ints, our `global_attention_layer_indices`.
         **kwargs: our other arguments; KerasCV's have the same names.
 
     Raises:
@@ -360,7 +336,7 @@ class ViTDetBackbone(encoding.ViTDetBackbone):
                 `"vitdet_large"`, `"vitdet_huge"`, which have no weights.
             **kwargs: passed on.
         """
-        if preset not in _SIZES:
+        if preset not in ("vitdet_base", "vitdet_large", "vitdet_huge"):
             return encoding.ViTDetBackbone.from_preset(preset, **kwargs)
         if kwargs.pop("load_weights", False):
             raise ValueError(
@@ -421,23 +397,17 @@ class SegmentAnythingModel(SAMImageSegmenter):
         return SAMImageSegmenter.from_preset(preset, **kwargs)
 
 
-models = SimpleNamespace(
-    SAMMaskDecoder=SAMMaskDecoder,
-    SAMPromptEncoder=SAMPromptEncoder,
-    SegmentAnythingModel=SegmentAnythingModel,
-    TwoWayTransformer=TwoWayTransformer,
-    ViTDetBackbone=ViTDetBackbone,
-    ViTDetBBackbone=ViTDetBBackbone,
-    ViTDetHBackbone=ViTDetHBackbone,
-    ViTDetLBackbone=ViTDetLBackbone,
-    segmentation=SimpleNamespace(SegmentAnythingModel=SegmentAnythingModel),
+def _namespace(*classes):
+    return SimpleNamespace(**{cls.__name__: cls for cls in classes})
+
+
+models = _namespace(
+    *(SAMMaskDecoder, SAMPromptEncoder, SegmentAnythingModel, TwoWayTransformer),
+    *(ViTDetBackbone, ViTDetBBackbone, ViTDetHBackbone, ViTDetLBackbone),
 )
-layers = SimpleNamespace(
-    AddPositionalEmbedding=AddPositionalEmbedding,
-    MultiHeadAttentionWithDownsampling=MultiHeadAttentionWithDownsampling,
-    MultiHeadAttentionWithRelativePE=MultiHeadAttentionWithRelativePE,
-    RandomFrequencyPositionalEmbeddings=RandomFrequencyPositionalEmbeddings,
-    TwoWayMultiHeadAttention=TwoWayMultiHeadAttention,
-    ViTDetPatchingAndEmbedding=ViTDetPatchingAndEmbedding,
-    WindowedTransformerEncoder=WindowedTransformerEncoder,
+models.segmentation = _namespace(SegmentAnythingModel)
+layers = _namespace(
+    *(AddPositionalEmbedding, ViTDetPatchingAndEmbedding, WindowedTransformerEncoder),
+    *(MultiHeadAttentionWithDownsampling, MultiHeadAttentionWithRelativePE),
+    *(positions.RandomFrequencyPositionalEmbeddings, TwoWayMultiHeadAttention),
 )

@@ -23,6 +23,7 @@ from keras_sam.preprocessing.converter import (
     is_one_image,
     sliceable,
 )
+from keras_sam.preprocessing.targets import with_image_axis
 from keras_sam.prompts import KEYS, Prompts, read, read_canonical
 from keras_sam.prompts.nested import check_at_least_one, describe_value
 
@@ -64,19 +65,22 @@ class Batch:
         if not any_keys:
             check_keys(x)
         x = {name: sliceable(value) for name, value in x.items()}
-        if "mask_given" in x:
-            return cls(x, read_canonical(x), True, y, sample_weight)
-        is_one = not is_embedded and not any_keys and is_one_image(x["images"])
-        has_prompts = any(x.get(key) is not None for key in KEYS)
+        in_model_frame = "mask_given" in x
+        is_one = not (in_model_frame or is_embedded or any_keys) and is_one_image(x["images"])
         if is_one:
-            prompts = read(x, allow_none=allow_none) if has_prompts else None
-            y = {name: [of_image] for name, of_image in y.items()} if isinstance(y, dict) else y
             sample_weight = None if sample_weight is None else [sample_weight]
-            return cls({"images": [x["images"]]}, prompts, False, y, sample_weight)
-        if not is_embedded:
-            check_batch(x["images"])
-        prompts = read(x, _count(x), allow_none=allow_none) if has_prompts else None
-        return cls(x, prompts, False, y, sample_weight)
+        prompts = None
+        if in_model_frame:
+            prompts = read_canonical(x)
+        else:
+            if not is_embedded and not is_one:
+                check_batch(x["images"])
+            if any(x.get(key) is not None for key in KEYS):
+                prompts = read(x, None if is_one else _count(x), allow_none=allow_none)
+        x = {"images": [x["images"]]} if is_one else x
+        if isinstance(y, dict) and y.get("masks") is not None:
+            y = {**y, "masks": with_image_axis(y["masks"], _count(x))}
+        return cls(x, prompts, in_model_frame, y, sample_weight)
 
 
 def iterate_batches(
@@ -214,7 +218,8 @@ class DictBatches(keras.utils.PyDataset):
             raise ValueError("`image_embeddings` must hold at least one image. Received: none.")
         # Prompts of another length have a message of their own.
         entries = {k: v for k, v in whole.x.items() if whole.in_model_frame or k not in KEYS}
-        entries |= {f"y[{name!r}]": value for name, value in (whole.y or {}).items()}
+        y = {name: value for name, value in (whole.y or {}).items() if name != "void"}
+        entries |= {f"y[{name!r}]": value for name, value in y.items()}
         _check_lengths({**entries, "sample_weight": whole.sample_weight}, _count(whole.x))
         self._whole = whole
         self.num_images = _count(whole.x)
@@ -245,7 +250,9 @@ class DictBatches(keras.utils.PyDataset):
             x,
             None if whole.prompts is None else whole.prompts[chosen],
             whole.in_model_frame,
-            None if whole.y is None else {name: rows(v) for name, v in whole.y.items()},
+            None
+            if whole.y is None
+            else {name: v if name == "void" else rows(v) for name, v in whole.y.items()},
             None if weight is None else np.asarray(rows(weight)),
         )
 
