@@ -15,7 +15,8 @@ import safetensors.numpy
 from keras_sam import backends
 from keras_sam.files import whole_file
 from keras_sam.geometry import ResizePlan
-from keras_sam.models.sam_image_segmenter import SAMImageSegmenter, check_segmenter
+from keras_sam.models.encode_decode import check_segmenter
+from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.vit_det_backbone import encoder_fingerprint
 from keras_sam.preprocessing.converter import check_batch
 from keras_sam.preprocessing.preprocessor import (

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_sam import presets
-from keras_sam.geometry import RESAMPLING, ResizePlan, resampling_code, size_pair
+from keras_sam.geometry import RESAMPLING, SIZES, ResizePlan, resampling_code, size_pair
 from keras_sam.images import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -25,9 +25,6 @@ from keras_sam.images import (
 from keras_sam.prompts import CANONICAL_KEYS, KEYS
 from keras_sam.prompts.nested import describe_value, is_ragged_tensor, read_ragged, to_numpy
 from keras_sam.prompts.spellings import unknown_names
-
-# How each image of a batch was scaled, int arrays `(B, 2)`.
-SIZES = ("original_sizes", "scaled_sizes")
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sam.geometry import ResizePlan, size_pair
+from keras_sam.geometry import ResizePlan, plan_of_sizes, size_pair, sizes_of
 from keras_sam.preprocessing.converter import (
     SAMImageConverter,
     batch_of,
@@ -44,25 +44,6 @@ class Prepared:
             "single_object": np.full(len(self.images), self.prompts.single_object),
             **sizes_of(self.plans),
         }
-
-
-def sizes_of(plans: Sequence[ResizePlan]) -> dict[str, np.ndarray]:
-    """The sizes `(H0, W0)` of images, and those that they are scaled to, int32 `(B, 2)` each."""
-    return {
-        "original_sizes": np.array([plan.original_size for plan in plans], "int32"),
-        "scaled_sizes": np.array([plan.scaled_size for plan in plans], "int32"),
-    }
-
-
-def plan_of_sizes(original: Sequence[int], scaled: Sequence[int], model: Any) -> ResizePlan:
-    """The plan by which an image of one size is scaled to another and padded to the model's."""
-    (h0, w0), (h, w) = original, scaled
-    if (h0, w0) == (h, w):
-        return ResizePlan((h0, w0), model, pad_only=True)
-    # One side is as long as the frame allows, the other is rounded.
-    by_height = int(w0 * (h / h0) + 0.5) == w
-    fit = (h, max(w, w0 * h)) if by_height else (max(h, h0 * w), w)
-    return ResizePlan((h0, w0), model, fit_size=fit)
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")

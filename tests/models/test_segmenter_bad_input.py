@@ -427,3 +427,38 @@ def test_after_an_error_everything_goes_on_as_before(segmenter):
         segmenter.predict([GOOD, 5], verbose=0)
     outputs = segmenter.predict(GOOD, verbose=0)
     np.testing.assert_array_equal(outputs["masks"], expected["masks"])
+
+
+# --- what has another type ---
+
+
+@pytest.mark.parametrize("wrong", ["sam_base_sa1b", None, 5])
+def test_what_is_no_backbone(segmenter, wrong):
+    with pytest.raises(ValueError, match=r"`backbone` must be a `SAMBackbone`.*from_preset\(name"):
+        keras_sam.SAMImageSegmenter(wrong)
+    with pytest.raises(ValueError, match="`backbone` must be a `SAMBackbone`"):
+        keras_sam.SAMImageSegmenter(segmenter.image_encoder)
+
+
+def test_what_is_no_segmenter_to_train(tmp_path):
+    source = [(PHOTO, np.ones((1, *SIZE), "uint8"))]
+    for make in (
+        keras_sam.training.SAMTrainer,
+        lambda segmenter: keras_sam.training.CachedEmbeddings(segmenter, source, tmp_path),
+    ):
+        with pytest.raises(ValueError, match="`segmenter` must be a `SAMImageSegmenter`.*'sam_b"):
+            make("sam_base_sa1b")
+
+
+@pytest.mark.parametrize("image_shape", [512, "512", (512,), (512, 512, 3, 1)])
+def test_image_shapes_that_are_none(segmenter, tmp_path, image_shape):
+    segmenter.save_to_preset(tmp_path)
+    makers = [
+        segmenter.at_image_shape,
+        lambda shape: keras_sam.SAMImageSegmenter.from_preset(tmp_path, image_shape=shape),
+        lambda shape: keras_sam.SAMImageConverter.from_preset(tmp_path, image_shape=shape),
+        lambda shape: keras_sam.ViTDetBackbone(24, 2, 40, 3, [1], image_shape=shape),
+    ]
+    for make in makers:
+        with pytest.raises(ValueError, match=r"`image_shape` must be \(H, W.*Received: image_sh"):
+            make(image_shape)
