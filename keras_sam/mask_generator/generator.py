@@ -58,8 +58,8 @@ class SAMAutomaticMaskGenerator:
     need more than 8 MB. So memory grows with the records, and little with the masks that wait.
 
     Args:
-        segmenter: a `SAMImageSegmenter`; or a `SAMPredictor`, whose preprocessor is then used,
-            and whose images, when they are set, need no encoding.
+        segmenter: a `SAMImageSegmenter`, or the name of a preset; or a `SAMPredictor`, whose
+            preprocessor is then used, and whose images, when they are set, need no encoding.
         points_per_side: int. Clicks along each side of the image, or None with `point_grids`.
         points_per_batch: int. Clicks whose masks are in memory together.
         pred_iou_thresh: float. Masks with a predicted IoU above it stay; 0 keeps all.
@@ -108,7 +108,7 @@ class SAMAutomaticMaskGenerator:
 
     def __init__(
         self,
-        segmenter: SAMImageSegmenter | SAMPredictor,
+        segmenter: SAMImageSegmenter | SAMPredictor | str | os.PathLike,
         points_per_side: int | None = 32,
         points_per_batch: int = 64,
         pred_iou_thresh: float = 0.88,
@@ -320,7 +320,7 @@ class SAMAutomaticMaskGenerator:
             frame, (plan,) = converter.convert(
                 [pixels[y1:y2, x1:x2]], channel_order="rgb", data_format="channels_last"
             )
-            embedding = self.segmenter.encode_frames(frame)
+            embedding = self.segmenter.encode_frames(frame)["image_embeddings"]
             yield Crop(tuple(box), plan), self._candidates(embedding, plan, layer, progress)
 
     def _embedded_crop(self, embedding, plan, progress):

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_sam import presets
-from keras_sam.geometry import RESAMPLING, ResizePlan, resampling_code, size_pair
+from keras_sam.geometry import RESAMPLING, SIZES, ResizePlan, resampling_code, size_pair
 from keras_sam.images import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -22,8 +22,9 @@ from keras_sam.images import (
     read_image,
     warn_of_range,
 )
-from keras_sam.prompts import KEYS
+from keras_sam.prompts import CANONICAL_KEYS, KEYS
 from keras_sam.prompts.nested import describe_value, is_ragged_tensor, read_ragged, to_numpy
+from keras_sam.prompts.spellings import unknown_names
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -356,13 +357,16 @@ def check_images(x: Any) -> None:
 
 
 def check_keys(x: Any) -> None:
-    """Raises unless `x` is a dict of images and kinds of prompts, and of nothing else."""
-    check_images(x)
-    unknown = sorted(set(x) - {"images", *KEYS})
+    """Raises unless `x` is a dict of images or embeddings, and of kinds of prompts alone."""
+    source = ("images",)
+    if isinstance(x, dict) and "image_embeddings" in x:
+        source = ("image_embeddings", *SIZES)
+    else:
+        check_images(x)
+    made = (*CANONICAL_KEYS, "num_prompts", "single_object", *SIZES) if "mask_given" in x else ()
+    unknown = set(x) - {*source, *KEYS, *made}
     if unknown:
-        raise ValueError(
-            f"`x` must have no keys but {('images', *KEYS)}. Received also: {unknown}."
-        )
+        raise unknown_names("x", unknown, (*source, *KEYS))
 
 
 def is_one_image(images: Any) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+import keras_sam
 from keras_sam import notices
 from keras_sam.geometry import ResizePlan
 from keras_sam.preprocessing.batches import Batch, DictBatches, TrainingBatches
@@ -191,6 +192,58 @@ def test_fit_learns_the_object_of_a_black_and_white_target():
     )
     history = segmenter.fit(x, {"masks": [target * 255]}, epochs=8, verbose=0).history
     assert history["loss"][-1] < 0.9 * history["loss"][0]
+
+
+def same_inputs(actual, expected):
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+
+def test_one_picture_without_a_list_is_trained_on(segmenter):
+    x, y = ragged_data()
+    image, mask = x["images"][0], y["masks"][0][0]
+    inputs, targets, weights = segmenter.prepare_training(
+        {"images": image, "points": [30, 30]}, {"masks": mask}, 0.5
+    )
+    x = {"images": [image], "points": [[[30, 30]]], "labels": [[1]]}
+    expected = segmenter.prepare_training(x, {"masks": [mask]}, [0.5])
+    same_inputs(inputs, expected[0])
+    same_inputs(targets, expected[1])
+    np.testing.assert_array_equal(weights, expected[2])
+
+
+def test_what_encode_returns_is_trained_on():
+    segmenter = small_segmenter()
+    segmenter.freeze("image_encoder")
+    x, y = ragged_data()
+    inputs, targets = segmenter.prepare_training(x, y)
+    del inputs["images"]
+    x = {**segmenter.encode(x.pop("images")), **x}
+    embedded, same_targets = segmenter.prepare_training(x, y)
+    np.testing.assert_array_equal(embedded.pop("image_embeddings"), x["image_embeddings"])
+    same_inputs(embedded, inputs)
+    same_inputs(same_targets, targets)
+    batch = TrainingBatches(segmenter.prepare_training_batch, x, y, batch_size=2)[0]
+    same_inputs(batch[0], {**inputs, "image_embeddings": x["image_embeddings"]})
+    trainer = keras_sam.training.SAMTrainer(segmenter)
+    names = ("image_embeddings", "original_sizes", "scaled_sizes")
+    inputs, targets = trainer.prepare_training({name: x[name] for name in names}, y)
+    np.testing.assert_array_equal(targets["masks"], same_targets["masks"])
+
+
+@pytest.mark.parametrize("in_embeddings", [False, True])
+def test_a_key_of_another_system_is_named(in_embeddings):
+    segmenter = small_segmenter()
+    segmenter.freeze("image_encoder")
+    segmenter.compile()
+    x, y = ragged_data()
+    images = x.pop("images")
+    x |= segmenter.encode(images) if in_embeddings else {"images": images}
+    for wrong in ({**x, "box": [[1, 2, 3, 4]]}, {**x, "input_boxes": [[[1, 2, 3, 4]]] * 2}):
+        for make in (lambda x: segmenter.fit(x, y, verbose=0), lambda x: segmenter.fit([(x, y)])):
+            with pytest.raises(ValueError, match="Received also.* is 'boxes'"):
+                make(wrong)
 
 
 def test_a_dict_to_train_on_needs_an_image(segmenter):
