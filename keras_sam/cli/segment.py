@@ -152,7 +152,7 @@ def _read_mask(path, size):
             return logits
         from keras_sam.images import load_image
 
-        mask = np.asarray(load_image(path)).max(axis=-1)
+        mask = np.asarray(load_image(path, value_range=None)).max(axis=-1)
     except (OSError, ValueError, EOFError) as error:
         raise CommandError(f"mask {path}: {error}") from error
     values = np.unique(mask)

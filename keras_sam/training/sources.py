@@ -52,7 +52,8 @@ class Source(Sequence):
         return targets
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image = load_image(self.path(index))
+        # Which values become 0..255 is the segmenter's setting, so they stay as they are.
+        image = load_image(self.path(index), value_range=None)
         return image, self.targets(index, image.shape[:2])
 
 
