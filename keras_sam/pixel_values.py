@@ -35,7 +35,7 @@ def check_value_range(value_range: Any) -> str | tuple[float, float] | None:
 
 
 def to_pixel_values(array: np.ndarray, value_range: Any) -> np.ndarray:
-    """uint8 or float32, 0..255, of any numbers; masked ones become 0, or NaN without a range."""
+    """uint8 or float32, 0..255, of any numbers, the masked ones 0; with None the array as it is."""
     array, masked = np.ma.getdata(array), np.ma.getmask(array)
     if array.dtype.kind not in "iuf":
         raise ValueError(
@@ -45,7 +45,7 @@ def to_pixel_values(array: np.ndarray, value_range: Any) -> np.ndarray:
             else f"An image must hold numbers within 0..255. Received: dtype={array.dtype}."
         )
     if value_range is None:
-        return np.where(masked, np.float32("nan"), array) if masked.any() else array
+        return np.ma.array(array, mask=masked) if masked.any() else array
     if value_range == "auto":
         return _by_type(np.where(masked, 0, array).astype(array.dtype) if masked.any() else array)
     if array.dtype == np.uint8 and value_range != "percentile":

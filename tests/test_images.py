@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import keras_sam
+import keras_sam.cli
 from keras_sam.images import load_image
 from keras_sam.preprocessing import SAMImageConverter, SAMImageSegmenterPreprocessor
 from keras_sam.training import MaskFolder, ObjectBatches
@@ -20,6 +21,7 @@ from tests.tiny import tiny_segmenter
 
 RGB = picture(12, 17, seed=31)
 TWELVE_BITS = RGB.astype("uint16") * 16  # 0..4080
+BACKEND = keras.config.backend()
 EXACT = SAMImageConverter(size=(12, 17))  # the pixels as they are
 
 
@@ -341,6 +343,24 @@ def test_everything_takes_the_preprocessors_value_range(tmp_path):
     for one, other in zip(eight, twelve, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3)
     assert len(eight[-1]) > 0
+
+
+def test_the_command_line_takes_the_presets_value_range(tmp_path, capsys):
+    Image.fromarray(TWELVE_BITS[..., 0]).save(tmp_path / "twelve.png")
+    segmenter = tiny_segmenter()
+    segmenter.preprocessor = SAMImageSegmenterPreprocessor.for_backbone(segmenter.backbone)
+    segmenter.preprocessor.image_converter.value_range = (0, 4080)
+    segmenter.save_to_preset(tmp_path / "model")
+    command = ["segment", "twelve.png", "--model", "model", "--box", "2,2,9,9", "--out", "out"]
+    words = [str(tmp_path / w) if (tmp_path / w).exists() else w for w in command]
+    assert not keras_sam.cli.main([*words[:-1], str(tmp_path / "out"), "--backend", BACKEND])
+    with Image.open(tmp_path / "out" / "twelve_overlay.png") as overlay:
+        assert np.asarray(overlay).mean() > RGB[..., 0].mean() / 2  # not black
+    predictor = keras_sam.SAMPredictor(segmenter)
+    predictor.set_image(tmp_path / "twelve.png")
+    masks, _, _ = predictor.predict(boxes=[2, 2, 9, 9], multimask_output=False)
+    with Image.open(tmp_path / "out" / "twelve_mask_0.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask) > 0, masks[0])
 
 
 def test_training_leaves_the_values_to_the_preprocessor(tmp_path):

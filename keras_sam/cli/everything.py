@@ -187,7 +187,7 @@ def _check_photo(photo):
     from keras_sam.images import load_image
 
     with bad_input():
-        load_image(photo.path)
+        load_image(photo.path, value_range=None)
 
 
 def _is_done(args, log, photo):
