@@ -189,7 +189,7 @@ def _read_pillow(image: Any, to_rgb: bool) -> np.ndarray:
     # The second picture of an MPO file is a phone's preview.
     if getattr(image, "is_animated", False) and image.tell() == 0 and image.format != "MPO":
         _tell_of_first()
-    upper_bits = ";16" in str(getattr(image, "tile", "")) and image.mode in ("RGB", "RGBA")
+    upper_bits = image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", ())[:1])
     image = ImageOps.exif_transpose(image)
     if sixteen_bits:
         return _without_nodata(np.asarray(image).astype("uint16"), nodata)
@@ -268,7 +268,9 @@ def _without_nodata(array: np.ndarray, nodata: Any) -> np.ndarray:
         number = float(str(nodata).strip(" \0"))
     except ValueError:
         return array
-    return array if array.dtype == np.uint8 else np.ma.masked_equal(array, number)
+    if array.dtype == np.uint8:
+        return array
+    return np.ma.array(array, mask=np.isnan(array) if np.isnan(number) else array == number)
 
 
 def _tell_of_first() -> None:

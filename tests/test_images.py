@@ -33,7 +33,7 @@ def encoded(image=RGB, kind="png", **options):
 
 def silently(function, *args, **options):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         return function(*args, **options)
 
 
@@ -212,6 +212,20 @@ def test_the_upper_half_of_sixteen_bits_is_told(monkeypatch, tifffile, tmp_path)
         load_image(path)
 
 
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("nodata", [-9999, float("nan")])
+def test_what_a_geotiff_declares_to_be_no_value_is_black(tifffile, tmp_path, bands, nodata):
+    """One band is read by pillow, three by tifffile."""
+    stored = RGB.astype("float32")[..., :bands].squeeze()
+    stored[:4] = nodata
+    path = tmp_path / "satellite.tif"
+    tifffile.imwrite(path, stored, extratags=[(42113, "s", 0, str(nodata), True)])
+    for value_range in ("auto", (0, 255)):
+        pixels = silently(EXACT, path, value_range=value_range)
+        assert (pixels[:4] == 0).all()
+        np.testing.assert_allclose(pixels[4:, :, 0], RGB[4:, :, 0], rtol=1e-5)
+
+
 # --- values ---
 
 
@@ -273,6 +287,17 @@ def test_percentiles_are_those_of_each_image_without_missing_values(change):
 
 CORNER = np.zeros((120, 170, 3), bool)
 CORNER[:20, :30] = True
+
+
+def test_masked_values_are_black_in_every_type():
+    for image in (RGB, RGB.astype("float32"), RGB.astype("int64"), RGB.astype("uint16") * 257):
+        masked = np.ma.array(image, mask=RGB > 99)
+        expected = np.where(RGB > 99, 0, RGB)
+        np.testing.assert_allclose(silently(EXACT, [masked])[0], expected, rtol=1e-6)
+        batch = silently(EXACT, np.ma.stack([masked, masked]), value_range="auto")
+        np.testing.assert_allclose(batch[1], expected, rtol=1e-6)
+    junk = np.ma.masked_invalid(np.where(RGB > 99, np.nan, RGB))
+    np.testing.assert_allclose(silently(EXACT, [junk])[0], expected, rtol=1e-6)
 
 
 def test_percentiles_of_what_has_no_contrast():
@@ -468,6 +493,10 @@ def test_a_converter_maps_single_images_batches_and_paths(file):
     np.testing.assert_array_equal(next(iter(paths.batch(1).map(converter)))[0], expected)
     larger = images.map(lambda image: converter(image, pad_size=(24, 68)))
     assert larger.element_spec.shape == (24, 68, 3)
-    unit = images.map(lambda image: converter(tf.cast(image, tf.float32) / 255))
+    click = {"points": tf.constant([[[3.0, 4.0]]]), "labels": tf.constant([[1]])}
+    preprocessor = SAMImageSegmenterPreprocessor(converter)
+    unit = images.map(lambda image: tf.cast(image, tf.float32) / 255)
+    prepared = unit.batch(1).map(lambda batch: preprocessor({"images": batch, **click}))
     with pytest.warns(UserWarning, match="multiplied by 255"):
-        np.testing.assert_allclose(next(iter(unit)), expected, atol=1e-3)
+        np.testing.assert_allclose(next(iter(unit.map(converter))), expected, atol=1e-3)
+    np.testing.assert_allclose(next(iter(prepared))["images"][0], expected, atol=1e-3)
