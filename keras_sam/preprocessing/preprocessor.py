@@ -137,7 +137,8 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         Args:
             preset: built-in name, address or path, see `Backbone.from_preset`.
             **kwargs: `image_shape`, `num_channels`, `pixel_mean` and `pixel_std` as in
-                `Backbone.from_preset`; anything else goes to the constructor.
+                `Backbone.from_preset`, `value_range` as in `SAMImageConverter`; anything else
+                goes to the constructor.
 
         Returns:
             The preprocessor that was saved with the preset, or the one that fits its model.
@@ -153,14 +154,21 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         ```
         """
         found, kwargs = read_without_weights(preset, kwargs)
+        value_range = kwargs.pop("value_range", None)
         if found.preprocessor is not None:
-            return cls.from_config({**found.preprocessor["config"], **kwargs})
-        converter = SAMImageConverter.for_config(found.encoder)
-        height, width = found.encoder["image_shape"][:2]
-        patch = found.encoder.get("patch_size", 16)
-        mask_size = (4 * height // patch, 4 * width // patch)
-        defaults = {"image_converter": converter, "mask_size": mask_size, "name": "preprocessor"}
-        return cls(**{**defaults, **kwargs})
+            preprocessor = cls.from_config({**found.preprocessor["config"], **kwargs})
+        else:
+            height, width = found.encoder["image_shape"][:2]
+            patch = found.encoder.get("patch_size", 16)
+            defaults = {
+                "image_converter": SAMImageConverter.for_config(found.encoder),
+                "mask_size": (4 * height // patch, 4 * width // patch),
+                "name": "preprocessor",
+            }
+            preprocessor = cls(**{**defaults, **kwargs})
+        if value_range is not None:
+            preprocessor.image_converter.value_range = value_range
+        return preprocessor
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -31,8 +31,9 @@ _EXIF_ORIENTATION = 274
 class Source(Sequence):
     """A sequence of images and their objects.
 
-    An item is a tuple of the image, uint8 `(H0, W0, 3)`, and its objects, uint8 `(P, H0, W0)` of
-    0, 1 and 255 for void. Images are read on access; `path(i)` is the file of one.
+    An item is a tuple of the image `(H0, W0, 3)`, with the values of its file, mostly uint8, and
+    its objects, uint8 `(P, H0, W0)` of 0, 1 and 255 for void. Images are read on access; `path(i)`
+    is the file of one.
 
     Args:
         paths: the image files.
@@ -66,7 +67,8 @@ class Source(Sequence):
         return targets
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image = load_image(self.path(index))
+        # Which values become 0..255 is the segmenter's setting, so they stay as they are.
+        image = load_image(self.path(index), value_range=None)
         return image, self.targets(index, image.shape[:2])
 
 
