@@ -4,6 +4,6 @@
 goes; likewise `keras_hub`, `segment_anything` and `transformers`.
 """
 
-from keras_sam.compat import keras_cv, keras_hub, segment_anything
+from keras_sam.compat import keras_cv, keras_hub, segment_anything, transformers
 
-__all__ = ["keras_cv", "keras_hub", "segment_anything"]
+__all__ = ["keras_cv", "keras_hub", "segment_anything", "transformers"]
