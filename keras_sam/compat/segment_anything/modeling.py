@@ -43,18 +43,6 @@ class Sam(OnDevice):
 
     Raises:
         ValueError: if the segmenter's frame is not square or not RGB, or a prompt is malformed.
-
-    Example:
-
-    ```python
-    sam = keras_sam.compat.segment_anything.modeling.Sam(
-        keras_sam.SAMImageSegmenter(keras_sam.SAMBackbone.from_preset("sam_base_sa1b"))
-    )
-    predictor = keras_sam.compat.segment_anything.SamPredictor(sam)
-    predictor.set_image(image)
-    masks, scores, logits = predictor.predict(np.array([[250, 200]]), np.array([1]))
-    masks.shape  # (3, 400, 600)
-    ```
     """
 
     image_format = "RGB"
