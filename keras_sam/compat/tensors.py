@@ -38,7 +38,8 @@ def to_tensor(array: np.ndarray, library: str | None, device: Any = None) -> Any
     Raises:
         ValueError: if there is no such library.
     """
-    if library is None or library == NUMPY:
+    library = getattr(library, "value", library)  # of an enum, as transformers has one
+    if library in (None, NUMPY):
         return array
     if library == TORCH:
         import torch
