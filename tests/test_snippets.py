@@ -53,6 +53,7 @@ FILES = {
     "sam_vit_b_01ec64.pth": lambda path: write_meta_checkpoint(path),
     "decoder.pth": lambda path: write_meta_checkpoint(path, "decoder"),
     "parameters.pth": lambda path: write_meta_checkpoint(path, "parameters"),
+    "facebook/sam-vit-base": lambda path: write_transformers_folder(path),
     "--masks masks": lambda path: write_photos_and_masks(path.parent),
 }
 
@@ -108,6 +109,14 @@ def write_meta_checkpoint(path, what="whole"):
         "parameters": lambda: dict(model.named_parameters()),
     }
     torch.save(saved[what](), path)
+
+
+def write_transformers_folder(path):
+    """A small random model as `save_pretrained` of transformers writes it."""
+    preset = path.parent.parent / "small_preset"
+    tiny_segmenter(image_shape=(112, 112, 3)).save_to_preset(preset)
+    path.parent.mkdir()
+    keras_sam.presets.convert_checkpoint(preset, path, "transformers")
 
 
 def run_code(code, namespace, name, first_line=0):

@@ -92,7 +92,7 @@ def _write_transformers(preset, target):
     parts = {name: part["config"] for name, part in preset.parts.items()}
     if "prompt_encoder" not in parts:
         raise ValueError("The source holds an image encoder alone, not a whole SAM.")
-    config = _transformers_config(parts)
+    config = transformers_config(parts)
     os.makedirs(target, exist_ok=True)
     tensors = converters.to_hugging_face(preset.arrays)
     save_safetensors(os.path.join(target, "model.safetensors"), tensors, {"format": "pt"})
@@ -132,7 +132,7 @@ def _serialized(part):
     }
 
 
-def _transformers_config(parts: dict) -> dict:
+def transformers_config(parts: dict) -> dict:
     """The `config.json` with which `SamModel` reads what `converters.to_hugging_face` wrote."""
     encoder, decoder = parts["image_encoder"], parts["mask_decoder"]
     h, w, channels = encoder["image_shape"]
