@@ -75,6 +75,11 @@ def aliases() -> dict[str, str]:
     return {alias: name for name in names() for alias in metadata(name).get("encoder_names", [])}
 
 
+def full_name(name: str) -> str:
+    """The built-in name that KerasHub 0.17 shortens to `sam_base`; any other name as it is."""
+    return f"{name}_sa1b" if f"{name}_sa1b" in names() else name
+
+
 def folder_of(name: str) -> str:
     """The data folder of a built-in preset."""
     return os.path.join(_data_folder(), name)
