@@ -75,13 +75,7 @@ def _oklab(rgb):
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
-    """A mask cut down to the box around its pixels, and the place of that box.
-
-    Args:
-        mask: bool `(h, w)`.
-        top: int. Row of the part's first pixel in the photograph.
-        left: int. Column of the part's first pixel in the photograph.
-    """
+    """A bool mask `(h, w)` cut down to the box around its pixels, and that box's place."""
 
     mask: np.ndarray
     top: int
@@ -184,12 +178,8 @@ def paint_box(canvas: np.ndarray, box: np.ndarray, color, line_width: float) -> 
     x1, y1, x2, y2 = (math.floor(value) for value in box)
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
-    outer = (
-        x1 - edge - line // 2,
-        y1 - edge - line // 2,
-        x2 + edge + line // 2,
-        y2 + edge + line // 2,
-    )
+    reach = edge + line // 2
+    outer = (x1 - reach, y1 - reach, x2 + reach, y2 + reach)
     draw.rectangle(outer, outline=DARK, width=line + 2 * edge)
     inner = tuple(value + step * edge for value, step in zip(outer, (1, 1, -1, -1), strict=True))
     draw.rectangle(inner, outline=tuple(int(value) for value in color), width=line)
@@ -202,10 +192,7 @@ def paint_star(canvas: np.ndarray, x: float, y: float, line_width: float) -> Non
     angles = np.arange(10) * math.pi / 5 - math.pi / 2
     radii = np.where(np.arange(10) % 2 == 0, radius, 0.48 * radius)
     corners = np.stack([x + radii * np.cos(angles), y + radii * np.sin(angles)], axis=1)  # (10, 2)
-
-    def distance(rows, columns):
-        return _polygon_distance(corners, rows, columns)
-
+    distance = functools.partial(_polygon_distance, corners)
     _paint_mark(canvas, (x, y), 1.2 * radius, distance, FOREGROUND, line_width)
 
 
@@ -265,13 +252,8 @@ def paint_text(
     x = int(np.clip(anchor[0] - width // 2, 0, max(canvas.shape[1] - width, 0)))
     y = int(np.clip(anchor[1] - height - pad, 0, max(canvas.shape[0] - height, 0)))
     for x1, y1, x2, y2 in sorted(taken, key=lambda plate: plate[1]):
-        if (
-            x < x2
-            and x1 < x + width
-            and y < y2
-            and y1 < y + height
-            and y2 + height < canvas.shape[0]
-        ):
+        overlaps = x < x2 and x1 < x + width and y < y2 and y1 < y + height
+        if overlaps and y2 + height < canvas.shape[0]:
             y = y2 + 1
     taken.append((x, y, x + width, y + height))
     color = tuple(int(value) for value in color)
@@ -279,9 +261,8 @@ def paint_text(
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     plate = (x, y, x + width - 1, y + height - 1)
-    draw.rounded_rectangle(
-        plate, pad, fill=color, outline=DARK, width=max(1, round(line_width / 2))
-    )
+    edge = max(1, round(line_width / 2))
+    draw.rounded_rectangle(plate, pad, fill=color, outline=DARK, width=edge)
     ink = DARK if luminance > 110 else LIGHT
     draw.text((x + pad - left, y + pad - top), text, fill=ink, font=font)
     canvas[:] = np.asarray(picture)

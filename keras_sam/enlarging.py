@@ -17,18 +17,11 @@ _COLUMNS = 64
 
 
 class AxisWeights:
-    """The weights of one axis of `ResizePlan.masks_to_original`.
+    """The weights of one axis of `ResizePlan.masks_to_original`, from the pixels along it.
 
-    Args:
-        original: int. Pixels of the image along the axis.
-        scaled: int. Pixels of the scaled image, before padding.
-        model: int. Pixels of the model's frame.
-        mask: int. Pixels of the mask frame.
-
-    Attributes:
-        weights: float32 array `(original, mask)`, read-only: mask frame -> model frame -> crop ->
-            original. The weights of a row are non-negative, adjacent and sum to 1; from row to
-            row they move to the right.
+    `weights`, float32 `(original, mask)`, leads from the mask frame to the model's, whose first
+    `scaled` pixels are the image, and to the image's own. The weights of a row are non-negative,
+    adjacent and sum to 1; from row to row they move to the right.
     """
 
     def __init__(self, original: int, scaled: int, model: int, mask: int):
@@ -44,9 +37,9 @@ class AxisWeights:
         return slice(int(self._first[outputs.start]), int(self._stop[outputs.stop - 1]))
 
     def reach(self, wanted: np.ndarray) -> slice:
-        """The pixels of the image that depend on any wanted pixel, bool `(mask,)`.
+        """One slice that holds the pixels of the image that depend on a wanted one, bool `(mask,)`.
 
-        One slice that holds them all; it is never empty, so one pixel if there are none.
+        It is never empty: one pixel if there are none.
         """
         hits = np.flatnonzero(wanted)
         if not len(hits):
@@ -56,7 +49,7 @@ class AxisWeights:
         return slice(start, stop) if start < stop else slice(0, 1)  # else all is in the padding
 
 
-# A pure function of four sizes. Large images have weights of megabytes, so few are kept.
+# Large images have weights of megabytes, so few are kept.
 axis_weights = functools.lru_cache(maxsize=16)(AxisWeights)
 
 
@@ -68,15 +61,8 @@ def enlarged_rows(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """`rows.weights @ logits @ columns.weights.T`, some rows at a time.
 
-    Args:
-        logits: float array `(Lh, Lw)`.
-        rows: `AxisWeights` of heights.
-        columns: `AxisWeights` of widths.
-        part: optional slices of rows and columns of the image, to compute only these.
-
-    Yields:
-        A slice of rows within the part, and their float32 values `(n, w)`, in an array that the
-        next rows overwrite.
+    `part`, slices of rows and columns of the image, computes only these. Yields a slice of rows
+    within the part and their float32 values `(n, w)`, in an array that the next rows overwrite.
     """
     whole = (slice(0, len(rows.weights)), slice(0, len(columns.weights)))
     (top, bottom), (left, right) = ((s.start, s.stop) for s in part or whole)

@@ -15,11 +15,11 @@ from keras_sam import masks as mask_tools
 from keras_sam.files import whole_file
 from keras_sam.masks.measures import iou_of_areas
 from keras_sam.models.outputs import best_index
+from keras_sam.preprocessing.targets import read_targets
+from keras_sam.prompts import VOID
 
 if TYPE_CHECKING:
     from keras_sam.predictor import SAMPredictor
-
-VOID = 255
 
 
 def _ndimage() -> ModuleType:
@@ -33,14 +33,7 @@ def _ndimage() -> ModuleType:
 
 
 def interior_distance(region: np.ndarray) -> np.ndarray:
-    """Distance of every pixel to the nearest one outside a region or outside the image.
-
-    Args:
-        region: bool array `(H0, W0)`.
-
-    Returns:
-        float64 array `(H0, W0)` in pixels, 0 outside the region.
-    """
+    """Distance in pixels to the nearest pixel outside a bool region `(H0, W0)` or the image."""
     padded = np.pad(np.asarray(region, bool), 1)
     return _ndimage().distance_transform_edt(padded)[1:-1, 1:-1]
 
@@ -67,20 +60,13 @@ def center_click(mask: np.ndarray) -> tuple[int, int]:
 
 
 def next_click(prediction: np.ndarray, target: np.ndarray) -> tuple[tuple[int, int], int] | None:
-    """Where a careful annotator clicks next: the middle of the largest error.
+    """Where a careful annotator clicks next: the middle of the largest error outside void.
 
-    Args:
-        prediction: bool array `(H0, W0)`.
-        target: array `(H0, W0)` of 0, 1 and 255 for void, which is never an error.
-
-    Returns:
-        Tuple of `(x, y)` and a label: 1 for a false negative, 0 for a false positive. None if
-        there is no error.
+    Returns `(x, y)` and a label, 1 for a false negative and 0 for a false positive, or None.
 
     Source:
-        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix D.1; the kind of
-        error with the larger distance is chosen as in Sofiiuk et al. 2021,
-        https://arxiv.org/abs/2102.06583.
+        Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix D.1; the kind of error with
+        the larger distance is chosen as in Sofiiuk et al. 2021, https://arxiv.org/abs/2102.06583.
     """
     target = np.asarray(target)
     missing = interior_distance((target == 1) & ~prediction)
@@ -93,15 +79,7 @@ def next_click(prediction: np.ndarray, target: np.ndarray) -> tuple[tuple[int, i
 
 
 def mask_iou(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Intersection over union of two masks, without the target's void pixels.
-
-    Args:
-        prediction: bool array `(H0, W0)`.
-        target: array `(H0, W0)` of 0, 1 and 255 for void.
-
-    Returns:
-        float in 0..1; 1 if both are empty.
-    """
+    """Intersection over union without the target's void pixels; 1 if both masks are empty."""
     target = np.asarray(target)
     prediction, target = np.asarray(prediction, bool) & (target != VOID), target == 1
     areas = map(np.count_nonzero, (prediction & target, prediction, target))
@@ -112,28 +90,18 @@ def boundary_iou(prediction: np.ndarray, target: np.ndarray, dilation_ratio: flo
     """Intersection over union of the pixels near the boundaries of the two masks.
 
     Unlike the IoU of whole masks it stays sensitive to coarse outlines of large objects.
-
-    Args:
-        prediction: bool array `(H0, W0)`.
-        target: array `(H0, W0)` of 0, 1 and 255 for void.
-        dilation_ratio: float. Width of the boundary as a fraction of the image's diagonal.
-
-    Returns:
-        float in 0..1; 1 if both are empty.
+    `dilation_ratio` is the width of the boundary as a fraction of the image's diagonal.
 
     Source:
         Cheng et al. 2021, https://arxiv.org/abs/2103.16562.
     """
     target = np.asarray(target)
     width = max(1, round(dilation_ratio * float(np.hypot(*target.shape))))
-    inner = [_near_boundary(m, width) for m in (np.asarray(prediction, bool), target == 1)]
-    return mask_iou(inner[0], np.where(target == VOID, VOID, inner[1]).astype("uint8"))
-
-
-def _near_boundary(mask: np.ndarray, width: int) -> np.ndarray:
-    square = np.ones((3, 3), bool)
-    eroded = _ndimage().binary_erosion(np.pad(mask, 1), square, iterations=width)[1:-1, 1:-1]
-    return mask & ~eroded
+    square, rims = np.ones((3, 3), bool), []
+    for mask in (np.asarray(prediction, bool), target == 1):
+        eroded = _ndimage().binary_erosion(np.pad(mask, 1), square, iterations=width)
+        rims.append(mask & ~eroded[1:-1, 1:-1])
+    return mask_iou(rims[0], np.where(target == VOID, VOID, rims[1]).astype("uint8"))
 
 
 def average_recall(
@@ -208,6 +176,7 @@ def evaluate(
     boxes: bool = True,
     noc: Sequence[float] = (0.85, 0.90),
     max_clicks: int = 20,
+    void: int | str | None = "auto",
 ) -> Evaluation:
     """Lets a simulated annotator segment every object, and measures the masks.
 
@@ -218,11 +187,14 @@ def evaluate(
     Args:
         predictor: a `SAMPredictor`.
         data: iterable of tuples of an image, as `SAMPredictor.set_image` takes it, and its
-            objects, arrays `(H0, W0)` of 0, 1 and 255 for void. Empty objects are left out.
+            objects, arrays `(H0, W0)` of 0, 1 and 255 for void, or black and white. Empty objects
+            are left out.
         clicks: ints. The numbers of clicks after which the IoU is measured.
         boxes: bool. Whether to measure the mask from each object's exact box.
         noc: floats. IoUs for which the number of clicks (NoC) is counted.
         max_clicks: int. The most clicks per object, and the NoC of an IoU that is not reached.
+        void: the number that is void in the objects; `None` for none. Defaults to `"auto"`: 255 in
+            objects that have a 1.
 
     Returns:
         An `Evaluation`.
@@ -238,14 +210,15 @@ def evaluate(
     rows = []
     for image_index, (image, targets) in enumerate(data):
         predictor.set_image(image)
-        for object_index, target in enumerate(targets):
-            target = np.asarray(target)
+        for object_index, target in enumerate(read_targets(targets, void=void)):
             if not (target == 1).any():
                 continue
             row = {"image": image_index, "object": object_index}
             row |= _click_through(predictor, target, clicks, noc, max_clicks)
             if boxes:
-                row["box_iou"] = _box_iou(predictor, target)
+                box = mask_tools.mask_to_box(target == 1, inclusive=False)
+                masks, _, _ = predictor.predict(boxes=box, multimask_output=False)
+                row["box_iou"] = mask_iou(masks[0], target)
             rows.append(row)
     if not rows:
         raise ValueError("`data` holds no object: there is nothing to evaluate.")
@@ -257,11 +230,7 @@ def evaluate(
 
 
 def _click_through(
-    predictor: SAMPredictor,
-    target: np.ndarray,
-    clicks: Sequence[int],
-    noc: Sequence[float],
-    max_clicks: int,
+    predictor: SAMPredictor, target: np.ndarray, clicks: Sequence, noc: Sequence, max_clicks: int
 ) -> dict[str, Any]:
     """The row of one object, which is clicked on until every requested number is known."""
     points, labels = [center_click(target == 1)], [1]
@@ -291,9 +260,3 @@ def _click_through(
         after = next((n for n, iou in enumerate(ious, start=1) if iou >= wanted), max_clicks)
         row[f"noc@{round(100 * wanted)}"] = min(after, max_clicks)
     return row
-
-
-def _box_iou(predictor: SAMPredictor, target: np.ndarray) -> float:
-    box = mask_tools.mask_to_box(target == 1, inclusive=False)
-    masks, _, _ = predictor.predict(boxes=box, multimask_output=False)
-    return mask_iou(masks[0], target)

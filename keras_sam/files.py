@@ -19,15 +19,8 @@ from typing import IO
 def whole_file(path: str | os.PathLike, text: bool = False) -> Iterator[IO]:
     """Opens a file for writing that appears at `path` only when the block ends well.
 
-    Args:
-        path: the file; missing parent folders are created. An existing file is replaced.
-        text: bool. True for UTF-8 text, with a bare line feed on every system. Defaults to `False`.
-
-    Yields:
-        The open file, under a temporary name in the same folder.
-
-    Raises:
-        OSError: if it cannot be written, with `path` and the reason.
+    Missing parent folders are created, and an existing file is replaced. `text` is UTF-8, with a
+    bare line feed on every system. An OSError names `path` and the reason.
     """
     path = Path(path)
     temporary = _beside(path)
@@ -50,17 +43,8 @@ def whole_file(path: str | os.PathLike, text: bool = False) -> Iterator[IO]:
 def whole_folder(path: str | os.PathLike, replaceable: str) -> Iterator[Path]:
     """Makes a folder that appears at `path` only when the block ends well.
 
-    Args:
-        path: the folder; missing parent folders are created.
-        replaceable: str. An existing folder is replaced if it is empty or
-            holds a file of this name, the mark of an earlier result.
-
-    Yields:
-        The path of the folder under its temporary name, to write into.
-
-    Raises:
-        OSError: if it cannot be written, with `path` and the reason.
-        FileExistsError: if `path` is a file, or a folder with other content.
+    Yields its temporary path, to write into. An existing folder is replaced if it is empty or
+    holds a file named `replaceable`, the mark of an earlier result; else it is a FileExistsError.
     """
     path = Path(path)
     temporary, old = _beside(path), _beside(path)
@@ -77,7 +61,8 @@ def whole_folder(path: str | os.PathLike, replaceable: str) -> Iterator[Path]:
             os.rename(path, old)
         os.rename(temporary, path)
     except OSError as error:
-        _restore(path, old)
+        if old.is_dir() and not path.exists():
+            os.rename(old, path)
         _raise_with_path(error, path, temporary)
     finally:
         for leftover in (temporary, old):
@@ -86,11 +71,6 @@ def whole_folder(path: str | os.PathLike, replaceable: str) -> Iterator[Path]:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-
-
-def _restore(path: Path, old: Path) -> None:
-    if old.is_dir() and not path.exists():
-        os.rename(old, path)
 
 
 def _raise_with_path(error: OSError, path: Path, temporary: Path) -> None:

@@ -275,16 +275,9 @@ def mask_axes(plan: ResizePlan, mask_size: tuple[int, int]) -> tuple[AxisWeights
 def resize_image(
     image: np.ndarray, size: tuple[int, int], resample: str | int = "bilinear"
 ) -> np.ndarray:
-    """Resizes an image of any number of channels with pillow, antialiased.
+    """Resizes an image `(h, w)` or `(h, w, C)` of any number of channels with pillow, antialiased.
 
-    Args:
-        image: array `(h, w)` or `(h, w, C)`. uint8 stays uint8; anything else
-            becomes float32.
-        size: pair of ints, the new `(height, width)`.
-        resample: str or int. Pillow's filter by name or code.
-
-    Returns:
-        Array of the new size, uint8 or float32.
+    uint8 stays uint8; anything else becomes float32.
     """
     from PIL import Image
 
@@ -332,7 +325,6 @@ def size_pair(size: Any, name: str, square: bool = True) -> tuple[int, int]:
     return pair
 
 
-# A pure function of four sizes.
 @functools.lru_cache(maxsize=16)
 def _mask_reduction(original: int, scaled: int, model: int, mask: int) -> np.ndarray:
     """`(filled, original)` weights of an antialiased bilinear resize to the mask frame.

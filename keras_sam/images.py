@@ -18,12 +18,6 @@ from keras_sam.prompts.nested import to_numpy
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
-# The image files of a folder, by their endings in lower case; its other files are left out.
-IMAGE_ENDINGS: tuple[str, ...] = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp"),
-    *(".gif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"),
-)
-
 # What cameras, scanners and the web make; other files of a folder are not taken for images.
 IMAGE_ENDINGS: tuple[str, ...] = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp"),
@@ -31,40 +25,9 @@ IMAGE_ENDINGS: tuple[str, ...] = (
 )
 
 
-def load_image(
-    image: Any,
-    channel_order: str = "rgb",
-    num_channels: int = 3,
-    convert_rgb: bool = True,
-    data_format: str = "channels_last",
-) -> np.ndarray:
-    """Reads one image from an array, a tensor, a pillow image or a file.
-
-    Values are 0..255: uint8 unchanged, uint16 divided by 257, other integers if
-    they are within 0..255, floats unchanged. Values are never rescaled by guess;
-    a float image within 0..1 or far outside 0..255 gets a warning. Pillow
-    images and files are turned upright by their EXIF orientation.
-
-    Args:
-        image: array or tensor `(H0, W0, C)` or `(H0, W0)`, pillow image, or
-            path.
-        channel_order: `"rgb"` or `"bgr"`, the order in arrays; files and
-            pillow images are read as RGB. Defaults to `"rgb"`.
-        num_channels: int. Channels that the model takes. Defaults to `3`.
-        convert_rgb: bool. With three channels, repeat a grey one and drop
-            alpha. Defaults to `True`.
-        data_format: `"channels_last"` or `"channels_first"`, of arrays.
-
-    Returns:
-        uint8 or float32 array `(H0, W0, num_channels)`, in RGB order. It may
-        share memory with `image`.
-
-    Raises:
-        ValueError: if the image is empty, not finite, unreadable, of a type
-            or range without a rule, or has the wrong number of channels.
-        FileNotFoundError: if there is no such file.
-    """
-    loaded = read_image(image, channel_order, num_channels, convert_rgb, data_format)
+def load_image(image: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+    """`read_image`, with a warning if floats do not look like 0..255."""
+    loaded = read_image(image, *args, **kwargs)
     warn_of_range([loaded])
     return loaded
 
@@ -76,7 +39,14 @@ def read_image(
     convert_rgb: bool = True,
     data_format: str = "channels_last",
 ) -> np.ndarray:
-    """`load_image` without its warning, for callers that warn once for several images."""
+    """Reads one image as uint8 or float32 `(H0, W0, num_channels)`, RGB, which may share memory.
+
+    `image` is an array or tensor `(H0, W0, C)` or `(H0, W0)`, a pillow image, or a path. Values
+    are 0..255: uint8 unchanged, uint16 divided by 257, other integers if they are within 0..255,
+    floats unchanged. Pillow images and files are turned upright by their EXIF orientation;
+    `channel_order` and `data_format` are those of arrays. `convert_rgb` repeats a grey channel and
+    drops alpha where the model takes three channels.
+    """
     check_choice(channel_order, "channel_order", ("rgb", "bgr"))
     check_choice(data_format, "data_format", ("channels_last", "channels_first"))
     if isinstance(image, (str, bytes, os.PathLike)):

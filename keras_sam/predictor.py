@@ -23,8 +23,7 @@ from keras_sam.preprocessing.preprocessor import (
     resizing_preprocessor,
 )
 from keras_sam.prompts import PromptLike, read
-from keras_sam.prompts.canonical import check_at_least_one
-from keras_sam.prompts.nested import to_numpy
+from keras_sam.prompts.nested import check_at_least_one, to_numpy
 
 _EMBEDDING_FORMAT = "keras_sam image embedding 1"
 

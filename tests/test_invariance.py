@@ -9,7 +9,7 @@ import pytest
 
 import keras_sam
 from keras_sam.models import programs
-from keras_sam.prompts import Prompts, read_canonical
+from keras_sam.prompts import read_canonical
 from tests.tiny import photograph
 
 SIZES = [(60, 90), (131, 74), (112, 144)]
@@ -129,8 +129,9 @@ def decode_as_it_is(segmenter):
 
     def decode(embeddings, prompts):
         prompts = read_canonical(prompts) if isinstance(prompts, dict) else prompts
-        with mock.patch.object(Prompts, "padded", lambda prompts, sets: prompts):
-            return parts.decode(embeddings, prompts, chunk=64)
+        with mock.patch.object(programs, "pad_prompts", lambda prompts, sets: prompts):
+            outputs = parts.decode(embeddings, prompts, chunk=64)
+        return {name: outputs[name] for name in ("masks", "iou_pred")}
 
     return decode
 
@@ -223,7 +224,7 @@ def test_prompt_buckets_do_not_change_the_masks(
         rng = np.random.default_rng(7)
         x["masks"] = 4 * rng.standard_normal((1, 13, 28, 36, 1)).astype("float32")
     prompts = read_canonical(segmenter.prepare(x))
-    padded = prompts.padded()
+    padded = programs.pad_prompts(prompts)
     assert prompts.labels.shape == (1, 13, 3) and padded.labels.shape == (1, 16, 4)
     expected = decode_as_it_is(embeddings, prompts)
     actual = decode_as_it_is(embeddings, padded)

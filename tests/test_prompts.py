@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from keras_sam.geometry import ResizePlan
+from keras_sam.models.programs import chunks, pad_prompts, split_into_buckets
 from keras_sam.prompts import Prompts, mask_to_logits, read
-from keras_sam.prompts.canonical import split_into_buckets
 
 MASK = (16, 24)  # Lh, Lw of a 64 x 96 frame, not square so that swapped axes cannot pass
 
@@ -824,7 +824,7 @@ def test_what_a_lone_click_is(labels, mask, lone):
 
 def test_buckets_pad_with_nothing():
     prompts = canonical(np.ones((2, 3, 5), "int32"), np.ones((2, 3), bool))
-    [(sets, padded)] = prompts.chunks(8, pad_sets=True)
+    [(sets, padded)] = chunks(prompts, 8, pad_sets=True)
     assert sets == slice(0, 3)
     assert padded.points.shape == (2, 4, 8, 2)
     assert padded.masks.shape == (2, 4, 4, 6, 1)
@@ -834,8 +834,8 @@ def test_buckets_pad_with_nothing():
     assert (padded.labels[:, :, 5:] == -10).all()
     np.testing.assert_array_equal(padded.points[:, :3, :5], prompts.points)
     without = canonical(np.ones((2, 3, 5), "int32"), np.ones((2, 0), bool))
-    assert without.padded().masks.shape == (2, 0, 4, 6, 1)
-    [(_, padded)] = prompts.chunks(3, pad_sets=True)
+    assert pad_prompts(without).masks.shape == (2, 0, 4, 6, 1)
+    [(_, padded)] = chunks(prompts, 3, pad_sets=True)
     assert padded.labels.shape == (2, 3, 8)  # never beyond the chunk
 
 
@@ -862,7 +862,7 @@ def test_prompts_are_split_into_full_buckets(total, chunk, sizes):
 def test_prompts_that_are_taken_in_turn_are_not_padded():
     assert list(split_into_buckets(13, 8, pad_sets=False)) == [(0, 8, 8), (8, 13, 5)]
     prompts = canonical(np.zeros((2, 5, 3), "int32"), np.zeros((2, 0), bool))
-    [(_, padded)] = prompts.chunks(8, pad_sets=False)
+    [(_, padded)] = chunks(prompts, 8, pad_sets=False)
     assert padded.labels.shape == (2, 5, 4)
 
 

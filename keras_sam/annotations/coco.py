@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from keras_sam.annotations.image_annotations import (
@@ -15,13 +15,7 @@ from keras_sam.annotations.image_annotations import (
 )
 from keras_sam.files import whole_file
 from keras_sam.geometry import xyxy_to_xywh
-from keras_sam.masks import (
-    decode_rle,
-    mask_area,
-    mask_to_box,
-    mask_to_polygons,
-    polygons_to_coco,
-)
+from keras_sam.masks import decode_rle, mask_area, mask_to_box, mask_to_polygons, polygons_to_coco
 
 _OWN_KEYS = ("id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd")
 
@@ -41,8 +35,7 @@ def write_coco(
 
     Args:
         path: the file, whole or not at all.
-        images: iterable of `ImageAnnotations`. Images without an
-            `image_id` get the next free number.
+        images: iterable of `ImageAnnotations`; without an `image_id` they get the next number.
         categories: mapping from id to name. Defaults to the categories that occur: 1, also that
             of records without a `category_id`, is named "object", others by their number.
         polygons: bool. Writes polygons, with holes cut open, instead of
@@ -60,11 +53,12 @@ def write_coco(
     with whole_file(path, text=True) as file:
         file.write('{"info": {"description": "masks by keras_sam"},\n"annotations": [')
         for image in images:
-            image_id = _image_id(image, entries)
-            entries[image_id] = _image_entry(image, image_id)
+            listed = _image_entry(image, entries)
+            entries[listed["id"]] = listed
             for record in image.records:
                 number += 1
-                entry = _annotation(record, image, image_id, number, polygons, tolerance)
+                entry = {"id": number, "image_id": listed["id"]}
+                entry |= _annotation(record, image.size, polygons, tolerance)
                 met.add(entry["category_id"])
                 if names is not None and entry["category_id"] not in names:
                     raise ValueError(
@@ -75,9 +69,9 @@ def write_coco(
                 file.write(json.dumps(entry, allow_nan=False))
         if names is None:
             names = {key: "object" if key == 1 else f"category {key}" for key in met or {1}}
-        listed = [{"id": key, "name": name} for key, name in sorted(names.items())]
+        named = [{"id": key, "name": name} for key, name in sorted(names.items())]
         file.write('],\n"images": ' + json.dumps(list(entries.values())))
-        file.write(',\n"categories": ' + json.dumps(listed) + "}\n")
+        file.write(',\n"categories": ' + json.dumps(named) + "}\n")
 
 
 def read_coco(path: str | os.PathLike) -> tuple[list[ImageAnnotations], dict[int, str]]:
@@ -121,39 +115,68 @@ def read_coco(path: str | os.PathLike) -> tuple[list[ImageAnnotations], dict[int
     return images, {entry["id"]: entry["name"] for entry in data.get("categories", [])}
 
 
-def _image_id(image: ImageAnnotations, entries: Mapping[int, dict]) -> int:
-    if image.image_id is None:
-        return max(entries, default=0) + 1
-    if image.image_id in entries:
+def annotations_by_image(data: Mapping) -> tuple[list[list[dict]], list[dict]]:
+    """The annotations of each image of COCO's `images`, and those of images that are not there.
+
+    Ids are compared as they are, and then as numbers: some files have them as text.
+    """
+    records: list[list[dict]] = [[] for _ in data["images"]]
+    as_number: dict[Any, int] = {}
+    as_is: dict[Any, int] = {}
+    for index, image in enumerate(data["images"]):
+        as_is[image["id"]] = index
+        as_number.setdefault(_number(image["id"]), index)
+    unknown = []
+    for annotation in data["annotations"]:
+        image_id = annotation["image_id"]
+        index = as_is.get(image_id, as_number.get(_number(image_id)))
+        (unknown if index is None else records[index]).append(annotation)
+    return records, unknown
+
+
+def usable_segmentation(segmentation: Any) -> tuple[list | dict | None, int]:
+    """COCO's `segmentation` without rings that enclose nothing, None if nothing is left.
+
+    Returns it with the number of rings of one or two points. Polygons may be flat, lists of
+    points, or text.
+    """
+    if isinstance(segmentation, dict) or segmentation is None:
+        return segmentation, 0
+    rings = segmentation if isinstance(segmentation, list) else [segmentation]
+    rings = [ring.replace(",", " ").split() if isinstance(ring, str) else ring for ring in rings]
+    if any(not isinstance(ring, list) or len(ring) == 1 for ring in rings):  # flat
+        rings = [[ring[0] if isinstance(ring, list) and ring else ring for ring in rings]]
+    if len(rings) > 2 and all(len(ring) == 2 for ring in rings):  # points
+        rings = [[number for point in rings for number in point]]
+    kept = [ring for ring in rings if len(ring) >= 6 or len(ring) % 2]
+    return kept or None, sum(1 for ring in rings if ring) - len(kept)
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def _image_entry(image: ImageAnnotations, entries: Mapping[int, dict]) -> dict:
+    number = max(entries, default=0) + 1 if image.image_id is None else image.image_id
+    if number in entries:
         raise ValueError(
-            "Images must have ids of their own. Received: "
-            f"image_id={image.image_id} for {entries[image.image_id]['file_name']!r} and "
-            f"{image.file_name!r}."
+            f"Images must have ids of their own. Received: image_id={number} for "
+            f"{entries[number]['file_name']!r} and {image.file_name!r}."
         )
-    return image.image_id
-
-
-def _image_entry(image: ImageAnnotations, image_id: int) -> dict:
     height, width = image.known_size()
-    return {"id": image_id, "width": width, "height": height, "file_name": str(image.file_name)}
+    return {"id": number, "width": width, "height": height, "file_name": str(image.file_name)}
 
 
-def _annotation(
-    record: Mapping[str, Any],
-    image: ImageAnnotations,
-    image_id: int,
-    number: int,
-    polygons: bool,
-    tolerance: float,
-) -> dict:
-    rle = segmentation_to_rle(record["segmentation"], image.size)
+def _annotation(record: Mapping, size: Sequence[int], polygons: bool, tolerance: float) -> dict:
+    rle = segmentation_to_rle(record["segmentation"], size)
     crowd = int(record.get("iscrowd", 0))
     shape: Any = rle
     if polygons and not crowd:
         shape = polygons_to_coco(mask_to_polygons(decode_rle(rle), tolerance))
     entry = {
-        "id": number,
-        "image_id": image_id,
         "category_id": int(record.get("category_id", 1)),
         "segmentation": shape,
         "area": int(mask_area(rle)),

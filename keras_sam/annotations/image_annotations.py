@@ -21,10 +21,9 @@ class ImageAnnotations:
     Args:
         file_name: str. The image's file, as named in the annotations.
         size: pair of ints `(H0, W0)`, pixels. None only for a mask folder without masks.
-        records: list of dicts, one per mask, as `SAMAutomaticMaskGenerator`
-            makes them: `segmentation` (binary mask, run lengths or COCO
-            polygons) and optional entries: `area`, `bbox`,
-            `predicted_iou`, `stability_score`, `point_coords`, `crop_box`, `category_id`.
+        records: list of dicts, one per mask, as `SAMAutomaticMaskGenerator` makes them:
+            `segmentation` (binary mask, run lengths or COCO polygons) and optional entries: `area`,
+            `bbox`, `predicted_iou`, `stability_score`, `point_coords`, `crop_box`, `category_id`.
         image_id: int. Defaults to `None`: chosen by the writer.
 
     Raises:
@@ -49,11 +48,7 @@ class ImageAnnotations:
             object.__setattr__(self, "size", size_pair(self.size, "size", square=False))
 
     def known_size(self) -> tuple[int, int]:
-        """`size`, for formats that need one.
-
-        Raises:
-            ValueError: if it is None.
-        """
+        """`size`, for formats that need one."""
         if self.size is None:
             raise ValueError(f"{self.file_name!r} must have a size. Received: size=None.")
         return self.size

@@ -188,9 +188,6 @@ def _read_png(path: str | os.PathLike) -> np.ndarray:
 
 def _palette() -> np.ndarray:
     """PASCAL VOC's 256 colours, uint8 `(256, 3)`: the index's bits, spread over the channels."""
-    index = np.arange(256)
-    colours = np.zeros((256, 3), int)
-    for bit in range(8):
-        for channel in range(3):
-            colours[:, channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-    return colours.astype("uint8")
+    index, channel = np.arange(256)[:, None], np.arange(3)
+    bits = ((index >> (3 * place + channel) & 1) << (7 - place) for place in range(3))
+    return sum(bits).astype("uint8")

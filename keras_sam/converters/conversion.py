@@ -176,16 +176,8 @@ def _recognise(tensors):
 
 def _prefix(tensors, signature):
     """What precedes the signature, such as `module.` or nothing; None without the signature."""
-    endings = [
-        n for n in tensors if n == signature or re.fullmatch(r".*[./]", _before(n, signature))
-    ]
-    if not endings:
-        return None
-    return _before(min(endings, key=len), signature)
-
-
-def _before(name, signature):
-    return name[: -len(signature)] if name.endswith(signature) else ""
+    matches = (re.fullmatch(rf"((?:.*[./])?){re.escape(signature)}", name) for name in tensors)
+    return min((match.group(1) for match in matches if match), key=len, default=None)
 
 
 def _without_prefix(tensors, prefix, add):
@@ -223,12 +215,9 @@ def _not_sam(tensors):
 
 
 def _pixel_statistics(tensors: dict) -> dict:
-    """Removes Meta's `pixel_mean` and `pixel_std` buffers from a file's tensors.
+    """Takes `pixel_mean` and `pixel_std` out of a file's tensors, as lists of floats.
 
-    Meta's own files lack them, but code that makes these buffers persistent saves them.
-
-    Returns:
-        Dict of the buffers that are there, as lists of floats.
+    Meta's own files lack these buffers, but code that makes them persistent saves them.
     """
     found = {}
     for name in ("pixel_mean", "pixel_std"):

@@ -11,13 +11,7 @@ class Tensor:
     """An array in a file, whose values are read when they are needed.
 
     So files of gigabytes are converted tensor by tensor, without a second copy of all weights in
-    memory. `numpy.asarray(tensor)` reads the values.
-
-    Args:
-        shape: tuple of ints.
-        dtype: numpy dtype of the values.
-        read: function without arguments that returns the values; they may be a view of a
-            memory-mapped file.
+    memory. `numpy.asarray(tensor)` reads the values, which may be a view of a memory-mapped file.
     """
 
     __slots__ = ("dtype", "read", "shape")
@@ -50,14 +44,7 @@ class Tensor:
 
 
 def widen_bfloat16(words: np.ndarray) -> np.ndarray:
-    """The float32 values of bfloat16 numbers, a type that numpy lacks.
-
-    Args:
-        words: uint16 array, the bits of the numbers.
-
-    Returns:
-        Float32 array of the same shape; the conversion is exact.
-    """
+    """The float32 values of bfloat16 numbers, of which numpy has only the bits."""
     return (words.astype("<u4") << 16).view("<f4")
 
 
@@ -116,12 +103,7 @@ def with_prefixes(prefixes: tuple[str, str, str], *rows: tuple) -> list[tuple]:
 
 
 def torch_rows(table: Iterable[tuple[str, str, str]]) -> tuple[Row, ...]:
-    """Rows from (our prefix, kind, foreign prefix) for modules of torch.
-
-    Args:
-        table: iterable of triples; kind is `dense`, `conv`, `conv_no_bias`, `norm`,
-            `embedding`, or `tensor` for a name that is complete.
-    """
+    """Rows from (our prefix, kind, foreign prefix); the names of kind `tensor` are complete."""
     endings = {
         "dense": ((".weight", "/kernel", LINEAR), (".bias", "/bias", SAME)),
         "conv": ((".weight", "/kernel", CONV), (".bias", "/bias", SAME)),
@@ -156,14 +138,9 @@ def _expand(table, endings):
 
 
 def to_ours(tensors: dict, rows) -> dict[str, Tensor]:
-    """Renames a file's tensors to our variable paths, and lays them out as Keras does.
+    """A file's tensors under our variable paths, laid out as Keras does.
 
-    Args:
-        tensors: dict from foreign names to tensors.
-        rows: sequence of `Row`.
-
-    Returns:
-        Dict from our paths to tensors. A tensor that no row knows keeps its own name.
+    A tensor that no row knows keeps its own name.
     """
     patterns = [(_pattern(row.foreign), row) for row in rows]
     arrays = {}
@@ -179,11 +156,7 @@ def to_ours(tensors: dict, rows) -> dict[str, Tensor]:
 
 
 def to_foreign(arrays: dict, rows) -> dict[str, Tensor]:
-    """The inverse of `to_ours`: turns our variables into a table's foreign names and layouts.
-
-    Raises:
-        ValueError: if the table has no name for some of the variables.
-    """
+    """The inverse of `to_ours`; a variable that the table has no name for is an error."""
     patterns = [(_pattern(row.ours), row) for row in rows]
     tensors, unknown = {}, []
     for name, tensor in arrays.items():

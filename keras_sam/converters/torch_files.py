@@ -6,6 +6,7 @@ become `Inert`, and a file with any other name is refused.
 """
 
 import dataclasses
+import math
 import mmap
 import os
 import pickletools
@@ -78,19 +79,9 @@ _INERT = {
 
 
 def read_torch(path) -> dict[str, Tensor]:
-    """Reads a file that `torch.save` wrote, zip or older.
+    """Reads a file that `torch.save` wrote, zip or older; see `read_checkpoint`.
 
-    The file is memory-mapped, so that a tensor takes memory only when its values are used.
-
-    Args:
-        path: path of the file.
-
-    Returns:
-        Dict from names to tensors. If the state dict lies inside another dict
-        (`{"model": ...}`), it is unwrapped.
-
-    Raises:
-        ValueError: if the file is damaged, would run code, or has no tensors.
+    A state dict inside another dict (`{"model": ...}`) is unwrapped.
     """
     with open(path, "rb") as file:
         start = file.read(4)
@@ -150,11 +141,7 @@ def map_file(path: str | os.PathLike) -> np.ndarray:
 
 
 def zip_member(mapped: np.ndarray, info: zipfile.ZipInfo) -> np.ndarray:
-    """The bytes of a member of a zip archive, as a view of the mapped file.
-
-    Raises:
-        ValueError: if it is compressed, as neither torch nor Keras does it, or damaged.
-    """
+    """The bytes of a member of a zip archive, as a view of the mapped file."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
         # A few compressed bytes could expand to any size.
         raise ValueError(
@@ -274,9 +261,7 @@ def _tensor(name, stored, storages):
     shape, strides = tuple(stored.shape), tuple(stored.strides)
     if len(shape) != len(strides) or len(shape) > 8:
         raise ValueError(f"Its tensor {name!r} has impossible sizes.")
-    size = 1
-    for n in shape:
-        size *= n
+    size = math.prod(shape)
     last = stored.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if size and (last >= storage.size or size > storage.size):
         raise ValueError(
@@ -340,18 +325,9 @@ class Storage(NamedTuple):
 
 
 def load_pickle(stream):
-    """Interprets one pickle.
+    """What a pickle describes: dicts, lists, strings, numbers, `StoredTensor`s and `Inert`s.
 
-    Args:
-        stream: bytes, or a binary file at the start of a pickle, which is read to its end.
-
-    Returns:
-        What the pickle describes, made of dicts, lists, tuples, strings, numbers,
-        `StoredTensor` and `Inert`.
-
-    Raises:
-        ValueError: if the pickle is damaged, or names anything but tensors and the few
-            harmless classes that training scripts leave beside them.
+    It is given as bytes, or as a binary file, which is read to the end of the pickle.
     """
     machine = _Machine()
     try:

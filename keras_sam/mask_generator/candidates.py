@@ -25,30 +25,19 @@ _CHANGES_PER_PIXEL = 1 / 64
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A part of an image that is segmented by itself.
+    """A part of an image that is segmented by itself, scaled for the model by its own plan."""
 
-    Args:
-        box: tuple of four ints, x1 y1 x2 y2 in original pixels.
-        plan: how the crop is scaled for the model.
-    """
-
-    box: tuple[int, int, int, int]
+    box: tuple[int, int, int, int]  # x1 y1 x2 y2 in original pixels
     plan: ResizePlan
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """The masks of some clicks on one crop.
+    """The masks of some clicks on one crop."""
 
-    Args:
-        points: float64 array `(N, 2)`, x y in pixels of the crop.
-        scores: float32 array `(N, K)`, predicted IoUs.
-        logits: float32 array `(N, K, Lh, Lw)`.
-    """
-
-    points: np.ndarray
-    scores: np.ndarray
-    logits: np.ndarray
+    points: np.ndarray  # float64 (N, 2), x y in pixels of the crop
+    scores: np.ndarray  # float32 (N, K), predicted IoUs
+    logits: np.ndarray  # float32 (N, K, Lh, Lw)
 
 
 class CandidateFile:
@@ -100,31 +89,17 @@ class PackedMask:
 
     Run lengths of an object are short. Those of noise take longer to make than the mask itself,
     and most masks are dropped before their run lengths are needed.
-
-    Args:
-        content: bytes. COCO's string of the whole image, or the bits of the part's pixels.
-        is_bits: bool. Which of the two.
-        box: tuple of four ints, x1 y1 x2 y2 in original pixels: the part.
     """
 
-    content: bytes
-    is_bits: bool
-    box: tuple[int, int, int, int]
+    content: bytes  # COCO's string of the whole image, or the bits of the part's pixels
+    is_bits: bool  # which of the two
+    box: tuple[int, int, int, int]  # the part: x1 y1 x2 y2 in original pixels
 
 
 def pack_mask(
     mask: np.ndarray, box: tuple[int, int, int, int], original_size: tuple[int, int]
 ) -> PackedMask:
-    """Packs a mask of a part of an image.
-
-    Args:
-        mask: bool array, the pixels of `box`.
-        box: four ints, x1 y1 x2 y2 in original pixels.
-        original_size: pair of ints, `(H0, W0)`.
-
-    Returns:
-        A `PackedMask`.
-    """
+    """Packs a bool mask of the part `box` of an image."""
     changes = np.count_nonzero(mask[1:] != mask[:-1])
     if changes > _CHANGES_PER_PIXEL * mask.size:
         return PackedMask(np.packbits(mask).tobytes(), True, box)
@@ -133,11 +108,7 @@ def pack_mask(
 
 
 class WaitingMasks:
-    """Packed masks of one image: the first in memory, many in a temporary file.
-
-    Args:
-        original_size: pair of ints, `(H0, W0)`.
-    """
+    """Packed masks of one image: the first in memory, many in a temporary file."""
 
     def __init__(self, original_size: tuple[int, int]) -> None:
         self.original_size = original_size

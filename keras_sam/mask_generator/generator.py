@@ -20,7 +20,7 @@ from keras_sam.mask_generator.records import MaskRecords, Thresholds, select_rec
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.predictor import SAMPredictor
 from keras_sam.preprocessing.converter import batch_of, is_one_image
-from keras_sam.prompts.canonical import check_at_least_one
+from keras_sam.prompts.nested import check_at_least_one
 
 UNUSABLE = ("raise", "skip")
 

@@ -47,18 +47,7 @@ _MAX_THREADS = 4  # each holds one mask at full size; more would wait for the me
 class Thresholds:
     """The thresholds by which candidates become records, and the records' form.
 
-    Args:
-        pred_iou_thresh: float. Predicted IoUs above it stay; 0 keeps all.
-        stability_score_thresh: float. Stability scores of at least this stay; 0 keeps all.
-        stability_score_offset: float, added to and taken from the mask threshold for stability.
-        box_nms_thresh: float. Of boxes of one crop with a larger IoU, one stays.
-        crop_nms_thresh: float. Likewise among different crops.
-        min_mask_region_area: float, pixels. Smaller holes and islands go; 0 keeps all.
-        output_mode: str, one of `OUTPUT_MODES`.
-        mask_threshold: float. Logits above it belong to the mask.
-
-    Raises:
-        ValueError: if one of them is no finite number, or `output_mode` is none of these.
+    See `SAMAutomaticMaskGenerator`; `mask_threshold` is the segmenter's.
     """
 
     pred_iou_thresh: float = 0.88
@@ -196,16 +185,8 @@ def select_records(
     """Selects the masks of one image from the candidates of its crops.
 
     Per crop: predicted IoU, stability, boxes cut off by the crop's edge, suppression by
-    predicted IoU. Then suppression across crops, smaller crops first, and small regions.
-
-    Args:
-        crops: the image's crops, each with its candidates in the order of the points.
-        original_size: pair of ints, `(H0, W0)`.
-        thresholds: what to keep.
-        candidates: optional `CandidateFile`, for the result to keep.
-
-    Returns:
-        `MaskRecords`.
+    predicted IoU. Then suppression across crops, smaller crops first, and small regions. The
+    result keeps `candidates`.
 
     Source:
         `SamAutomaticMaskGenerator`, facebookresearch/segment-anything@dca509f.

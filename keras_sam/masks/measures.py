@@ -17,10 +17,7 @@ _PIXELS_PER_PRODUCT = 1 << 18
 
 
 def list_masks(masks: Any) -> list[Any]:
-    """A collection of masks, in any form that `mask_iou` takes, as a list of arrays or dicts.
-
-    Run lengths are not decoded; a single mask is a list of one.
-    """
+    """Masks in any form that `mask_iou` takes as a list of arrays or dicts, none decoded."""
     if isinstance(masks, dict) or (hasattr(masks, "ndim") and masks.ndim == 2):
         masks = [masks]
     return [
@@ -30,11 +27,7 @@ def list_masks(masks: Any) -> list[Any]:
 
 
 def iterate_masks(masks: Any) -> Iterator[np.ndarray]:
-    """Yields each mask of a collection as a bool array `(H0, W0)`, run lengths decoded one by one.
-
-    Raises:
-        ValueError: if a mask is malformed or its size differs from the first's.
-    """
+    """Yields each mask as a bool array `(H0, W0)`, run lengths decoded one by one."""
     size = None
     for mask in list_masks(masks):
         mask = decode_rle(mask) if isinstance(mask, dict) else as_mask_stack(mask)[0] != 0
@@ -71,12 +64,10 @@ def mask_to_box(masks: Any, inclusive: bool = True) -> np.ndarray:
     """Finds the box around each mask.
 
     Args:
-        masks: bool or integer array `(..., H0, W0)`, a run-length dict, or
-            a sequence of them. Run lengths are not decoded.
-        inclusive: bool. True for Meta's box: x2 and y2 are the last column
-            and row inside, so its width is one pixel short. False for
-            COCO's: one past them, so that width and height count pixels.
-            Defaults to `True`.
+        masks: as `mask_area`.
+        inclusive: bool. True for Meta's box: x2 and y2 are the last column and row inside, so its
+            width is one pixel short. False for COCO's: one past them, so that width and height
+            count pixels. Defaults to `True`.
 
     Returns:
         Int64 array `(..., 4)`, x1 y1 x2 y2 in pixels; all 0 for an empty mask.
@@ -109,8 +100,7 @@ def mask_iou(masks: Any, others: Any = None) -> np.ndarray:
     """Intersection over union of every mask with every other.
 
     Args:
-        masks: `A` masks: an array `(A, H0, W0)`, or a sequence of masks,
-            run-length dicts or records.
+        masks: `A` masks: an array `(A, H0, W0)`, or a list of masks, run-length dicts or records.
         others: `B` masks in any of these forms. Defaults to `masks`.
 
     Returns:
@@ -141,10 +131,7 @@ def mask_iou(masks: Any, others: Any = None) -> np.ndarray:
 def iou_of_areas(
     shared: ArrayLike, area: ArrayLike, other_area: ArrayLike, if_empty: float = 0.0
 ) -> np.ndarray:
-    """Intersection over union, float64, from the pixels in both masks and the pixels in each.
-
-    `if_empty` is the result for two empty masks.
-    """
+    """Intersection over union, float64, from the pixels in both masks and those in each."""
     shared = np.asarray(shared, "float64")
     union = area + other_area - shared
     return np.divide(shared, union, out=np.full_like(shared, if_empty), where=union > 0)
@@ -210,10 +197,8 @@ def filter_masks(
         scores: float array `(...,)`, predicted IoUs.
         original_size: pair of ints, `(H0, W0)`.
         crop_box: four ints, x1 y1 x2 y2 in original pixels. Defaults to the whole image.
-        pred_iou_thresh: float. Defaults to `0.88`.
-        stability_score_thresh: float. Defaults to `0.95`.
-        mask_threshold: float. Defaults to `0.0`.
-        stability_score_offset: float. Defaults to `1.0`.
+        pred_iou_thresh, stability_score_thresh, mask_threshold, stability_score_offset: floats, as
+            of `SAMAutomaticMaskGenerator`.
 
     Returns:
         A dict of the `M` candidates kept, in their order: `indices` (int64 `(M,)`, into the
@@ -269,7 +254,6 @@ def _are_dicts(masks: Any) -> bool:
 
 
 def _mask_array(masks: ArrayLike) -> np.ndarray:
-    """Checks masks with any number of leading axes."""
     masks = np.asarray(masks)
     if masks.ndim < 2:
         raise ValueError(

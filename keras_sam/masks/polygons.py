@@ -1,8 +1,8 @@
 """Masks as polygons with holes, and back.
 
-A polygon is a list of rings, the outline first, then its holes; a ring is an
-array `(V, 2)` of x, y. Vertices are pixel *corners*: the pixel in row 0 and
-column 0 is the square from (0, 0) to (1, 1), so a traced mask comes back exact.
+A polygon is a list of rings, the outline first, then its holes; a ring is an array `(V, 2)` of
+x, y. Vertices are pixel *corners*: the pixel in row 0 and column 0 is the square from (0, 0) to
+(1, 1), so a traced mask comes back exact.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ _FINE = 5
 def mask_to_polygons(mask: ArrayLike, tolerance: float = 0.0) -> list[list[np.ndarray]]:
     """Traces the outlines of a mask along the edges of its pixels.
 
-    Each 8-connected part is one polygon. With a tolerance of 0 the outlines
-    are exact: `polygons_to_mask` returns the same mask (`test_round_trip`).
-    Where two pixels touch only at a corner, the ring passes it twice.
+    Each 8-connected part is one polygon. With a tolerance of 0, `polygons_to_mask` returns the
+    same mask. Where two pixels touch only at a corner, the ring passes it twice.
 
     Args:
         mask: bool or integer array `(H0, W0)`.
@@ -34,9 +33,8 @@ def mask_to_polygons(mask: ArrayLike, tolerance: float = 0.0) -> list[list[np.nd
             would collapse is kept unchanged. Defaults to `0.0`.
 
     Returns:
-        A list of polygons, from the top down. Rings are int64 `(V, 2)`, x y in
-        pixels, not closed; seen on a screen, outlines run clockwise and
-        holes counterclockwise.
+        A list of polygons, from the top down. Rings are int64 `(V, 2)`, x y in pixels, not closed;
+        seen on a screen, outlines run clockwise and holes counterclockwise.
 
     Raises:
         ValueError: if `mask` is not a single binary mask, or `tolerance` is negative.
@@ -65,15 +63,13 @@ def mask_to_polygons(mask: ArrayLike, tolerance: float = 0.0) -> list[list[np.nd
 def polygons_to_mask(polygons: Sequence[Any], size: Sequence[int]) -> np.ndarray:
     """Fills polygons by COCO's rule.
 
-    The rings of a polygon are filled by the even-odd rule, so holes stay
-    open; of several polygons the union is taken. A pixel is inside if its
-    centre is, on a grid of fifths of a pixel. The result equals that of
-    `pycocotools` pixel by pixel (`test_filling_equals_pycocotools`).
+    The rings of a polygon are filled by the even-odd rule, so holes stay open; of several polygons
+    the union is taken. A pixel is inside if its centre is, on a grid of fifths of a pixel. The
+    result equals that of `pycocotools` pixel by pixel (`test_filling_equals_pycocotools`).
 
     Args:
-        polygons: sequence of polygons in original pixels: lists of rings
-            `(V, 2)`, single rings, or COCO's flat `[x1, y1, x2, y2, ...]`. They may
-            leave the image.
+        polygons: sequence of polygons in original pixels: lists of rings `(V, 2)`, single rings, or
+            COCO's flat `[x1, y1, x2, y2, ...]`. They may leave the image.
         size: pair of ints, `(H0, W0)`.
 
     Returns:
@@ -93,8 +89,7 @@ def polygons_to_mask(polygons: Sequence[Any], size: Sequence[int]) -> np.ndarray
 def polygons_to_coco(polygons: Sequence[Any]) -> list[list[float]]:
     """Writes polygons as COCO does, one flat `[x1, y1, x2, y2, ...]` each.
 
-    COCO has no holes: each is joined to its outline by a cut of zero width,
-    which fills to the same pixels (`test_coco_polygons_keep_holes`).
+    COCO has no holes: each is joined to its outline by a cut of zero width, which fills nothing.
 
     Args:
         polygons: sequence of polygons, as `polygons_to_mask`.
@@ -205,9 +200,8 @@ def _trace(mask: np.ndarray) -> list[list[np.ndarray]]:
 def _walk(across: list[int]) -> tuple[list[int], list[int], list[list[int]]]:
     """Follows rings from turn to turn: along the row to turn `i ^ 1`, then up or down.
 
-    Returns:
-        The ring of each turn, the first turn of each ring in row order, and
-        the turns of each ring in the order of the walk.
+    Returns the ring of each turn, the first turn of each ring in row order, and the turns of each
+    ring in the order of the walk.
     """
     ring_of = [-1] * len(across)
     starts, indices = [], []

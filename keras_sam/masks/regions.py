@@ -16,9 +16,8 @@ from keras_sam.masks.rle import as_mask_stack
 def remove_small_regions(mask: ArrayLike, min_area: float, mode: str) -> tuple[np.ndarray, bool]:
     """Fills small holes, or drops small islands.
 
-    Regions are 8-connected. If every island is small, the largest one is
-    kept, the topmost of equals. Background that touches the image's edge
-    counts as a hole, too.
+    Regions are 8-connected. If every island is small, the largest one is kept, the topmost of
+    equals. Background that touches the image's edge counts as a hole, too.
 
     Args:
         mask: bool or integer array `(H0, W0)`.
@@ -68,8 +67,7 @@ def masks_to_label_map(
         masks: array `(M, H0, W0)`, or a sequence of masks, of run-length dicts or of
             records. Run lengths are decoded one at a time.
         scores: array `(M,)`. By default smaller masks score higher.
-        size: pair of ints `(H0, W0)`. Defaults to the masks' size; required if there may be no
-            mask.
+        size: pair of ints `(H0, W0)`. Defaults to the masks' size; required if there is no mask.
 
     Returns:
         Int32 array `(H0, W0)`: 0 is background, `i + 1` is mask `i`.
@@ -150,9 +148,8 @@ def remove_overlaps(masks: Any, scores: ArrayLike | None = None) -> np.ndarray:
 def _regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Finds the 8-connected regions of a mask, as runs of pixels within rows.
 
-    Returns:
-        For each run its first pixel `y * W0 + x`, its length, and the number
-        of its region, which is the index of the region's first run.
+    Returns for each run its first pixel `y * W0 + x`, its length, and its region, which is the
+    index of the region's first run.
     """
     h0, w0 = mask.shape
     stride = w0 + 1  # an empty column, so that no run continues in the next row

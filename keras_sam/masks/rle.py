@@ -1,8 +1,8 @@
 """COCO run lengths: a mask as the lengths of its runs, column by column.
 
-A run-length dict is `{"size": [H0, W0], "counts": counts}`. The counts start
-with a run of background (of length 0 if the first pixel is inside) and are a
-list of ints, or COCO's compressed string of them.
+A run-length dict is `{"size": [H0, W0], "counts": counts}`. The counts start with a run of
+background (of length 0 if the first pixel is inside) and are a list of ints, or COCO's compressed
+string of them.
 """
 
 from __future__ import annotations
@@ -36,27 +36,21 @@ def encode_rle(
 ) -> dict | list[dict]:
     """Encodes binary masks as COCO run lengths.
 
-    Equal to `pycocotools.mask.encode`, with the string as `str`, so that the
-    dicts go into JSON as they are (`test_encode_equals_pycocotools`). Masks of a crop are
-    encoded as masks of the whole image without being padded to its size.
+    Equal to `pycocotools.mask.encode`, with the string as `str`, ready for JSON. Masks of a crop
+    are encoded as masks of the whole image without being padded to its size.
 
     Args:
-        masks: bool or integer array `(H0, W0)` or `(M, H0, W0)`; everything
-            but 0 is inside.
-        compressed: bool. True for COCO's string, False for a list of ints.
-            Defaults to `True`.
-        crop_box: four ints, x1 y1 x2 y2 in original pixels: the part of the
-            image that `masks` show; outside it is background. Defaults to
-            the whole image.
-        original_size: pair of ints `(H0, W0)`, with `crop_box`: the size of
-            the image.
+        masks: bool or integer array `(H0, W0)` or `(M, H0, W0)`; everything but 0 is inside.
+        compressed: bool. True for COCO's string, False for a list of ints. Defaults to `True`.
+        crop_box: four ints, x1 y1 x2 y2 in original pixels: the part of the image that `masks`
+            show; outside it is background. Defaults to the whole image.
+        original_size: pair of ints `(H0, W0)`, with `crop_box`: the size of the image.
 
     Returns:
         A dict with `size`, `[H0, W0]`, and `counts`; for a stack a list of `M`.
 
     Raises:
-        ValueError: if `masks` is not a stack of masks or holds logits, or if
-            the crop has another size or leaves the image.
+        ValueError: if `masks` are not masks, or the crop has another size or leaves the image.
 
     Example:
 
@@ -92,8 +86,7 @@ def decode_rle(rle: dict | Sequence[dict]) -> np.ndarray:
         Bool array `(H0, W0)`, for a sequence `(M, H0, W0)`.
 
     Raises:
-        ValueError: if a dict is malformed, the counts do not fill the size, or
-            the sizes of a sequence differ.
+        ValueError: if a dict is malformed, counts do not fill their size, or sizes differ.
 
     Example:
 
@@ -120,13 +113,13 @@ def decode_rle(rle: dict | Sequence[dict]) -> np.ndarray:
 
 
 def compress_rle(rle: dict) -> dict:
-    """Returns the dict with its counts as COCO's string. `pycocotools` reads it.
+    """Writes the counts of a run-length dict as COCO's string, which `pycocotools` reads.
 
     Args:
         rle: a run-length dict, compressed or not.
 
     Returns:
-        A new dict with `size` and the string `counts`.
+        A new dict.
 
     Raises:
         ValueError: as `decode_rle`.
@@ -315,15 +308,10 @@ def _encode_chunk(
 def _compress(counts: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Writes counts as COCO's string: 5 bits a character, least significant first.
 
-    From the fourth run on, a count is written as its difference to the count
-    of the same colour before it. Bit 5 of a character says that more follow.
-
-    Args:
-        counts: int64 array `(runs,)`, the runs of one or several masks.
-        starts: int array `(M,)`, where the runs of each mask begin.
-
-    Returns:
-        The characters, uint8, and the place after each run's last character.
+    From the fourth run on, a count is written as its difference to the count of the same colour
+    before it. Bit 5 of a character says that more follow. `counts` `(runs,)` are the runs of all
+    masks, `starts` `(M,)` where those of each mask begin. Returns the characters, uint8, and the
+    place after each run's last one.
     """
     value = counts.copy()
     value[2:] -= counts[:-2]

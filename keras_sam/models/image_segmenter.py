@@ -26,13 +26,12 @@ class ImageSegmenter(preset_models.PresetModel):
     preprocessor_cls = None
 
     def get_config(self) -> dict:
-        preprocessor = self.preprocessor
+        parts = {"backbone": self.backbone, "preprocessor": self.preprocessor}
         return {
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "backbone": keras.layers.serialize(self.backbone),
-            "preprocessor": None if preprocessor is None else keras.layers.serialize(preprocessor),
+            **{k: x if x is None else keras.layers.serialize(x) for k, x in parts.items()},
         }
 
     @classmethod

@@ -140,16 +140,7 @@ class PresetModel(keras.Model):
 
 
 def build_from_config(part: dict, dtype: str | keras.DTypePolicy | None = None, **kwargs: Any):
-    """A layer or model from its `registered_name` and `config`.
-
-    Args:
-        part: dict of a `Preset`.
-        dtype: optional str or `keras.DTypePolicy` that replaces the one in the config.
-        **kwargs: other arguments that replace those in the config.
-
-    Raises:
-        ValueError: if no class of that name is registered with Keras.
-    """
+    """A layer or model from a `Preset`'s part; the other arguments replace those in its config."""
     config = {**part["config"], **kwargs}
     if dtype is not None:
         config["dtype"] = dtype
@@ -179,11 +170,7 @@ def load_into(model: keras.Model, preset: Preset, ignore: Iterable[str] = ()) ->
 
 
 def save(folder: str | os.PathLike, model: PresetModel) -> None:
-    """Writes the preset folder of a backbone, or of a task with its backbone and preprocessor.
-
-    Raises:
-        ValueError: if the model is quantized.
-    """
+    """Writes the preset folder of a backbone, or of a task with its backbone and preprocessor."""
     backbone = getattr(model, "backbone", model)
     weights = _arrays(backbone)
     files = {CONFIG_FILE: _serialized(backbone)}

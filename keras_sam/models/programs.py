@@ -1,7 +1,9 @@
 """Encoder and decoder as Keras models that the backend compiles once per input shape."""
 
+import dataclasses
 import functools
 import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -12,8 +14,10 @@ from keras_sam import backends
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
+from keras_sam.models.outputs import check_choice
 from keras_sam.prompts import CANONICAL_KEYS as _PROMPTS
-from keras_sam.prompts import Prompts
+from keras_sam.prompts import PADDING, Prompts
+from keras_sam.prompts.nested import next_power_of_two
 
 # From this many prompts of an image on, what they share is computed beforehand. That takes as many
 # multiplications as it saves for three prompts.
@@ -88,45 +92,45 @@ class Programs:
         chunk: int,
         multimask_output: bool | None = None,
     ) -> dict[str, np.ndarray]:
-        """Prompts to `masks` `(B, P, K, Lh, Lw)` and `iou_pred` `(B, P, K)`.
+        """Embeddings `(B, Eh, Ew, C)` and `Prompts` in the model frame to masks and their scores.
 
-        Args:
-            embeddings: float array `(B, Eh, Ew, C)`.
-            prompts: `Prompts` in the model frame.
-            chunk: int. Prompt sets of an image that are decoded at once.
-            multimask_output: optional bool. Which masks to make, see `SAMMaskDecoder`.
+        `chunk` prompt sets are decoded at once. `multimask_output` says which masks to make, see
+        `SAMMaskDecoder`. `join_batches` finishes what is returned.
         """
         image = self._image(embeddings, prompts)
         make = functools.partial(Decoder, self._backbone, multimask_output=multimask_output)
         joined = {}
-        for sets, part in prompts.chunks(chunk, backends.pads_prompt_sets()):
+        for sets, part in chunks(prompts, chunk, backends.pads_prompt_sets()):
             inputs = {**image, **_without_absent(part)}
             name = f"decoder, {multimask_output=}, {sorted(inputs)}"
             outputs = self._program(name, make, is_decoder=True)(inputs)
             real = sets.stop - sets.start
             if real == prompts.num_sets:
-                return {name: x[:, :real] for name, x in outputs.items()}
+                return with_prompt_info({k: x[:, :real] for k, x in outputs.items()}, prompts)
             for name, x in outputs.items():
                 if not sets.start:
                     joined[name] = np.empty((len(x), prompts.num_sets, *x.shape[2:]), x.dtype)
                 joined[name][:, sets] = x[:, :real]
-        return joined
+        return with_prompt_info(joined, prompts)
+
+    def decode_nothing(self, prompts: Prompts) -> dict[str, np.ndarray]:
+        """What `decode` returns for prompt sets that are all padding, without an image."""
+        shape = (*prompts.labels.shape[:2], self._backbone.mask_decoder.num_mask_tokens)
+        masks = np.zeros((*shape, *self._backbone.mask_size), "float32")
+        outputs = {"masks": masks, "iou_pred": np.zeros(shape, "float32")}
+        return with_prompt_info(outputs, prompts)
 
     def inspect_decoder(
         self, embeddings: np.ndarray, prompts: Prompts, hooks: dict, attentions: bool
     ) -> dict[str, np.ndarray]:
         """`decode` of all prompt sets at once, with PerSAM's hooks and the attention maps.
 
-        Args:
-            embeddings: float array `(B, Eh, Ew, C)`.
-            prompts: as for `decode`.
-            hooks: dict of `attention_similarity` and `target_embedding`, or one of them.
-            attentions: bool. Whether to return `attentions` too.
+        `hooks` is a dict of `attention_similarity` and `target_embedding`, or one of them.
         """
         inputs = {"image_embeddings": embeddings, **_without_absent(prompts), **hooks}
         name = f"decoder, {attentions=}, {sorted(inputs)}"
         make = functools.partial(Decoder, self._backbone, return_attentions=attentions)
-        return _float32(self._program(name, make)(inputs))
+        return with_prompt_info(_float32(self._program(name, make)(inputs)), prompts)
 
     def _image(self, embeddings, prompts):
         """The decoder's inputs that all prompts have in common."""
@@ -179,6 +183,7 @@ class _Part(keras.Model):
     def __init__(self, backbone, **choices):
         name = "prompts_and_masks"  # TensorFlow's names must start with a letter
         super().__init__(name=name, dtype=backbone.dtype_policy, autocast=False)
+        check_choice(choices.get("multimask_output"), backbone.mask_decoder.num_mask_tokens)
         self.prompt_encoder = backbone.prompt_encoder
         self.mask_decoder = backbone.mask_decoder
         self.choices = choices
@@ -235,3 +240,112 @@ def _without_absent(prompts):
 
 def _float32(outputs):
     return keras.tree.map_structure(lambda x: np.asarray(x, "float32"), outputs)
+
+
+# --- few shapes ---
+
+
+def chunks(prompts: Prompts, size: int, pad_sets: bool) -> Iterator[tuple[slice, Prompts]]:
+    """Where chunks of at most `size` prompt sets are, and the chunks, padded to few shapes.
+
+    Tokens are always padded, prompt sets only with `pad_sets`.
+    """
+    for start, stop, padded in split_into_buckets(prompts.num_sets, size, pad_sets):
+        sets = slice(start, stop)
+        chunk = dataclasses.replace(
+            prompts,
+            points=prompts.points[:, sets],
+            labels=prompts.labels[:, sets],
+            masks=prompts.masks[:, sets],
+            mask_given=prompts.mask_given[:, sets],
+        )
+        yield sets, pad_prompts(chunk, padded)
+
+
+def pad_prompts(prompts: Prompts, prompt_sets: int | None = None) -> Prompts:
+    """Pads tokens to a power of two, at least 2, and prompt sets to `prompt_sets`, or likewise.
+
+    So few shapes are ever compiled. Padding tokens are masked in every attention, and padded
+    prompt sets are cut off again, so the masks are those of the prompts alone.
+    """
+    sets, tokens = prompts.labels.shape[1:]
+    more_sets = (next_power_of_two(sets) if prompt_sets is None else prompt_sets) - sets
+    more_tokens = max(2, next_power_of_two(tokens)) - tokens
+    more_masks = more_sets if prompts.mask_given.shape[1] else 0
+
+    def pad(x, *widths, value=0):
+        widths = [(0, 0), *((0, n) for n in widths), *([(0, 0)] * (x.ndim - 1 - len(widths)))]
+        return np.pad(x, widths, constant_values=value)
+
+    return dataclasses.replace(
+        prompts,
+        points=pad(prompts.points, more_sets, more_tokens),
+        labels=pad(prompts.labels, more_sets, more_tokens, value=PADDING),
+        masks=pad(prompts.masks, more_masks),
+        mask_given=pad(prompts.mask_given, more_masks),
+    )
+
+
+def split_into_buckets(total: int, size: int, pad_sets: bool) -> Iterator[tuple[int, int, int]]:
+    """Where to cut prompt sets so that at most one is padding: start, stop and padded length.
+
+    A chunk of 8 takes 5 as 4 and 1: three padded ones would cost more than a second call.
+    """
+
+    def bucket(count):
+        return min(next_power_of_two(count), size) if pad_sets else count
+
+    start = 0
+    while start < total:
+        count = min(size, total - start)
+        if bucket(count) - count > 1:
+            count = next_power_of_two(count) // 2
+        yield start, start + count, bucket(count)
+        start += count
+
+
+# --- what is returned ---
+
+
+def with_prompt_info(outputs: dict, prompts: Prompts) -> dict:
+    """Adds what is needed to join batches and to pick masks: facts about the prompts."""
+    facts = ("lone_click", "num_prompts", "single_object")
+    return {**outputs, **{name: getattr(prompts, name) for name in facts}}
+
+
+def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Joins the outputs of several batches, by their largest `P`.
+
+    Masks and scores of padded prompt sets become NaN. If every batch came in the form of a single
+    object, the result has no `num_prompts` and no axis `P`.
+    """
+    most = max(batch["masks"].shape[1] for batch in batches)
+    fillers = {"masks": np.nan, "iou_pred": np.nan, "lone_click": False}
+    joined = {
+        name: _concatenate([batch[name] for batch in batches], most, filler)
+        for name, filler in fillers.items()
+    }
+    num_prompts = np.concatenate([np.asarray(batch["num_prompts"], "int32") for batch in batches])
+    missing = np.arange(most) >= num_prompts[:, None]  # (B, P)
+    if missing.any():
+        for name in ("masks", "iou_pred"):
+            joined[name] = np.require(joined[name], requirements="W")
+            joined[name][missing] = np.nan
+    if all(batch["single_object"] for batch in batches):
+        return {name: array[:, 0] for name, array in joined.items()}
+    return {**joined, "num_prompts": num_prompts}
+
+
+def _concatenate(arrays: list[np.ndarray], prompt_sets: int, filler: float | bool) -> np.ndarray:
+    """Concatenates arrays `(B, P, ...)`, each padded to `P = prompt_sets`."""
+    if len(arrays) == 1 and arrays[0].shape[1] == prompt_sets:
+        return arrays[0]
+    padded = [
+        np.pad(
+            x,
+            [(0, 0), (0, prompt_sets - x.shape[1]), *[(0, 0)] * (x.ndim - 2)],
+            constant_values=filler,
+        )
+        for x in arrays
+    ]
+    return np.concatenate(padded)

@@ -13,22 +13,19 @@ from keras_sam.geometry import ResizePlan
 from keras_sam.layers.prompt_tensors import canonical_inputs, of_one_kind
 from keras_sam.models.fine_tuning import FineTuning
 from keras_sam.models.image_segmenter import ImageSegmenter
-from keras_sam.models.outputs import check_choice, select_masks
-from keras_sam.models.programs import Programs
+from keras_sam.models.outputs import select_masks
+from keras_sam.models.programs import Programs, join_batches
 from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.trainable import TrainableSegmenter
-from keras_sam.preprocessing.batches import Batch, iterate_batches, join_batches
-from keras_sam.preprocessing.converter import batch_of, check_keys
+from keras_sam.preprocessing.batches import Batch, iterate_batches
+from keras_sam.preprocessing.converter import ExactFrame, batch_of, check_keys
 from keras_sam.preprocessing.preprocessor import (
     Prepared,
     SAMImageSegmenterPreprocessor,
     check_preprocessor,
-    exact_frame,
-    is_customized,
 )
 from keras_sam.prompts import CANONICAL_KEYS, PromptDict, Prompts, read, read_canonical
-from keras_sam.prompts.canonical import check_at_least_one
-from keras_sam.prompts.nested import to_numpy
+from keras_sam.prompts.nested import check_at_least_one, to_numpy
 from keras_sam.prompts.reading import no_prompt
 
 
@@ -210,16 +207,11 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
 
     def _predict_batch(self, batch, prompt_chunk):
         if batch.prompts is not None and not batch.prompts.num_prompts.any():
-            # No image has an object, so there is nothing to encode or decode.
-            shape = (*batch.prompts.labels.shape[:2], self.mask_decoder.num_mask_tokens)
-            outputs = {
-                "masks": np.zeros((*shape, *self.mask_size), "float32"),
-                "iou_pred": np.zeros(shape, "float32"),
-            }
-            return _with_prompt_info(outputs, batch.prompts)
+            # No image has an object, so there is nothing to encode.
+            return self._programs.decode_nothing(batch.prompts)
         prepared = self.prepare_batch(batch)
         embeddings = self._programs.encode(prepared.images)
-        return self._decode(embeddings, prepared.prompts, prompt_chunk)
+        return self._programs.decode(embeddings, prepared.prompts, prompt_chunk)
 
     def prepare(self, batch: dict) -> dict:
         """Turns one batch of images and prompts into the canonical inputs.
@@ -239,49 +231,34 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
     def prepare_batch(self, batch: Batch) -> Prepared:
         """Takes a batch whose prompts are read to the model frame.
 
-        Args:
-            batch: a `Batch`, of images or of `image_embeddings`.
-
-        Returns:
-            A `Prepared` batch, with the embeddings in place of the images if it had them.
-
-        Raises:
-            ValueError: if images, embeddings or masks do not fit the model.
+        What was `image_embeddings` stays so, in place of images.
         """
-        x = batch.x
-        if "images" in x and not batch.in_model_frame:
-            preprocessor = self._frame
-            if not is_customized(preprocessor):
-                check_keys(x)
-                if batch.prompts is None:
-                    raise no_prompt("the whole call")
-                return preprocessor.prepare(x["images"], batch.prompts)
-            made = preprocessor(x)  # which may add prompts of its own
+        x, prompts = batch.x, batch.prompts
+        if "images" not in x:
+            images = self.checked_embeddings(x["image_embeddings"])
+        elif batch.in_model_frame:
+            images = _checked_frames(x["images"], self.image_shape, "images")
+        elif _is_customized(self.preprocessor):
+            made = self.preprocessor(x)  # which may add prompts of its own
             plans = self.plans(made.get("original_sizes"), len(made["images"]))
             return Prepared(made["images"], read_canonical(made), plans)
-        if "images" in x:
-            images = _checked_frames(x["images"], self.image_shape, "images")
         else:
-            images = self.checked_embeddings(x["image_embeddings"])
+            check_keys(x)
+            if prompts is None:
+                raise no_prompt("the whole call")
+            images, plans = self._image_converter.convert(x["images"])
+            return Prepared(images, prompts.to_model(plans, self.mask_size), plans)
         plans = self.plans(x.get("original_sizes"), len(images))
-        prompts = batch.prompts
         if prompts is not None and not batch.in_model_frame:
             prompts = prompts.to_model(plans, self.mask_size)
         return Prepared(images, prompts, plans)
 
     @property
-    def _frame(self):
-        """The preprocessor, or without one a stand-in for images of the model's own size."""
-        return exact_frame(self.backbone) if self.preprocessor is None else self.preprocessor
-
-    def _decode(self, embeddings, prompts, prompt_chunk, multimask_output=None):
-        """Masks with the axis `P`, and what `join_batches` needs to finish them."""
-        if multimask_output is not None:
-            check_choice(multimask_output, self.mask_decoder.num_mask_tokens)
-        made = None if multimask_output == "auto" else multimask_output
-        outputs = self._programs.decode(embeddings, prompts, prompt_chunk, made)
-        outputs = _with_prompt_info(outputs, prompts)
-        return select_masks(outputs, "auto") if multimask_output == "auto" else outputs
+    def _image_converter(self):
+        """The preprocessor's, or without one a stand-in that takes the model's own size alone."""
+        if self.preprocessor is None:
+            return ExactFrame.for_encoder(self.image_encoder)
+        return self.preprocessor.image_converter
 
     def encode(
         self,
@@ -307,13 +284,8 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         Raises:
             ValueError: for images that `predict` would refuse.
         """
-        check_at_least_one(batch_size, "batch_size")
-        images, to_frames = batch_of(images), self._frame.image_converter
-        batches = (  # read as they are needed: frames are large
-            to_frames(images[start : start + batch_size])
-            for start in range(0, len(images), batch_size)
-        )
-        return self._encode_batches(batches, return_hidden_states, return_attentions)
+        returned = (return_hidden_states, return_attentions)
+        return self._encode(batch_of(images), batch_size, self._image_converter, *returned)
 
     def encode_frames(
         self,
@@ -326,28 +298,24 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
 
         Args:
             frames: float or uint8 array `(B, H, W, channels)`, pixel values 0..255.
-            batch_size: see `encode`.
-            return_hidden_states: see `encode`.
-            return_attentions: see `encode`.
-
-        Returns:
-            What `encode` returns.
+            batch_size: this and the others as in `encode`, which returns the same.
 
         Raises:
             ValueError: if `frames` has another shape.
         """
-        check_at_least_one(batch_size, "batch_size")
         frames = _checked_frames(frames, self.image_shape, "frames")
-        batches = (
-            frames[start : start + batch_size] for start in range(0, len(frames), batch_size)
-        )
-        return self._encode_batches(batches, return_hidden_states, return_attentions)
+        returned = (return_hidden_states, return_attentions)
+        return self._encode(frames, batch_size, lambda batch: batch, *returned)
 
-    def _encode_batches(self, batches, hidden_states, attentions):
-        if hidden_states or attentions:
-            parts = [self._programs.inspect(b, hidden_states, attentions) for b in batches]
-        else:
-            parts = [self._programs.encode(batch) for batch in batches]
+    def _encode(self, images, batch_size, to_frames, hidden_states, attentions):
+        check_at_least_one(batch_size, "batch_size")
+        parts = []
+        for start in range(0, len(images), batch_size):  # read when needed: frames are large
+            frames = to_frames(images[start : start + batch_size])
+            if hidden_states or attentions:
+                parts.append(self._programs.inspect(frames, hidden_states, attentions))
+            else:
+                parts.append(self._programs.encode(frames))
         return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
     def decode(
@@ -416,10 +384,13 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         """`decode` of `Prompts` in the model frame, and of embeddings that are checked already."""
         hooks = {name: to_numpy(x) for name, x in hooks.items() if x is not None}
         if not hooks and not return_attentions:
-            return join_batches([self._decode(embeddings, prompts, prompt_chunk, multimask_output)])
+            made = None if multimask_output == "auto" else multimask_output
+            outputs = self._programs.decode(embeddings, prompts, prompt_chunk, made)
+            outputs = join_batches([outputs])
+            return select_masks(outputs, "auto") if multimask_output == "auto" else outputs
         outputs = self._programs.inspect_decoder(embeddings, prompts, hooks, return_attentions)
         attentions = outputs.pop("attentions", None)
-        outputs = join_batches([_with_prompt_info(outputs, prompts)])
+        outputs = join_batches([outputs])
         if multimask_output is not None:
             outputs = select_masks(outputs, multimask_output)
         return outputs if attentions is None else {**outputs, "attentions": attentions}
@@ -447,18 +418,10 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
         return type(self)(backbone, preprocessor, mask_threshold=self.mask_threshold)
 
     def plans(self, original_sizes: Any, count: int) -> list[ResizePlan]:
-        """How images of these sizes are scaled to the model frame.
+        """How `count` images of these sizes are scaled to the model frame.
 
-        Args:
-            original_sizes: int array `(B, 2)`, list of pairs `(H0, W0)` or of `ResizePlan`, or
-                None for images that are in the model frame already.
-            count: int, `B`.
-
-        Returns:
-            List of `B` plans.
-
-        Raises:
-            ValueError: if there are not `count` sizes.
+        `original_sizes` may be an int array `(B, 2)`, a list of pairs `(H0, W0)` or of
+        `ResizePlan`, or None for images that are in the model frame already.
         """
         frame = self.image_shape[:2]
         if original_sizes is None:
@@ -473,7 +436,7 @@ class SAMImageSegmenter(FineTuning, TrainableSegmenter, ImageSegmenter):
                 f"shape ({count}, 2). Received: {original_sizes!r:.80}."
             )
         sizes = [tuple(size) for size in sizes.tolist()]
-        return [self._frame.image_converter.plan(size) for size in sizes]
+        return [self._image_converter.plan(size) for size in sizes]
 
     def checked_embeddings(self, embeddings: Any) -> np.ndarray:
         """Embeddings as float32 numpy `(B, Eh, Ew, C)`, or a ValueError for another shape."""
@@ -501,11 +464,13 @@ def _checked_frames(frames, image_shape, name):
     return frames.astype("float32", copy=False)
 
 
-def _with_prompt_info(outputs, prompts):
-    """Adds what is needed to join batches and to pick masks: facts about the prompts."""
-    return {
-        **outputs,
-        "lone_click": prompts.lone_click,
-        "num_prompts": prompts.num_prompts,
-        "single_object": prompts.single_object,
-    }
+def _is_customized(preprocessor):
+    """Whether a preprocessor is of another class than ours, or a subclass that is called its way.
+
+    It is then called with the dict as it is, and what it returns is trusted.
+    """
+    if preprocessor is None:
+        return False
+    ours = SAMImageSegmenterPreprocessor
+    own = (type(preprocessor).__call__, getattr(type(preprocessor), "call", None))
+    return own != (ours.__call__, ours.call)

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_sam import backends
 from keras_sam.losses import VOID, SAMLoss, lone_click, selected_iou
+from keras_sam.models.programs import pad_prompts
 from keras_sam.preprocessing.batches import Batch, TrainingBatches
 from keras_sam.preprocessing.targets import prompt_weights, targets_to_frames
 from keras_sam.prompts.reading import no_prompt
@@ -273,7 +274,7 @@ class TrainableSegmenter:
         prepared = self.prepare_batch(batch)
         if prepared.prompts is None:
             raise no_prompt("the whole call")
-        prompts = prepared.prompts.padded()
+        prompts = pad_prompts(prepared.prompts)
         canonical = prompts.arrays()
         shape = prompts.labels.shape[:2]
         if backends.NEEDS_MASKS and not canonical["masks"].shape[1]:

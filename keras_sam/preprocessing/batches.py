@@ -1,4 +1,4 @@
-"""One adapter from whatever holds images, prompts and targets to batches, and their outputs joined.
+"""One adapter from whatever holds images, prompts and targets to batches.
 
 `predict`, `fit` and `SAMTrainer` share it, on images and on embeddings that were cached.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -16,31 +16,22 @@ import numpy as np
 
 from keras_sam import backends
 from keras_sam.preprocessing.converter import check_batch, check_images, sliceable
+from keras_sam.preprocessing.targets import with_image_axis
 from keras_sam.prompts import KEYS, Prompts, read, read_canonical
-from keras_sam.prompts.canonical import check_at_least_one
-from keras_sam.prompts.nested import describe_value
+from keras_sam.prompts.nested import check_at_least_one, describe_value
 
 # The keys of a batch of embeddings, in place of `images`.
 _EMBEDDED = ("image_embeddings", "original_sizes")
-# Outputs with one entry per prompt set.
-_PER_PROMPT = ("masks", "iou_pred", "lone_click")
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Images and prompts as people pass them, the prompts read.
+    """Images and prompts as people pass them, the prompts read."""
 
-    Args:
-        x: dict of `images`, or of `image_embeddings` and perhaps `original_sizes`, and prompts.
-        prompts: `Prompts` in pixels of the original images; None if `x` has none.
-        in_model_frame: bool. Whether images and prompts are in the model frame already: the
-            dict has `mask_given`, as the preprocessor returns it.
-        y: targets, or None.
-        sample_weight: weights, or None.
-    """
-
+    # `images`, or `image_embeddings` and perhaps `original_sizes`, and prompts.
     x: dict[str, Any]
-    prompts: Prompts | None
+    prompts: Prompts | None  # in pixels of the original images
+    # Whether images and prompts are in the model frame already: the dict has `mask_given`.
     in_model_frame: bool = False
     y: Any = None
     sample_weight: Any = None
@@ -56,15 +47,8 @@ class Batch:
     ) -> Batch:
         """Reads a dict, all of whose images belong to the batch.
 
-        Args:
-            x: dict of images and prompts.
-            y: targets.
-            sample_weight: weights.
-            allow_none: bool. Whether it may be that no image has an object.
-            allow_embeddings: bool. Whether `x` may have `image_embeddings` instead of `images`.
-
-        Raises:
-            ValueError: if an entry has no item for an image, or a prompt is malformed.
+        With `allow_none` it may be that no image has an object, with `allow_embeddings` that `x`
+        has `image_embeddings` instead of `images`.
         """
         is_embedded = allow_embeddings and isinstance(x, dict) and "image_embeddings" in x
         in_model_frame = isinstance(x, dict) and "mask_given" in x
@@ -79,26 +63,17 @@ class Batch:
                 check_batch(x["images"])
             if any(x.get(key) is not None for key in KEYS):
                 prompts = read(x, _count(x), allow_none=allow_none)
+        if isinstance(y, dict) and y.get("masks") is not None:
+            y = {**y, "masks": with_image_axis(y["masks"], _count(x))}
         return cls(x, prompts, in_model_frame, y, sample_weight)
 
 
 def iterate_batches(
     x: Any, batch_size: int | None = 1, steps: int | None = None
 ) -> tuple[Iterator[Batch], int | None]:
-    """Batches to predict for, of a dict, a data set or any other iterable of batches.
+    """Batches to predict for, of a dict, a data set or any other iterable, at most `steps`.
 
-    Args:
-        x: dict of arrays, tensors or lists whose first axis is `B`, and `images` among
-            them; or a `keras.utils.PyDataset`; or an iterable of batches.
-        batch_size: int. Images in a batch, when `x` is a dict; None is 1.
-        steps: optional int. Stop after so many batches.
-
-    Returns:
-        Tuple of an iterator of `Batch` and their number, or None if it is not known.
-
-    Raises:
-        ValueError: if `x` is none of these, is endless, holds no image, or `batch_size` or
-            `steps` is below 1.
+    `batch_size` is for a dict. Returns their number too, or None if it is not known.
     """
     if steps is not None:
         check_at_least_one(steps, "steps")
@@ -132,64 +107,10 @@ def iterate_batches(
     return itertools.chain([first], batches), total
 
 
-def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Joins the outputs of several batches into what `SAMImageSegmenter.predict` returns.
-
-    Args:
-        batches: list of dicts of `masks` `(B, P, K, Lh, Lw)`, `iou_pred` `(B, P, K)`,
-            `lone_click` `(B, P)`, `num_prompts` `(B,)`, each image's number of prompt sets
-            without padding, and `single_object`. `P` may differ between batches.
-
-    Returns:
-        One dict with the largest `P`. Masks and scores of padded prompt sets are NaN. If
-        `single_object` is True everywhere, the dict has no `num_prompts` and its arrays no axis
-        `P`, which is 1.
-    """
-    joined = {}
-    most = max(batch["masks"].shape[1] for batch in batches)
-    for name in _PER_PROMPT:
-        arrays = [batch[name] for batch in batches]
-        filler = np.nan if name != "lone_click" else False
-        joined[name] = _concatenate(arrays, most, filler)
-    num_prompts = np.concatenate([np.asarray(batch["num_prompts"], "int32") for batch in batches])
-    missing = np.arange(most) >= num_prompts[:, None]  # (B, P)
-    if missing.any():
-        for name in _PER_PROMPT[:2]:
-            joined[name] = np.require(joined[name], requirements="W")
-            joined[name][missing] = np.nan
-    if all(batch["single_object"] for batch in batches):
-        return {name: array[:, 0] for name, array in joined.items()}
-    return {**joined, "num_prompts": num_prompts}
-
-
-def _concatenate(arrays: list[np.ndarray], prompt_sets: int, filler: float | bool) -> np.ndarray:
-    """Concatenates arrays `(B, P, ...)`, each padded to `P = prompt_sets`."""
-    if len(arrays) == 1 and arrays[0].shape[1] == prompt_sets:
-        return arrays[0]
-    total = sum(len(array) for array in arrays)
-    joined = np.full((total, prompt_sets, *arrays[0].shape[2:]), filler, arrays[0].dtype)
-    start = 0
-    for array in arrays:
-        joined[start : start + len(array), : array.shape[1]] = array
-        start += len(array)
-    return joined
-
-
 class TrainingBatches(keras.utils.PyDataset):
     """A data set in the model frame over one in the frames of its images.
 
-    Args:
-        prepare: function from a `Batch` to what Keras trains on.
-        x: dict of images and prompts as `SAMImageSegmenter.predict` takes it; or a
-            `keras.utils.PyDataset` or other iterable of tuples `(x, y)` or
-            `(x, y, sample_weight)`.
-        y: dict with `masks`, when `x` is a dict.
-        sample_weight: optional array `(B,)` or `(B, P)`, when `x` is a dict.
-        batch_size: int. Images in a batch, when `x` is a dict.
-        shuffle: bool. Whether a dict's images are drawn in a new order every epoch.
-
-    Raises:
-        ValueError: if `x` and `y` have different lengths, or there is nothing to train on.
+    `prepare` makes of a `Batch` what Keras trains on; the other arguments are those of `fit`.
     """
 
     def __init__(
@@ -268,12 +189,9 @@ class TrainingBatches(keras.utils.PyDataset):
 
 
 class DictBatches(keras.utils.PyDataset):
-    """Batches of one dict that holds all images, prompts and targets.
+    """Batches of the `Batch` of a dict that holds all images, prompts and targets.
 
-    Args:
-        whole: `Batch` of the whole dict.
-        batch_size: int.
-        shuffle: bool. Whether every epoch has an order of its own.
+    With `shuffle` every epoch has an order of its own.
     """
 
     def __init__(self, whole: Batch, batch_size: int, shuffle: bool = False):
@@ -284,7 +202,8 @@ class DictBatches(keras.utils.PyDataset):
             raise ValueError("`image_embeddings` must hold at least one image. Received: none.")
         # Prompts of another length have a message of their own.
         entries = {k: v for k, v in whole.x.items() if whole.in_model_frame or k not in KEYS}
-        entries |= {f"y[{name!r}]": value for name, value in (whole.y or {}).items()}
+        y = {name: value for name, value in (whole.y or {}).items() if name != "void"}
+        entries |= {f"y[{name!r}]": value for name, value in y.items()}
         _check_lengths({**entries, "sample_weight": whole.sample_weight}, _count(whole.x))
         self._whole = whole
         self.num_images = _count(whole.x)
@@ -315,7 +234,9 @@ class DictBatches(keras.utils.PyDataset):
             x,
             None if whole.prompts is None else whole.prompts[chosen],
             whole.in_model_frame,
-            None if whole.y is None else {name: rows(v) for name, v in whole.y.items()},
+            None
+            if whole.y is None
+            else {name: v if name == "void" else rows(v) for name, v in whole.y.items()},
             None if weight is None else np.asarray(rows(weight)),
         )
 

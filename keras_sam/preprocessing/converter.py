@@ -5,6 +5,7 @@ Everything runs on the host, in numpy and pillow, the same on every backend.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,8 +42,7 @@ class SAMImageConverter(keras.layers.Layer):
     model normalises inside its graph, so by default pixels stay 0..255 and
     the padding is the mean colour, which becomes the 0 that the released
     checkpoints were trained with. With `do_rescale` and `do_normalize` on,
-    the output is what transformers' `SamImageProcessor` gives (in
-    `test_normalised_output_equals_transformers`).
+    the output is what transformers' `SamImageProcessor` gives.
 
     Args:
         size: int, pair `(H, W)`, `{"longest_edge": n}` or `{"height": H,
@@ -176,13 +176,7 @@ class SAMImageConverter(keras.layers.Layer):
         pixel_mean: Sequence[float] = PIXEL_MEAN,
         pixel_std: Sequence[float] = PIXEL_STD,
     ) -> SAMImageConverter:
-        """The converter that fits an image encoder's frame, channels and mean colour.
-
-        Args:
-            image_shape: `(H, W, channels)`.
-            pixel_mean: one float per channel.
-            pixel_std: one float per channel.
-        """
+        """The converter that fits an image encoder's frame `(H, W, channels)` and mean colour."""
         mean, std = np.asarray(pixel_mean), np.asarray(pixel_std)
         unit_range = takes_unit_range(pixel_mean, pixel_std)
         return cls(
@@ -242,14 +236,7 @@ class SAMImageConverter(keras.layers.Layer):
         return pixels, plans
 
     def plan(self, original_size: tuple[int, int]) -> ResizePlan:
-        """How an image of this size is scaled and padded.
-
-        Args:
-            original_size: pair of ints `(H0, W0)`.
-
-        Returns:
-            A `ResizePlan`.
-        """
+        """How an image of this size, `(H0, W0)`, is scaled and padded."""
         if not self.do_resize:
             frame = self.pad_size if self.do_pad else original_size
             return ResizePlan(tuple(original_size), frame, pad_only=True)
@@ -310,24 +297,24 @@ def takes_unit_range(pixel_mean: Sequence[float], pixel_std: Sequence[float]) ->
 class ExactFrame:
     """The converter of a model without a preprocessor: it takes images of the model's own size.
 
-    Args:
-        image_shape: tuple `(H, W, channels)` of the model frame.
-        unit_range: bool. Whether the model takes 0..1, so that such images need no warning.
+    `unit_range` says that the model takes 0..1, so that such images need no warning.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], unit_range: bool = False) -> None:
         self.pad_size, self.num_channels = tuple(image_shape[:2]), image_shape[2]
         self.unit_range = unit_range
 
+    @classmethod
+    def for_encoder(cls, encoder: Any) -> ExactFrame:
+        """The stand-in that fits an image encoder."""
+        statistics = (getattr(encoder, name, [255]) for name in ("pixel_mean", "pixel_std"))
+        return cls(encoder.image_shape, takes_unit_range(*statistics))
+
     def __call__(self, images: Any) -> np.ndarray:
         return self.convert(images)[0]
 
     def convert(self, images: Any) -> tuple[np.ndarray, list[ResizePlan]]:
-        """Reads a batch of images, see `SAMImageConverter.convert`.
-
-        Raises:
-            ValueError: if an image has another size, or cannot be read.
-        """
+        """Reads a batch, see `SAMImageConverter.convert`; an image of another size is refused."""
         height, width = self.pad_size
         images = [read_image(x, num_channels=self.num_channels) for x in batch_of(images)]
         for image in images:
@@ -394,9 +381,7 @@ def check_keys(x: Any) -> None:
 
 def is_one_image(images: Any) -> bool:
     """Whether this is one image instead of a batch of them."""
-    if isinstance(images, (str, bytes)) or hasattr(images, "__fspath__"):
-        return True
-    if is_pillow_image(images):
+    if isinstance(images, (str, bytes, os.PathLike)) or is_pillow_image(images):
         return True
     shape = getattr(images, "shape", None)
     if shape is None or getattr(shape, "rank", 0) is None or images.dtype == object:

@@ -16,14 +16,12 @@ import numpy as np
 from keras_sam.geometry import ResizePlan, size_pair
 from keras_sam.preprocessing.converter import (
     BuiltInPresets,
-    ExactFrame,
     SAMImageConverter,
     batch_of,
     check_keys,
     is_one_image,
     not_a_batch,
     read_without_weights,
-    takes_unit_range,
 )
 from keras_sam.preprocessing.tensorflow_graph import call_on_host, is_graph_tensor
 from keras_sam.prompts import Prompts, read
@@ -32,15 +30,9 @@ from keras_sam.prompts.nested import to_numpy
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A batch in the model frame.
+    """A batch in the model frame, and the way back to the original images."""
 
-    Args:
-        images: float32 array `(B, H, W, C)`.
-        prompts: `Prompts` in the model frame.
-        plans: list of `B` `ResizePlan`, the way back to the original images.
-    """
-
-    images: np.ndarray
+    images: np.ndarray  # float32 (B, H, W, C)
     prompts: Prompts
     plans: Sequence[ResizePlan]
 
@@ -136,27 +128,9 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
             outputs = self._call_on_host(x, overrides)
         return keras.utils.pack_x_y_sample_weight(outputs, y, sample_weight)
 
-    def prepare(self, images: Any, prompts: Prompts, **overrides: Any) -> Prepared:
-        """Takes images, and prompts that are read already, to the model frame.
-
-        Args:
-            images: a batch of images, as for the call.
-            prompts: `Prompts` in pixels of these images.
-            **overrides: any argument of the converter, for this call.
-
-        Returns:
-            A `Prepared` batch.
-        """
-        frames, plans = self.image_converter.convert(images, **overrides)
-        return Prepared(frames, prompts.to_model(plans, self.mask_size), plans)
-
     @classmethod
     def for_backbone(cls, backbone: Any) -> SAMImageSegmenterPreprocessor:
-        """The preprocessor that fits a backbone's frame, channels and mean colour.
-
-        Args:
-            backbone: a `SAMBackbone`.
-        """
+        """The preprocessor that fits a `SAMBackbone`'s frame, channels and mean colour."""
         encoder = backbone.image_encoder
         converter = SAMImageConverter.for_encoder(
             backbone.image_shape, encoder.pixel_mean, encoder.pixel_std
@@ -212,7 +186,9 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
 
     def _call_on_host(self, x: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
         images = batch_of(x["images"])
-        return self.prepare(images, read(x, len(images)), **overrides).arrays()
+        prompts = read(x, len(images))
+        frames, plans = self.image_converter.convert(images, **overrides)
+        return Prepared(frames, prompts.to_model(plans, self.mask_size), plans).arrays()
 
     def _call_in_graph(self, x: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
         converter = self.image_converter
@@ -235,29 +211,6 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         return call_on_host(lambda arrays: self._call_on_host(arrays, overrides), x, outputs)
 
 
-def exact_frame(backbone: Any) -> SAMImageSegmenterPreprocessor:
-    """The preprocessor of a model that has none: it refuses images of another size.
-
-    Args:
-        backbone: a `SAMBackbone`.
-    """
-    encoder = backbone.image_encoder
-    statistics = (getattr(encoder, name, [255]) for name in ("pixel_mean", "pixel_std"))
-    converter = ExactFrame(backbone.image_shape, takes_unit_range(*statistics))
-    mask_size = backbone.mask_size
-    return SAMImageSegmenterPreprocessor(converter, mask_size=mask_size, name="preprocessor")
-
-
-def is_customized(preprocessor: Any) -> bool:
-    """Whether a preprocessor is of another class than ours, or a subclass that is called its way.
-
-    It is then called with the dict as it is, and what it returns is trusted.
-    """
-    ours = SAMImageSegmenterPreprocessor
-    own = (type(preprocessor).__call__, getattr(type(preprocessor), "call", None))
-    return own != (ours.__call__, ours.call)
-
-
 def resizing_preprocessor(segmenter: Any) -> Any:
     """A segmenter's preprocessor, or the one that fits its backbone if it has none."""
     if segmenter.preprocessor is not None:
@@ -266,12 +219,7 @@ def resizing_preprocessor(segmenter: Any) -> Any:
 
 
 def check_preprocessor(preprocessor: Any, backbone: Any) -> None:
-    """Raises if a preprocessor makes other images or masks than the backbone takes.
-
-    Args:
-        preprocessor: a `SAMImageSegmenterPreprocessor`; anything else is trusted.
-        backbone: a `SAMBackbone`.
-    """
+    """Raises if a preprocessor of ours makes other images or masks than the backbone takes."""
     if not isinstance(preprocessor, SAMImageSegmenterPreprocessor):
         return
     converter = preprocessor.image_converter

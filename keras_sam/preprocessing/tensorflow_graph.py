@@ -30,16 +30,9 @@ def call_on_host(
     inputs: Mapping[str, Any],
     outputs: Mapping[str, tuple[str, tuple[int | None, ...]]],
 ) -> dict[str, Any]:
-    """Puts a numpy function of a dict into the graph.
+    """Puts a numpy function of a dict into the graph; `outputs` says what it returns.
 
-    Args:
-        function: takes the dict with arrays, lists of arrays where an input is
-            a ragged tensor, and returns a dict of arrays.
-        inputs: dict of tensors; entries that are None are left out.
-        outputs: dict of `(dtype, static shape)` of what `function` returns.
-
-    Returns:
-        Dict of tensors with the keys of `outputs`.
+    The function gets lists of arrays for ragged tensors; inputs that are None are left out.
     """
     import tensorflow as tf
 

@@ -146,13 +146,6 @@ def fit_position_tables(arrays: dict, encoder: dict) -> dict:
     Absolute positions are interpolated bilinearly, as people who fine-tune SAM at other
     sizes do; tables of relative positions linearly, as Meta's code does by itself when a
     table's length is not the one it needs. Tables of the right size stay the very same.
-
-    Args:
-        arrays: dict from variable paths to arrays or tensors.
-        encoder: dict of `ViTDetBackbone`'s arguments.
-
-    Returns:
-        A new dict.
     """
     arrays = dict(arrays)
     grid = tuple(n // encoder["patch_size"] for n in encoder["image_shape"][:2])
@@ -186,14 +179,7 @@ def adapt_channels(arrays: dict, encoder: dict, num_channels: int, statistics: d
       Otherwise the first ones keep theirs and the others start at zero, so that an image
       whose first channels are RGB gives what it gave before.
 
-    Args:
-        arrays: dict from variable paths to arrays or tensors.
-        encoder: dict of `ViTDetBackbone`'s arguments, of the old model.
-        num_channels: int. Channels of the new model.
-        statistics: dict of `pixel_mean` and `pixel_std`, those that the caller gave.
-
-    Returns:
-        A new dict of arrays. `encoder` is updated.
+    `encoder`, the old model's arguments, is updated. `statistics` are those that the caller gave.
     """
     old = encoder["image_shape"][2]
     mean = np.broadcast_to(np.float64(encoder.get("pixel_mean", PIXEL_MEAN)), (old,))

@@ -18,20 +18,10 @@ def assign(
     """Sets every variable to the array of its path.
 
     Everything is compared before anything is set, so that a file that does not fit leaves
-    the model as it was. Values are read one at a time.
+    the model as it was; the error lists all that does not. Values are read one at a time.
 
-    Args:
-        variables: iterable of Keras variables.
-        arrays: dict from variable paths to arrays or `keras_sam.converters.Tensor`s.
-        assign_value: function of a variable and an array, which gives the variable a copy of the
-            array's values. The array may be in any memory order, and a view of a file.
-        ignore: iterable of regular expressions. Arrays whose whole name matches one of
-            them may be left over.
-
-    Raises:
-        ValueError: if two variables have one path, a variable has no array, an array no
-            variable, or an array has another shape than its variable or holds no
-            floating-point numbers. The message lists them all.
+    `assign_value(variable, array)` copies the array, which may be in any memory order and a view of
+    a file. Arrays whose whole name matches a regular expression in `ignore` may be left over.
     """
     variables = list(variables)
     arrays = {name: Tensor.of(array) for name, array in arrays.items()}

@@ -1,14 +1,9 @@
 """Files from Kaggle, Hugging Face and Meta's server, cached where each one's client caches them.
 
-* Kaggle: `kagglehub`, in `$KAGGLEHUB_CACHE` or `~/.cache/kagglehub`.
-* Hugging Face: `huggingface_hub`, in `$HF_HOME/hub` or `~/.cache/huggingface/hub`;
-  `HF_ENDPOINT` names another server, `HF_HUB_OFFLINE=1` forbids the network.
-* Meta: `$KERAS_HOME/models` or `~/.keras/models`, like `keras.utils.get_file`.
-
 Cached files need no network if their address is exact. Where it leaves the version open, the
 server is asked for the newest one: for a Kaggle model without a version this needs a connection,
 for a Hugging Face repository without a commit the cached version is taken if there is none.
-`KERAS_SAM_OFFLINE=1` forbids the network for all three.
+docs/weights.md has the folders and the environment variables.
 """
 
 import importlib
@@ -30,7 +25,10 @@ def offline() -> bool:
 
 
 class _Client:
-    """What the sources have in common; each adds `cached`, `_download` and `__str__`."""
+    """What the sources have in common; each adds `cached`, `_download` and `__str__`.
+
+    `single_file` is the name of a checkpoint that is meant on its own.
+    """
 
     single_file = None
 
@@ -45,15 +43,9 @@ class _Client:
     def fetch(self, name: str, optional: bool = False) -> str | None:
         """The path of a file on this machine, downloaded if it is not cached.
 
-        Args:
-            name: name of the file at the source.
-            optional: bool. Return None where the source has no such file.
-
-        Raises:
-            ImportError: if the source's client is not installed.
-            FileNotFoundError: if the source has no such file.
-            PermissionError: if the source refuses it.
-            ConnectionError: if the source cannot be reached, or the network is forbidden.
+        Returns None for an optional file that the source does not have. Errors are a
+        FileNotFoundError, a PermissionError if the source refuses it, a ConnectionError if it
+        cannot be reached, or an ImportError that names the client to install.
         """
         _check_name(name)
         path = self.cached(name) if self._settled() or offline() else None
@@ -85,12 +77,7 @@ def import_client(module: str, extra: str) -> ModuleType:
 
 
 class KaggleSource(_Client):
-    """A model on Kaggle.
-
-    Args:
-        handle: `owner/model/framework/variation/version`; without a version, the newest one.
-        single_file: optional name of the one file that is meant.
-    """
+    """A model on Kaggle: `owner/model/framework/variation/version`, or the newest version."""
 
     def __init__(self, handle: str, single_file: str | None = None):
         self.handle = handle
@@ -152,13 +139,7 @@ class KaggleSource(_Client):
 
 
 class HubSource(_Client):
-    """A repository on Hugging Face.
-
-    Args:
-        repository: `owner/name`.
-        single_file: optional name of the one file that is meant.
-        revision: optional branch, tag or commit.
-    """
+    """A repository on Hugging Face, `owner/name`, at a branch, tag or commit."""
 
     def __init__(self, repository: str, single_file=None, revision=None):
         self.repository = repository
@@ -224,12 +205,7 @@ class HubSource(_Client):
 
 
 class UrlSource(_Client):
-    """A file on a web server, kept where `keras.utils.get_file` keeps such files.
-
-    Args:
-        url: address of the file; its last part is the file's name.
-        sha256: optional hexadecimal SHA-256 that the file must have.
-    """
+    """A file on a web server, kept where `keras.utils.get_file` keeps such files."""
 
     def __init__(self, url: str, sha256: str | None = None):
         self.url = url
@@ -265,17 +241,9 @@ def source_of(entry: dict):
 
 
 def first_that_answers(name: str, entries: list[dict]):
-    """The first source that has a built-in preset's weights; cached ones are tried before servers.
+    """The first source that has a preset's weights; its file is on this machine afterwards.
 
-    Args:
-        name: the preset's name, for the error.
-        entries: list of dicts, see `source_of`.
-
-    Returns:
-        A source whose file is on this machine now.
-
-    Raises:
-        ConnectionError: if none has them; the message says why for each.
+    Cached files are tried before servers. If none has them, the error says why for each.
     """
     sources = [source_of(entry) for entry in entries]
     for source in sources:

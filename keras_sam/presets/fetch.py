@@ -16,25 +16,11 @@ _PAUSE_S = 0.2
 
 
 def fetch(url: str, path: str, sha256: str | None = None) -> str:
-    """Downloads a URL to a path, unless the file is there already.
+    """Downloads a URL to a path, unless the file is there already, and returns the path.
 
     What has arrived so far is kept beside it with the ending `.part`, and the next attempt resumes
-    from there. Of several processes one downloads, and the others wait for it.
-
-    Args:
-        url: address of the file.
-        path: where to put it. Its folder is created if it does not exist.
-        sha256: optional hexadecimal SHA-256 that the file must have.
-
-    Returns:
-        `path`.
-
-    Raises:
-        FileNotFoundError: if the server has no such file.
-        PermissionError: if the server refuses it.
-        ConnectionError: if the server cannot be reached or breaks off again and again.
-        ValueError: if the file has another hash; it is deleted.
-        OSError: if it cannot be written.
+    from there. Of several processes one downloads, and the others wait for it. A file that has
+    another hash than `sha256` is deleted.
     """
     with file_lock(path):
         if os.path.isfile(path):
@@ -172,15 +158,12 @@ def file_lock(path):
             f"The cache folder {folder!r} cannot be used: a file is in its place. Remove it, or "
             "choose another folder with KERAS_HOME."
         ) from error
-    with lock:
-        _acquire(lock)
-        try:
-            yield
-        finally:
-            _release(lock)
+    with lock, _locked(lock):
+        yield
 
 
-def _acquire(file):
+@contextlib.contextmanager
+def _locked(file):
     try:
         import fcntl
     except ImportError:  # Windows
@@ -190,19 +173,14 @@ def _acquire(file):
             try:
                 file.seek(0)
                 msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                return
+                break
             except OSError:  # Windows gives up after ten seconds
                 time.sleep(0.1)
-    fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def _release(file):
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-        return
-    fcntl.flock(file, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file releases it

@@ -109,12 +109,7 @@ def read_json(path):
 
 
 class FolderSource:
-    """A folder on this machine, or one file in it.
-
-    Args:
-        folder: path of the folder.
-        single_file: optional name of the one file that is meant.
-    """
+    """A folder on this machine, or one file in it."""
 
     def __init__(self, folder: str, single_file: str | None = None):
         self.folder = os.path.abspath(folder)
@@ -150,18 +145,8 @@ def weights_source(name: str) -> Source:
 def locate(preset: str) -> Source:
     """The source of an address or a folder, whose `fetch(name)` gives local paths.
 
-    Nothing is downloaded before `fetch` is called.
-
-    Args:
-        preset: `kaggle://owner/model/framework/variation[/version]`,
-            `hf://owner/repository[@revision][/file]`, or the path of a folder.
-
-    Returns:
-        A source. Its `single_file` is the name of a checkpoint that is used on its own, or
-        None for a folder with a `config.json`.
-
-    Raises:
-        ValueError: if it is none of these.
+    Nothing is downloaded before that. Its `single_file` is the name of a checkpoint that is used
+    on its own, or None for a folder with a `config.json`.
     """
     if preset.startswith("kaggle://"):
         return KaggleSource.parse(preset)

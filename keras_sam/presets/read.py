@@ -195,13 +195,9 @@ def _named(serialized):
 
 
 def _encoder_alone(preset):
+    others = ("prompt_encoder/", "mask_decoder/")
     arrays = preset.arrays
-    if arrays is not None:
-        arrays = {
-            name: array
-            for name, array in arrays.items()
-            if not name.startswith(("prompt_encoder/", "mask_decoder/"))
-        }
+    arrays = arrays and {k: v for k, v in arrays.items() if not k.startswith(others)}
     return Preset({"image_encoder": preset.parts["image_encoder"]}, arrays)
 
 
@@ -211,11 +207,7 @@ _TRANSFORMERS_TYPES = ("sam", "sam_vision_model")
 
 
 def _kind_of(config: dict) -> str:
-    """Which library wrote a `config.json`: keras_sam, keras_hub, keras_cv or transformers.
-
-    Raises:
-        ValueError: if it is none of them, or not a SAM's.
-    """
+    """Which library wrote a `config.json`: keras_sam, keras_hub, keras_cv or transformers."""
     config = config if isinstance(config, dict) else {}
     registered = str(config.get("registered_name") or "")
     package, _, name = registered.partition(">")

@@ -120,14 +120,7 @@ def _serialized(part):
 
 
 def _transformers_config(parts: dict) -> dict:
-    """The `config.json` with which `SamModel` reads what `converters.to_hugging_face` wrote.
-
-    Args:
-        parts: dict of `image_encoder`, `prompt_encoder` and `mask_decoder` arguments.
-
-    Raises:
-        ValueError: if transformers has no such model.
-    """
+    """The `config.json` with which `SamModel` reads what `converters.to_hugging_face` wrote."""
     encoder, decoder = parts["image_encoder"], parts["mask_decoder"]
     h, w, channels = encoder["image_shape"]
     if h != w:
@@ -203,14 +196,9 @@ def _preprocessor_config(encoder: dict) -> dict:
 
 
 def save_preset(folder: str | os.PathLike, files: dict, arrays: dict) -> None:
-    """Writes a preset folder; a folder that is there already is updated.
+    """Writes a preset folder, or updates one: JSON files by name, where None removes the file.
 
     Each file takes its final name when it is whole, the weights first.
-
-    Args:
-        folder: path of the folder; it is made when it is not there.
-        files: dict from file names to what they hold, written as JSON; None removes the file.
-        arrays: dict from variable paths to arrays or tensors.
     """
     os.makedirs(folder, exist_ok=True)
     save_hdf5(os.path.join(folder, WEIGHTS_FILE), arrays)
@@ -230,14 +218,7 @@ def save_json(path: str | os.PathLike, content: Any) -> None:
 
 
 def save_hdf5(path: str | os.PathLike, arrays: dict) -> None:
-    """Writes one HDF5 dataset per variable, at its path, one after the other.
-
-    bfloat16 is stored as its bits, with the attribute `dtype`.
-
-    Args:
-        path: path of the file.
-        arrays: dict from variable paths to arrays or tensors.
-    """
+    """Writes one HDF5 dataset per variable, at its path; bfloat16 as its bits, and an attribute."""
     import h5py
 
     # HDF5 opens the temporary file by its name: through a Python file every write would be a call.
@@ -253,13 +234,7 @@ def save_hdf5(path: str | os.PathLike, arrays: dict) -> None:
 def save_safetensors(
     path: str | os.PathLike, tensors: dict, metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes a `.safetensors` file tensor by tensor, without a second copy of all weights.
-
-    Args:
-        path: path of the file.
-        tensors: dict from names to arrays or tensors.
-        metadata: optional dict of strings, kept in the header.
-    """
+    """Writes a `.safetensors` file tensor by tensor, without a second copy of all weights."""
     types = {"float64": "F64", "float32": "F32", "float16": "F16"}
     tensors = {name: Tensor.of(tensors[name]) for name in sorted(tensors)}
     header = {"__metadata__": metadata} if metadata else {}

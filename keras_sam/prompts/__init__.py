@@ -3,23 +3,22 @@
 `read` is the one grammar, `Prompts` what it makes; both are numpy alone.
 """
 
-from keras_sam.prompts.canonical import (
+from keras_sam.prompts.mask_logits import mask_to_logits
+from keras_sam.prompts.nested import KEYS, PromptDict, PromptLike
+from keras_sam.prompts.reading import (
     BACKGROUND,
     BOTTOM_RIGHT,
     CANONICAL_KEYS,
     FOREGROUND,
-    KEYS,
     LABELS,
     NOT_A_POINT,
     PADDING,
     TOP_LEFT,
     VOID,
-    PromptDict,
-    PromptLike,
     Prompts,
+    read,
+    read_canonical,
 )
-from keras_sam.prompts.mask_logits import mask_to_logits
-from keras_sam.prompts.reading import read, read_canonical
 
 __all__ = [
     "BACKGROUND",

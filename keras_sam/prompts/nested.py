@@ -1,4 +1,4 @@
-"""Nested values of any backend, ragged or not, read into numpy.
+"""What people pass: values of any backend, nested and ragged or not, read into numpy.
 
 A *node* is an array where a value is rectangular, a list of nodes where it is ragged or has
 None, and None where there is nothing. Numpy only.
@@ -6,20 +6,136 @@ None, and None where there is nothing. Numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import dataclasses
+import numbers
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+KEYS = ("points", "labels", "boxes", "masks")
+
+# One kind of prompt as people pass it: an array, a tensor of any backend, or nested lists of them
+# that may be ragged, with None in place of what is absent.
+PromptLike: TypeAlias = ArrayLike | Sequence[Any] | None
+
+
+class PromptDict(TypedDict, total=False):
+    """Prompts as people pass them, see `keras_sam.prompts.read`."""
+
+    points: PromptLike
+    labels: PromptLike
+    boxes: PromptLike
+    masks: PromptLike
+
 
 Node = Any
 
 
-def to_numpy(value: Any) -> np.ndarray:
-    """An array of any backend, or a nested list, as a numpy array.
+_FORMS = {
+    "points": "(B, N, 2) for one object per image or (B, P, N, 2) for P objects, x y in pixels of "
+    "the original image",
+    "labels": "(B, N) or (B, P, N), that of `points` without its last axis",
+    "boxes": "(B, P, 4) or (B, P, 2, 2), or (B, P, M, 4) for M boxes of one object, "
+    "x1 y1 x2 y2 in pixels of the original image",
+    "masks": "(B, P, height, width, 1) or (B, P, height, width), mask logits",
+}
+_FORMS_OF_ONE_IMAGE = {
+    "points": "(N, 2) for one object or (P, N, 2) for P objects, x y in pixels of the original "
+    "image",
+    "labels": "(N,) for one object or (P, N) for P objects, that of `points` without its last axis",
+    "boxes": "(4,) for one object, (P, 4) for P objects or (P, M, 4) for M boxes of each, "
+    "x1 y1 x2 y2 in pixels of the original image",
+    "masks": "(L, L) for one object or (P, L, L) for P objects, mask logits",
+}
 
-    Works by the methods that the value has, so that no backend is imported:
-    torch tensors are detached and brought to the host, and bfloat16, which
-    numpy does not know, becomes float32.
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One entry of a dict of prompts, with one item per image, and what its messages need."""
+
+    name: str  # the key
+    node: Node
+    shown: str  # the value as it was passed, described
+    forms: Mapping[str, str]  # the shapes that it may have
+
+    @classmethod
+    def read(
+        cls, value: Any, name: str, images: int | None, mask_sizes: tuple[tuple[int, int], ...]
+    ) -> Entry | None:
+        """The value, or None if no image has this prompt."""
+        node = read_nested(value, name)
+        if images is None:
+            return cls._of_one_image(node, name, mask_sizes)
+        if node is None or (isinstance(node, np.ndarray) and node.size == 0 and len(node) == 0):
+            return None
+        read = cls(name, node, describe(node), _FORMS)
+        if isinstance(node, np.ndarray) and node.ndim == 0:
+            raise read.wrong_shape()
+        if len(node) != images:
+            raise ValueError(
+                f"`{name}` must have one entry per image, {images}. Received: {read.shown}, "
+                f"{len(node)} entries."
+            )
+        is_absent = not node.size if isinstance(node, np.ndarray) else is_empty(node)
+        return None if is_absent else read
+
+    @classmethod
+    def _of_one_image(
+        cls, node: Node, name: str, mask_sizes: tuple[tuple[int, int], ...]
+    ) -> Entry | None:
+        """The value of one image, in the form of a batch of one."""
+        is_array = isinstance(node, np.ndarray)
+        if is_empty(node) or (is_array and node.ndim and not node.size):
+            return None
+        shown = describe(node)
+        if is_array and name == "boxes" and node.shape == (4,):
+            node = node.reshape((1, 1, 2, 2))
+        elif is_array and name == "boxes" and node.shape[1:] == (2, 2):
+            node = node.reshape((1, -1, 4))  # corners, whose axis P is to stay
+        elif is_array and name == "masks" and 2 <= node.ndim <= 4:
+            if node.shape[-1] == 1 and (node.ndim == 4 or node.shape[:2] in mask_sizes):
+                node = node[..., 0]
+            node = node.reshape((1, -1, *node.shape[-2:], 1))
+        else:
+            node = [node]
+        return cls(name, node, shown, _FORMS_OF_ONE_IMAGE)
+
+    def wrong_shape(self) -> ValueError:
+        return ValueError(
+            f"`{self.name}` must have shape {self.forms[self.name]}. Received: {self.shown}."
+        )
+
+    def check_finite(self, values: np.ndarray) -> None:
+        wrong = values[~np.isfinite(values)]
+        if wrong.size:
+            raise not_finite(self.name, wrong.flat[0])
+
+
+def not_finite(name: str, value: float) -> ValueError:
+    """The error for a prompt with a value that is NaN, infinite or too large for float32."""
+    return ValueError(
+        f"`{name}` must be finite. Received: {value}. Use None for an image or an object without "
+        "this prompt."
+    )
+
+
+def check_at_least_one(value: Any, name: str) -> None:
+    """Raises unless `value` is a positive integer."""
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}.")
+
+
+def next_power_of_two(n: int) -> int:
+    """The smallest power of two that is at least `n`, and at least 1."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """An array of any backend, or a nested list, as a numpy array; bfloat16 becomes float32.
+
+    Works by the methods that the value has, so that no backend is imported.
     """
     if hasattr(value, "detach"):  # torch
         value = value.detach().cpu()

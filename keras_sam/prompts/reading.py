@@ -1,4 +1,5 @@
-"""The one grammar: prompts in every accepted form, read, checked and batched.
+"""The one grammar: prompts in every accepted form, read and checked into one list of labelled
+tokens and at most one mask per prompt set.
 
 Numpy only.
 """
@@ -6,53 +7,124 @@ Numpy only.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from keras_sam.prompts.canonical import (
-    BACKGROUND,
-    BOTTOM_RIGHT,
-    CANONICAL_KEYS,
-    FOREGROUND,
-    KEYS,
-    LABELS,
-    NOT_A_POINT,
-    PADDING,
-    TOP_LEFT,
-    PromptDict,
-    Prompts,
-    not_finite,
-)
+from keras_sam.geometry import ResizePlan
 from keras_sam.prompts.nested import (
+    KEYS,
+    Entry,
     Node,
-    describe,
+    PromptDict,
     is_empty,
     leaves,
     nesting_depth,
+    not_finite,
     outline,
     pad_nested,
-    read_nested,
     to_numpy,
 )
 
-_FORMS = {
-    "points": "(B, N, 2) for one object per image or (B, P, N, 2) for P objects, x y in pixels of "
-    "the original image",
-    "labels": "(B, N) or (B, P, N), that of `points` without its last axis",
-    "boxes": "(B, P, 4) or (B, P, 2, 2), or (B, P, M, 4) for M boxes of one object, "
-    "x1 y1 x2 y2 in pixels of the original image",
-    "masks": "(B, P, height, width, 1) or (B, P, height, width), mask logits",
-}
-_FORMS_OF_ONE_IMAGE = {
-    "points": "(N, 2) for one object or (P, N, 2) for P objects, x y in pixels of the original "
-    "image",
-    "labels": "(N,) for one object or (P, N) for P objects, that of `points` without its last axis",
-    "boxes": "(4,) for one object, (P, 4) for P objects or (P, M, 4) for M boxes of each, "
-    "x1 y1 x2 y2 in pixels of the original image",
-    "masks": "(L, L) for one object or (P, L, L) for P objects, mask logits",
-}
+PADDING, NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -10, -1, 0, 1, 2, 3
+LABELS = (PADDING, NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT)
+# The value of target pixels that count neither as object nor as background.
+VOID = 255
+
+# What the model takes; people pass `nested.KEYS`. `mask_given` tells the two apart.
+CANONICAL_KEYS = ("points", "labels", "masks", "mask_given")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The prompts of a batch of images, read and checked.
+
+    `keras_sam.prompts.read` makes them in pixels of the original images; `to_model` takes them
+    to the model frame.
+
+    Args:
+        points: array `(B, P, T, 2)`, x and y of each token; float32 in the model frame.
+        labels: int32 array `(B, P, T)`: -10 padding, -1 not-a-point, 0 background, 1 foreground,
+            2 and 3 a box's top-left and bottom-right corner.
+        masks: in the model frame float32 logits `(B, P, Lh, Lw, 1)`, before that an object
+            array `(B, P)` of logits `(h, w)` or None; `(B, 0, ...)` when no prompt has a mask.
+        mask_given: bool array `(B, P)`, or `(B, 0)` when no prompt has a mask.
+        num_prompts: int32 array `(B,)`. Prompt sets of each image before its padding.
+        num_passed: int32 array `(B,)`. Prompt sets of each image as they came: those at its end
+            without any prompt are padding.
+        single_object: bool. Whether every prompt came in the form without the axis `P`:
+            `points (B, N, 2)`, `boxes (B, 1, 2, 2)`, `masks (B, 1, h, w, 1)`.
+    """
+
+    points: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray
+    mask_given: np.ndarray
+    num_prompts: np.ndarray
+    num_passed: np.ndarray
+    single_object: bool
+
+    @property
+    def num_sets(self) -> int:
+        """`P`, the prompt sets of the image that has most."""
+        return self.labels.shape[1]
+
+    @property
+    def lone_click(self) -> np.ndarray:
+        """Where a prompt set is one click and nothing else, which is ambiguous: bool `(B, P)`."""
+        clicks = np.isin(self.labels, (BACKGROUND, FOREGROUND)).sum(axis=-1)
+        lone = (clicks == 1) & ~(self.labels >= TOP_LEFT).any(axis=-1)
+        return lone & ~self.mask_given if self.mask_given.shape[1] else lone
+
+    def __getitem__(self, images: slice | np.ndarray) -> Prompts:
+        """The prompts of some images, as if they had been passed without the others."""
+        num_passed = self.num_passed[images]
+        sets = num_passed.max(initial=0)
+        labels = self.labels[images, :sets]
+        used = np.flatnonzero((labels != PADDING).any(axis=(0, 1)))
+        tokens = used[-1] + 1 if used.size else 0
+        given = self.mask_given[images, :sets]
+        mask_sets = sets if given.any() else 0
+        return Prompts(
+            self.points[images, :sets, :tokens],
+            labels[..., :tokens],
+            self.masks[images, :mask_sets],
+            given[:, :mask_sets],
+            self.num_prompts[images],
+            num_passed,
+            self.single_object,
+        )
+
+    def to_model(self, plans: Sequence[ResizePlan], mask_size: tuple[int, int]) -> Prompts:
+        """These prompts in the model frame, by the `ResizePlan` of each image.
+
+        Masks of `mask_size` are used as they are, those of the original image's size are scaled.
+        """
+        with np.errstate(over="ignore"):
+            points = np.stack(
+                [plan.to_model(xy) for plan, xy in zip(plans, self.points, strict=True)]
+            )
+        wrong = ~np.isfinite(points)
+        if wrong.any():
+            of_box = self.labels[wrong.any(axis=-1)].max() >= TOP_LEFT
+            raise not_finite("boxes" if of_box else "points", points[wrong][0])
+        mask_size = tuple(int(n) for n in mask_size)
+        masks = np.zeros((*self.mask_given.shape, *mask_size, 1), "float32")
+        for i, p in np.argwhere(self.mask_given):
+            mask, plan = self.masks[i, p], plans[i]
+            if mask.shape not in (mask_size, plan.original_size):
+                raise ValueError(
+                    f"`masks` must have the size of the model's mask frame {mask_size} or of the "
+                    f"image itself, {plan.original_size}. Received: {mask.shape} for image {i}."
+                )
+            is_made = mask.shape == mask_size
+            masks[i, p, ..., 0] = mask if is_made else plan.masks_to_model(mask, mask_size)
+        return dataclasses.replace(self, points=points, masks=masks)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The four arrays of the canonical form by name, `CANONICAL_KEYS`."""
+        return {name: getattr(self, name) for name in CANONICAL_KEYS}
 
 
 def read(
@@ -114,7 +186,7 @@ def read(
             f"`prompts` must be a dict with any of the keys {KEYS}. "
             f"Received: {type(prompts).__name__}."
         )
-    values = {key: _Value.read(prompts.get(key), key, images, mask_sizes) for key in KEYS}
+    values = {key: Entry.read(prompts.get(key), key, images, mask_sizes) for key in KEYS}
     kinds = {
         "points": _parse_points(values["points"], values["labels"]),
         "boxes": _parse_boxes(values["boxes"]),
@@ -139,15 +211,10 @@ def read(
 
 
 def read_canonical(prompts: Mapping[str, Any]) -> Prompts:
-    """Reads prompts that are canonical already, in the model frame.
+    """Reads a dict of `CANONICAL_KEYS`, prompts that are in the model frame already.
 
-    Args:
-        prompts: dict with `points`, `labels`, `masks` and `mask_given`, see `Prompts`.
-            `num_prompts` defaults to the prompt sets up to the last with a prompt,
-            `single_object` to False.
-
-    Raises:
-        ValueError: if one of the four is missing.
+    `num_prompts` defaults to the prompt sets up to the last with a prompt, `single_object` to
+    False.
     """
     missing = [name for name in CANONICAL_KEYS if prompts.get(name) is None]
     if missing:
@@ -179,95 +246,18 @@ def no_prompt(where: str) -> ValueError:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Value:
-    """One entry of the dict, with one item per image, and what its messages need.
-
-    Args:
-        name: the key.
-        node: the value, see `keras_sam.prompts.nested`.
-        shown: the value as it was passed, described.
-        forms: the shapes that it may have.
-    """
-
-    name: str
-    node: Node
-    shown: str
-    forms: Mapping[str, str]
-
-    @classmethod
-    def read(
-        cls, value: Any, name: str, images: int | None, mask_sizes: tuple[tuple[int, int], ...]
-    ) -> _Value | None:
-        """The value, or None if no image has this prompt."""
-        node = read_nested(value, name)
-        if images is None:
-            return cls._of_one_image(node, name, mask_sizes)
-        if node is None or (isinstance(node, np.ndarray) and node.size == 0 and len(node) == 0):
-            return None
-        read = cls(name, node, describe(node), _FORMS)
-        if isinstance(node, np.ndarray) and node.ndim == 0:
-            raise read.wrong_shape()
-        if len(node) != images:
-            raise ValueError(
-                f"`{name}` must have one entry per image, {images}. Received: {read.shown}, "
-                f"{len(node)} entries."
-            )
-        is_absent = not node.size if isinstance(node, np.ndarray) else is_empty(node)
-        return None if is_absent else read
-
-    @classmethod
-    def _of_one_image(
-        cls, node: Node, name: str, mask_sizes: tuple[tuple[int, int], ...]
-    ) -> _Value | None:
-        """The value of one image, in the form of a batch of one."""
-        is_array = isinstance(node, np.ndarray)
-        if is_empty(node) or (is_array and node.ndim and not node.size):
-            return None
-        shown = describe(node)
-        if is_array and name == "boxes" and node.shape == (4,):
-            node = node.reshape((1, 1, 2, 2))
-        elif is_array and name == "boxes" and node.shape[1:] == (2, 2):
-            node = node.reshape((1, -1, 4))  # corners, whose axis P is to stay
-        elif is_array and name == "masks" and 2 <= node.ndim <= 4:
-            if node.shape[-1] == 1 and (node.ndim == 4 or node.shape[:2] in mask_sizes):
-                node = node[..., 0]
-            node = node.reshape((1, -1, *node.shape[-2:], 1))
-        else:
-            node = [node]
-        return cls(name, node, shown, _FORMS_OF_ONE_IMAGE)
-
-    def wrong_shape(self) -> ValueError:
-        return ValueError(
-            f"`{self.name}` must have shape {self.forms[self.name]}. Received: {self.shown}."
-        )
-
-    def check_finite(self, values: np.ndarray) -> None:
-        wrong = values[~np.isfinite(values)]
-        if wrong.size:
-            raise not_finite(self.name, wrong.flat[0])
-
-
 # --- one kind at a time ---
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """One kind of prompt, which is there for at least one image.
+    """One kind of prompt, which is there for at least one image."""
 
-    Args:
-        value: what was passed.
-        node: the value with the axis `P`.
-        depth: number of the node's axes.
-        single: whether it came in the form for a single object.
-        labels: the points' labels, with the axis `P`.
-    """
-
-    value: _Value
-    node: Node
-    depth: int
-    single: bool
-    labels: Node = None
+    value: Entry
+    node: Node  # the value with the axis `P`
+    depth: int  # number of the node's axes
+    single: bool  # whether it came in the form for a single object
+    labels: Node = None  # of points, with the axis `P`
 
     def count(self, image: int) -> int | None:
         """Prompt sets of an image, None if it has no prompt of this kind."""
@@ -278,7 +268,7 @@ class _Kind:
         return all(self.count(image) in (None, 1) for image in range(len(self.node)))
 
 
-def _parse_points(points: _Value | None, labels: _Value | None) -> _Kind | None:
+def _parse_points(points: Entry | None, labels: Entry | None) -> _Kind | None:
     if points is None and labels is None:
         return None
     if points is None or labels is None:
@@ -315,7 +305,7 @@ def _parse_points(points: _Value | None, labels: _Value | None) -> _Kind | None:
     return _Kind(points, xy, 4, single=True, labels=of_points)
 
 
-def _parse_boxes(boxes: _Value | None) -> _Kind | None:
+def _parse_boxes(boxes: Entry | None) -> _Kind | None:
     if boxes is None:
         return None
     depth = nesting_depth(boxes.node, "boxes")
@@ -330,7 +320,7 @@ def _parse_boxes(boxes: _Value | None) -> _Kind | None:
     return dataclasses.replace(kind, single=corners and depth == 4 and kind.is_one_each())
 
 
-def _parse_masks(masks: _Value | None) -> _Kind | None:
+def _parse_masks(masks: Entry | None) -> _Kind | None:
     if masks is None:
         return None
     depth = nesting_depth(masks.node, "masks")

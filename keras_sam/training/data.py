@@ -10,10 +10,11 @@ import keras
 import numpy as np
 
 from keras_sam.geometry import resize_image
+from keras_sam.losses import VOID
 from keras_sam.masks import mask_to_box
 from keras_sam.training.cached import CachedEmbeddings
 from keras_sam.training.clicks import BOX_NOISE, BOX_NOISE_LIMIT
-from keras_sam.training.sources import item_name, report_unreadable
+from keras_sam.training.sources import item_name, read_item, report_unreadable
 
 PROMPTS = ("none", "points", "boxes", "points or boxes")
 
@@ -25,29 +26,17 @@ def sample_point(target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.float32([x[chosen], y[chosen]])
 
 
-def sample_box(
-    target: np.ndarray,
-    rng: np.random.Generator,
-    noise: float = BOX_NOISE,
-    limit: float = BOX_NOISE_LIMIT,
-) -> np.ndarray:
+def sample_box(target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The object's box with noise: `clicks.noisy_box` for a single target, in numpy.
 
-    Args:
-        target: array `(H0, W0)`, 1 where the object is; not empty.
-        rng: numpy generator.
-        noise: float. Standard deviation of each side, as a fraction of the box's width or height.
-        limit: float, pixels. The largest displacement of a side.
-
-    Returns:
-        float32 `(4,)`, x1, y1, x2, y2, within the image.
+    Returns float32 x1, y1, x2, y2 within the image.
 
     Source:
         Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix A.
     """
     box = mask_to_box(target == 1, inclusive=False).astype("float32")
     sides = np.tile(box[2:] - box[:2], 2)
-    box = box + np.clip(rng.normal(0, noise, 4) * sides, -limit, limit)
+    box = box + np.clip(rng.normal(0, BOX_NOISE, 4) * sides, -BOX_NOISE_LIMIT, BOX_NOISE_LIMIT)
     height, width = target.shape
     box = np.clip(box, 0, [width, height, width, height])
     return np.float32([*np.minimum(box[:2], box[2:]), *np.maximum(box[:2], box[2:])])
@@ -64,16 +53,9 @@ def jitter_scale(
     rng: np.random.Generator,
     scales: tuple[float, float] = (0.1, 2.0),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scales image and targets by a random factor; larger ones are cropped to the old size.
+    """Scales image `(H0, W0, C)` and targets `(P, H0, W0)` by a random factor within `scales`.
 
-    Args:
-        image: uint8 array `(H0, W0, C)`.
-        targets: uint8 array `(P, H0, W0)` of 0, 1 and 255.
-        rng: numpy generator.
-        scales: pair of floats. The smallest and largest scale, drawn uniformly.
-
-    Returns:
-        Tuple of the new image and targets, never larger than the old ones.
+    Larger ones are cropped at random to the old size.
 
     Source:
         Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177 (large-scale jitter).
@@ -94,8 +76,7 @@ def jitter_scale(
 class ObjectBatches(keras.utils.PyDataset):
     """Batches `(x, y)` of images, sampled prompts and targets, for `fit` on any backend.
 
-    Random draws depend only on the seed, the epoch and the image, so that batches are the same for
-    any number of workers.
+    Random draws depend only on the seed, the epoch and the image, not on the number of workers.
 
     Args:
         source: sequence of tuples of an image, uint8 `(H0, W0, 3)`, and its objects, uint8
@@ -110,8 +91,7 @@ class ObjectBatches(keras.utils.PyDataset):
         flips: bool. Whether to mirror half of the images.
         scales: optional pair of floats for `jitter_scale`.
         shuffle: bool. Whether images come in a new order every epoch.
-        skip_unreadable: bool. Leave out images that cannot be read, with a warning that
-            names them, instead of raising an error.
+        skip_unreadable: bool. Leave out images that cannot be read, with a warning that names them.
         seed: int. Seed of all random draws.
         **kwargs: `workers`, `use_multiprocessing`, `max_queue_size` of `keras.utils.PyDataset`.
 
@@ -206,12 +186,12 @@ class ObjectBatches(keras.utils.PyDataset):
             x = {"images": [image for image, _, _ in examples]}
         rng = np.random.default_rng((self.seed, self.epoch, index, 1))
         x |= self._prompts(examples, rng)
-        return x, {"masks": [targets for _, targets, _ in examples]}
+        return x, {"masks": [targets for _, targets, _ in examples], "void": VOID}
 
     def _example(self, index: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator] | None:
         """Image, targets and generator of one item; None if it has no usable object."""
         try:
-            image, targets = self.source[index]
+            image, targets = read_item(self.source, index)
         except (OSError, ValueError) as error:
             report_unreadable(self.source, index, error, self.skip_unreadable, stacklevel=3)
             return None
