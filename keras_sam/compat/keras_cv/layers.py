@@ -47,10 +47,7 @@ class TwoWayMultiHeadAttention(KerasCVNames, two_way.TwoWayMultiHeadAttention):
         key_pe: float tensor `(B, Eh * Ew, C)`, our `key_pos_embedding`.
     """
 
-    order = (
-        *("num_heads", "key_dim", "mlp_dim", "skip_first_layer_pe"),
-        *("attention_downsample_rate", "activation"),
-    )
+    order = "num_heads key_dim mlp_dim skip_first_layer_pe attention_downsample_rate activation"
     names = {"mlp_dim": "intermediate_dim", "skip_first_layer_pe": "skip_first_layer_pos_embedding"}
     call_names = {"query_pe": "query_pos_embedding", "key_pe": "key_pos_embedding"}
 

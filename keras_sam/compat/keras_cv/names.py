@@ -22,7 +22,7 @@ class KerasCVNames:
     without, and that configs keep.
     """
 
-    order: tuple[str, ...] = ()
+    order = ""
     names: dict[str, str] = {}
     call_names: dict[str, str] = {}
     unused: tuple[str, ...] = ()
@@ -33,12 +33,13 @@ class KerasCVNames:
             setattr(cls, theirs, property(attrgetter(ours)))
 
     def __init__(self, *args: Any, **kwargs: Any):
-        given = renamed(dict(zip(self.order, args, strict=False)), self.names)
+        order = self.order.split()
+        given = renamed(dict(zip(order, args, strict=False)), self.names)
         kwargs = renamed(kwargs, self.names)
-        if len(args) > len(self.order) or given.keys() & kwargs.keys():
+        if len(args) > len(order) or given.keys() & kwargs.keys():
             raise TypeError(
-                f"{type(self).__name__} takes at most {len(self.order)} positional arguments, each "
-                f"argument once: {', '.join(self.order)}. "
+                f"{type(self).__name__} takes at most {len(order)} positional arguments, each "
+                f"argument once: {', '.join(order)}. "
                 f"Received: {len(args)} positional arguments and {sorted(kwargs)}."
             )
         super().__init__(**given, **kwargs)

@@ -27,14 +27,7 @@ class TwoWayTransformer(KerasCVNames, two_way.TwoWayTransformer):
         point_embedding: float tensor `(B, T, C)`.
     """
 
-    order = (
-        "depth",
-        "embed_dim",
-        "num_heads",
-        "mlp_dim",
-        "activation",
-        "attention_downsample_rate",
-    )
+    order = "depth embed_dim num_heads mlp_dim activation attention_downsample_rate"
     names = {"depth": "num_layers", "embed_dim": "hidden_size", "mlp_dim": "intermediate_dim"}
     call_names = {"image_pe": "image_positional_embeddings"}
 
@@ -64,10 +57,7 @@ class SAMPromptEncoder(KerasCVNames, prompting.SAMPromptEncoder):
         instead of a dict: what ours returns.
     """
 
-    order = (
-        *("embed_dim", "image_embedding_size", "input_image_size", "mask_in_chans"),
-        "activation",
-    )
+    order = "embed_dim image_embedding_size input_image_size mask_in_chans activation"
     names = {"embed_dim": "hidden_size", "mask_in_chans": "mask_in_channels"}
 
     def __call__(self, *args: Any, **kwargs: Any):
@@ -102,8 +92,8 @@ class SAMMaskDecoder(KerasCVNames, decoding.SAMMaskDecoder):
     """
 
     order = (
-        *("transformer_dim", "transformer", "num_multimask_outputs", "iou_head_depth"),
-        *("iou_head_hidden_dim", "activation"),
+        "transformer_dim transformer num_multimask_outputs iou_head_depth "
+        "iou_head_hidden_dim activation"
     )
     names = {"transformer_dim": "hidden_size"}
     call_names = {
