@@ -76,8 +76,9 @@ def aliases() -> dict[str, str]:
 
 
 def full_name(name: str) -> str:
-    """The built-in name that KerasHub 0.17 shortens to `sam_base`; any other name as it is."""
-    return f"{name}_sa1b" if f"{name}_sa1b" in names() else name
+    """The built-in name that KerasHub 0.17 shortens to `sam_base`; a path or other name as it is."""
+    is_short = f"{name}_sa1b" in names() and not os.path.exists(os.path.expanduser(name))
+    return f"{name}_sa1b" if is_short else name
 
 
 def folder_of(name: str) -> str:

@@ -473,6 +473,13 @@ def test_short_names_of_its_first_releases(name):
     assert set(short.parts) == {"image_encoder", "prompt_encoder", "mask_decoder"}
 
 
+def test_a_folder_of_a_short_name_is_that_folder(sam, tmp_path, monkeypatch):
+    sam.save_to_preset(tmp_path / "sam_base")
+    monkeypatch.chdir(tmp_path)
+    preset = keras_sam.presets.read_preset("sam_base", load_weights=False)
+    assert preset.encoder["image_shape"] == [SIDE, SIDE, 3]
+
+
 def test_preprocessor_and_converter_of_a_preset(tiny_presets):
     models, layers = keras_hub.models, keras_hub.layers
     frame = (112, 144)
