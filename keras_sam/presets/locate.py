@@ -76,7 +76,7 @@ def aliases() -> dict[str, str]:
 
 
 def full_name(name: str) -> str:
-    """The built-in name that KerasHub 0.17 shortens to `sam_base`; a path or other name as it is."""
+    """The built-in name that KerasHub 0.17 shortens to `sam_base`; other names and paths stay."""
     is_short = f"{name}_sa1b" in names() and not os.path.exists(os.path.expanduser(name))
     return f"{name}_sa1b" if is_short else name
 

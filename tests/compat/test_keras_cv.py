@@ -384,6 +384,104 @@ def test_positional_arguments_are_those_of_the_documentation(cls, given):
         cls(*given.values(), **dict([next(iter(given.items()))]))
 
 
+# constructor, what has to be given, and the documented defaults
+DEFAULTS = [
+    (
+        SAMPromptEncoder,
+        {},
+        {
+            "embed_dim": 256,
+            "image_embedding_size": (64, 64),
+            "input_image_size": (1024, 1024),
+            "mask_in_chans": 16,
+            "activation": keras.activations.gelu,
+        },
+    ),
+    (
+        SAMMaskDecoder,
+        {},
+        {
+            "transformer_dim": 256,
+            "num_multimask_outputs": 3,
+            "iou_head_depth": 3,
+            "iou_head_hidden_dim": 256,
+            "activation": keras.activations.gelu,
+        },
+    ),
+    (
+        TwoWayTransformer,
+        {},
+        {
+            "depth": 2,
+            "embed_dim": 256,
+            "num_heads": 8,
+            "mlp_dim": 2048,
+            "activation": keras.activations.relu,
+            "attention_downsample_rate": 2,
+        },
+    ),
+    (
+        TwoWayMultiHeadAttention,
+        {"num_heads": 2, "key_dim": 8, "mlp_dim": 24, "skip_first_layer_pe": True},
+        {"attention_downsample_rate": 2, "activation": keras.activations.relu},
+    ),
+    (
+        keras_cv.layers.MultiHeadAttentionWithDownsampling,
+        {"num_heads": 2, "key_dim": 8},
+        {"downsample_rate": 1},
+    ),
+    (
+        keras_cv.layers.WindowedTransformerEncoder,
+        {"project_dim": 12, "mlp_dim": 24, "num_heads": 3},
+        {
+            "use_bias": True,
+            "use_rel_pos": False,
+            "window_size": 0,
+            "input_size": None,
+            "activation": keras.activations.gelu,
+            "layer_norm_epsilon": 1e-6,
+        },
+    ),
+    (
+        keras_cv.layers.MultiHeadAttentionWithRelativePE,
+        {"num_heads": 3, "key_dim": 4},
+        {"use_bias": True, "use_rel_pos": False, "input_size": None},
+    ),
+    (
+        keras_cv.layers.ViTDetPatchingAndEmbedding,
+        {},
+        {"kernel_size": (16, 16), "strides": (16, 16), "embed_dim": 768},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "defaults"), DEFAULTS, ids=lambda x: getattr(x, "__name__", "")
+)
+def test_defaults_are_those_of_the_documentation(cls, given, defaults):
+    layer = cls(**given)
+    assert {name: getattr(layer, name) for name in defaults} == defaults
+
+
+def test_encoder_has_the_size_of_vit_b_by_default():
+    encoder = ViTDetBackbone(include_rescaling=True, input_shape=(32, 32, 3), depth=1)
+    config = encoder.get_config()
+    documented = {
+        "patch_size": 16,
+        "hidden_size": 768,
+        "intermediate_dim": 768 * 4,
+        "num_heads": 12,
+        "num_output_channels": 256,
+        "use_bias": True,
+        "use_abs_pos": True,
+        "use_rel_pos": True,
+        "window_size": 14,
+        "global_attention_layer_indices": [2, 5, 8, 11],
+        "layer_norm_epsilon": 1e-6,
+    }
+    assert {name: config[name] for name in documented} == documented
+
+
 def test_decoder_of_the_positional_arguments_of_the_released_models():
     decoder = SAMMaskDecoder(256, None, 3, 3, 256, "gelu")
     assert decoder.get_config() == SAMMaskDecoder().get_config()

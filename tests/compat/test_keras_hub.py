@@ -421,6 +421,70 @@ def test_arguments_have_their_names(cls, names):
     assert set(names.split()) <= set(inspect.signature(cls.__init__).parameters)
 
 
+# class, its positional arguments in their order, and the documented defaults
+DEFAULTS = [
+    (
+        keras_hub.models.ViTDetBackbone,
+        "hidden_size num_layers intermediate_dim num_heads global_attention_layer_indices "
+        "image_shape patch_size num_output_channels use_bias use_abs_pos use_rel_pos window_size "
+        "layer_norm_epsilon",
+        {
+            "patch_size": 16,
+            "num_output_channels": 256,
+            "use_bias": True,
+            "use_abs_pos": True,
+            "use_rel_pos": True,
+            "window_size": 14,
+            "layer_norm_epsilon": 1e-6,
+        },
+    ),
+    (
+        keras_hub.models.SAMBackbone,
+        "image_encoder prompt_encoder mask_decoder dtype",
+        {"dtype": None},
+    ),
+    (keras_hub.models.SAMImageSegmenter, "backbone preprocessor", {"preprocessor": None}),
+    (keras_hub.models.SAMImageSegmenterPreprocessor, "image_converter", {"image_converter": None}),
+    (
+        keras_hub.layers.SAMPromptEncoder,
+        "",
+        {
+            "hidden_size": 256,
+            "image_embedding_size": (64, 64),
+            "input_image_size": (1024, 1024),
+            "mask_in_channels": 16,
+            "activation": "gelu",
+        },
+    ),
+    (
+        keras_hub.layers.SAMMaskDecoder,
+        "",
+        {
+            "num_multimask_outputs": 3,
+            "iou_head_depth": 3,
+            "iou_head_hidden_dim": 256,
+            "activation": "gelu",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "order", "defaults"), DEFAULTS, ids=lambda x: getattr(x, "__name__", "")
+)
+def test_arguments_have_their_order_and_defaults(cls, order, defaults):
+    parameters = inspect.signature(cls).parameters
+    assert [*parameters][: len(order.split())] == order.split()
+    assert {name: parameters[name].default for name in defaults} == defaults
+
+
+def test_converter_has_the_order_of_its_arguments():
+    names = "image_size scale offset crop_to_aspect_ratio pad_to_aspect_ratio interpolation "
+    names += "antialias bounding_box_format data_format"
+    made = inspect.signature(keras_hub.layers.ImageConverter.__new__).parameters
+    assert [*made][1:10] == names.split()
+
+
 # --- names, presets, and what presets hold ---
 
 

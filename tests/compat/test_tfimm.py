@@ -162,15 +162,39 @@ def test_released_models_have_the_sizes_of_the_presets(name, preset):
 
 
 def test_config_has_the_documented_defaults_and_reads_json():
-    cfg = SegmentAnythingModelConfig()
-    assert (cfg.name, cfg.in_channels, cfg.input_size, cfg.fixed_input_size) == (
-        "",
-        3,
-        (1024, 1024),
-        True,
-    )
-    assert (cfg.embed_dim, cfg.nb_multimask_outputs, cfg.mask_threshold) == (256, 3, 0.0)
-    assert cfg.encoder_norm_layer == "layer_norm_eps_1e-6"
+    documented = {
+        "name": "",
+        "url": "",
+        "in_channels": 3,
+        "input_size": (1024, 1024),
+        "fixed_input_size": True,
+        "embed_dim": 256,
+        "nb_multimask_outputs": 3,
+        "mask_threshold": 0.0,
+        "encoder_patch_size": 16,
+        "encoder_embed_dim": 768,
+        "encoder_nb_blocks": 12,
+        "encoder_nb_heads": 12,
+        "encoder_mlp_ratio": 4.0,
+        "encoder_drop_rate": 0.0,
+        "encoder_attn_drop_rate": 0.0,
+        "encoder_drop_path_rate": 0.0,
+        "encoder_norm_layer": "layer_norm_eps_1e-6",
+        "encoder_act_layer": "gelu",
+        "encoder_qkv_bias": True,
+        "encoder_global_attn_indices": (2, 5, 8, 11),
+        "encoder_window_size": 14,
+        "prompt_mask_hidden_dim": 16,
+        "decoder_nb_blocks": 2,
+        "decoder_nb_heads": 8,
+        "decoder_mlp_channels": 2048,
+        "decoder_iou_head_depth": 3,
+        "decoder_iou_hidden_dim": 256,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "image_encoder/patch_embed/proj",
+    }
+    assert dataclasses.asdict(SegmentAnythingModelConfig()) == documented
     saved = json.loads(json.dumps(dataclasses.asdict(make_config())))
     assert SegmentAnythingModelConfig(**saved) == make_config()
     with pytest.raises(ValueError, match="`encoder_norm_layer` must be one of"):
