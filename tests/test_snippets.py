@@ -161,7 +161,7 @@ def tiny_presets(tiny_preset, monkeypatch):
 
     def read_tiny(preset, *arguments):
         known = {*keras_sam.presets.list_presets(), *locate.aliases()}
-        elsewhere = preset in known or ADDRESS.match(preset)
+        elsewhere = locate.full_name(preset) in known or ADDRESS.match(preset)
         return read_here(str(tiny_preset) if elsewhere else preset, *arguments)
 
     monkeypatch.setattr(read, "_read", read_tiny)

@@ -1,10 +1,11 @@
 """The base class of models that turn inputs into embeddings."""
 
+from collections.abc import Iterable
 from typing import Any, Self
 
 import keras
 
-from keras_sam.models import preset_models
+from keras_sam.models import fine_tuning, preset_models
 from keras_sam.presets import Preset
 
 
@@ -35,6 +36,25 @@ class Backbone(preset_models.PresetModel):
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
         }
+
+    def enable_lora(
+        self, rank: int, target_layer_names: Iterable[str] = ("qkv", "projection")
+    ) -> None:
+        """Freezes everything but low-rank additions to the image encoder's kernels.
+
+        `SAMImageSegmenter.enable_lora` leaves prompt encoder and mask decoder to be trained.
+
+        Args:
+            rank: int, see there.
+            target_layer_names: names of layers, the `targets` there.
+
+        Raises:
+            ValueError: see there.
+        """
+        encoder = getattr(self, "image_encoder", self)
+        fine_tuning.add_lora(encoder, rank, target_layer_names)
+        if encoder is not self:
+            self.prompt_encoder.trainable = self.mask_decoder.trainable = False
 
     @classmethod
     def from_config(cls, config: dict) -> Self:

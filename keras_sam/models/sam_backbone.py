@@ -8,7 +8,7 @@ from keras_sam import presets
 from keras_sam.layers.arguments import DType, KeptArguments, Tensor
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
-from keras_sam.layers.prompt_tensors import canonical_inputs
+from keras_sam.layers.prompt_tensors import canonical_inputs, of_one_kind
 from keras_sam.models import preset_models
 from keras_sam.models.backbone import Backbone
 from keras_sam.models.vit_det_backbone import ViTDetBackbone
@@ -121,6 +121,9 @@ class SAMBackbone(KeptArguments, Backbone):
     def image_shape(self) -> tuple[int, int, int]:
         """Shape `(H, W, channels)` of the model frame."""
         return tuple(self.image_encoder.input.shape[1:])
+
+    def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return super().__call__(of_one_kind(inputs), *args, **kwargs)
 
     def call(
         self, inputs: dict[str, Tensor], training: bool | None = None, mask: Tensor | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_sam import backends
 from keras_sam.geometry import SIZES, sizes_of
-from keras_sam.layers.prompt_tensors import canonical_inputs
+from keras_sam.layers.prompt_tensors import canonical_inputs, of_one_kind
 from keras_sam.models.encode_decode import EncodesAndDecodes, checked_frames
 from keras_sam.models.fine_tuning import FineTuning
 from keras_sam.models.image_segmenter import ImageSegmenter
@@ -123,6 +123,9 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
     def mask_decoder(self) -> keras.layers.Layer:
         """The mask decoder, a layer of its own."""
         return self.backbone.mask_decoder
+
+    def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict:
+        return super().__call__(of_one_kind(inputs), *args, **kwargs)
 
     def call(self, inputs: dict[str, Any], training: bool | None = None, mask: Any = None) -> dict:
         if "image_embeddings" in inputs:  # training on what `CachedEmbeddings` holds

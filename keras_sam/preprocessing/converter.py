@@ -28,6 +28,13 @@ from keras_sam.prompts.nested import describe_value, is_ragged_tensor, read_ragg
 from keras_sam.prompts.spellings import unknown_names
 
 
+class BuiltInPresets:
+    """`SomeClass.presets`: the built-in presets, all of which have an image converter."""
+
+    def __get__(self, instance: Any, owner: type) -> dict[str, dict]:
+        return presets.list_presets()
+
+
 @keras.saving.register_keras_serializable(package="keras_sam")
 class SAMImageConverter(keras.layers.Layer):
     """Turns images of any size into the model's input.
@@ -93,6 +100,8 @@ class SAMImageConverter(keras.layers.Layer):
     (2, 64, 64, 3)
     """
 
+    presets = BuiltInPresets()
+
     def __init__(
         self,
         size: Any = 1024,
@@ -140,6 +149,11 @@ class SAMImageConverter(keras.layers.Layer):
                 f"Received: pad_size={self.pad_size}, size={self.size}."
             )
         self.built = True
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Size `(H, W)` in pixels of the images it makes, padding included."""
+        return self.pad_size
 
     @classmethod
     def from_preset(cls, preset: Any, **kwargs: Any) -> SAMImageConverter:

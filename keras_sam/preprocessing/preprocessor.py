@@ -15,6 +15,7 @@ import numpy as np
 
 from keras_sam.geometry import ResizePlan, plan_of_sizes, size_pair, sizes_of
 from keras_sam.preprocessing.converter import (
+    BuiltInPresets,
     SAMImageConverter,
     batch_of,
     check_images,
@@ -96,6 +97,8 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
     ([[0.0, 0.0], [512.0, 384.0]], [2, 3])
     """
 
+    presets = BuiltInPresets()
+
     def __init__(
         self,
         image_converter: SAMImageConverter | None = None,
@@ -107,6 +110,11 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         quarter = tuple(max(1, n // 4) for n in self.image_converter.pad_size)
         self.mask_size = quarter if mask_size is None else size_pair(mask_size, "mask_size")
         self.built = True
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Size `(H, W)` in pixels of the model's images, as the converter makes them."""
+        return self.image_converter.pad_size
 
     def __call__(self, x: Any, y: Any = None, sample_weight: Any = None, **overrides: Any) -> Any:
         # Not `Layer.__call__`: see `SAMImageConverter.__call__`.

@@ -77,6 +77,12 @@ def aliases() -> dict[str, str]:
     return {alias: name for name in names() for alias in metadata(name).get("encoder_names", [])}
 
 
+def full_name(name: str) -> str:
+    """The built-in name that KerasHub 0.17 shortens to `sam_base`; other names and paths stay."""
+    is_short = f"{name}_sa1b" in names() and not os.path.exists(os.path.expanduser(name))
+    return f"{name}_sa1b" if is_short else name
+
+
 def folder_of(name: str) -> str:
     """The data folder of a built-in preset."""
     return os.path.join(_data_folder(), name)

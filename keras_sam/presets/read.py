@@ -87,6 +87,7 @@ def _read(preset, with_weights, key):
     source = locate.local_file(preset)
     if source is not None:
         return _read_source(source, with_weights, key)
+    preset = locate.full_name(preset)
     name = locate.aliases().get(preset, preset)
     if name not in locate.names():
         return _read_source(locate.locate(preset), with_weights, key)
