@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_sam.enlarging import AxisWeights, axis_weights, enlarged_rows
+from keras_sam.enlarging import AxisWeights, axis_weights, enlarge_masks
 
 __all__ = ["ResizePlan", "xywh_to_xyxy", "xyxy_to_xywh"]
 
 # Logit of 0.001: "certainly outside" for mask prompts, also in the padding.
 OUTSIDE_LOGIT = -math.log(999.0)
+
+# How each image of a batch was scaled, int arrays `(B, 2)`.
+SIZES = ("original_sizes", "scaled_sizes")
 
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # pillow's codes 0..5
 
@@ -224,16 +227,7 @@ class ResizePlan:
                 "`masks` must have shape (..., Lh, Lw), mask logits of the model's frame. "
                 f"Received: shape={masks.shape}."
             )
-        rows, columns = mask_axes(self, masks.shape[-2:])
-        dtype = "float32" if mask_threshold is None else bool
-        original = np.empty(masks.shape[:-2] + self.original_size, dtype)
-        for index in np.ndindex(masks.shape[:-2]):
-            for some, values in enlarged_rows(masks[index], rows, columns):
-                if mask_threshold is None:
-                    original[index][some] = values
-                else:
-                    np.greater(values, mask_threshold, out=original[index][some])
-        return original  # (..., H0, W0)
+        return enlarge_masks(masks, *mask_axes(self, masks.shape[-2:]), mask_threshold)
 
     # --- inside ---
 
@@ -263,6 +257,25 @@ class ResizePlan:
         # In float64 and rounded once, as the released code computes it.
         scale = [to_size[1] / from_size[1], to_size[0] / from_size[0]]
         return (points * (scale * (length // 2))).astype("float32")
+
+
+def sizes_of(plans: Sequence[ResizePlan]) -> dict[str, np.ndarray]:
+    """The sizes `(H0, W0)` of images, and those that they are scaled to, int32 `(B, 2)` each."""
+    return {
+        "original_sizes": np.array([plan.original_size for plan in plans], "int32"),
+        "scaled_sizes": np.array([plan.scaled_size for plan in plans], "int32"),
+    }
+
+
+def plan_of_sizes(original: Sequence[int], scaled: Sequence[int], model: Any) -> ResizePlan:
+    """The plan by which an image of one size is scaled to another and padded to the model's."""
+    (h0, w0), (h, w) = original, scaled
+    if (h0, w0) == (h, w):
+        return ResizePlan((h0, w0), model, pad_only=True)
+    # One side is as long as the frame allows, the other is rounded.
+    by_height = int(w0 * (h / h0) + 0.5) == w
+    fit = (h, max(w, w0 * h)) if by_height else (max(h, h0 * w), w)
+    return ResizePlan((h0, w0), model, fit_size=fit)
 
 
 def mask_axes(plan: ResizePlan, mask_size: tuple[int, int]) -> tuple[AxisWeights, AxisWeights]:

@@ -15,6 +15,7 @@ import safetensors.numpy
 from keras_sam import backends
 from keras_sam.files import whole_file
 from keras_sam.geometry import ResizePlan
+from keras_sam.models.encode_decode import check_segmenter
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.vit_det_backbone import encoder_fingerprint
 from keras_sam.preprocessing.converter import check_batch
@@ -22,8 +23,9 @@ from keras_sam.preprocessing.preprocessor import (
     check_preprocessor,
     resizing_preprocessor,
 )
-from keras_sam.prompts import PromptLike, read
+from keras_sam.prompts import KEYS, PromptLike, read
 from keras_sam.prompts.nested import check_at_least_one, to_numpy
+from keras_sam.prompts.spellings import our_name
 
 _EMBEDDING_FORMAT = "keras_sam image embedding 1"
 
@@ -36,12 +38,14 @@ class SAMPredictor:
     several threads may share a segmenter.
 
     Args:
-        segmenter: a `SAMImageSegmenter`.
+        segmenter: a `SAMImageSegmenter`, or what `SAMImageSegmenter.from_preset` takes: the name,
+            address or path of a preset.
         preprocessor: optional `SAMImageSegmenterPreprocessor`. Defaults to the segmenter's own,
             or to one that fits its backbone if it has none.
 
     Raises:
-        ValueError: if the preprocessor makes images of another size than the model takes.
+        ValueError: if `segmenter` is something else, or the preprocessor makes images of another
+            size than the model takes.
 
     Source:
         `SamPredictor` in facebookresearch/segment-anything@dca509f.
@@ -60,7 +64,10 @@ class SAMPredictor:
     ```
     """
 
-    def __init__(self, segmenter: SAMImageSegmenter, preprocessor=None):
+    def __init__(self, segmenter: SAMImageSegmenter | str | os.PathLike, preprocessor=None):
+        if isinstance(segmenter, (str, os.PathLike)):
+            segmenter = SAMImageSegmenter.from_preset(segmenter)
+        check_segmenter(segmenter)
         self.segmenter = segmenter
         self.preprocessor = preprocessor or resizing_preprocessor(segmenter)
         check_preprocessor(self.preprocessor, segmenter.backbone)
@@ -90,7 +97,8 @@ class SAMPredictor:
         """Encodes an image for the calls of `predict` that follow.
 
         Args:
-            image: array `(H0, W0, 3)` or `(H0, W0)`, PIL image or path; values 0..255.
+            image: array `(H0, W0, 3)`, `(H0, W0)` or `(1, H0, W0, 3)`, PIL image or path; values
+                0..255.
             channel_order: optional `"rgb"` or `"bgr"`, the order of an array's channels.
                 Defaults to the preprocessor's, which is `"rgb"` unless it was made otherwise.
 
@@ -99,6 +107,8 @@ class SAMPredictor:
                 image that was set before is then gone.
             FileNotFoundError: if there is no such file.
         """
+        if len(getattr(image, "shape", ())) == 4 and len(image) == 1:
+            image = image[0]
         self.set_images([image], channel_order=channel_order, verbose=0)
 
     def set_images(
@@ -122,7 +132,7 @@ class SAMPredictor:
         embeddings, plans = [], []
         for image in images:
             frame, plan = self.preprocessor.image_converter.convert([image], **overrides)
-            embeddings.append(self.segmenter.encode_frames(frame))
+            embeddings.append(self.segmenter.encode_frames(frame)["image_embeddings"])
             plans += plan
             if bar:
                 bar.add(1)
@@ -139,18 +149,22 @@ class SAMPredictor:
         mask_threshold: float | None = None,
         image_index: int = 0,
         prompt_chunk: int = backends.PROMPT_CHUNK,
+        **unknown: Any,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks of the original image for one object, or for P objects at once.
 
         Args:
-            points: `(N, 2)`, or `(P, N, 2)` for P objects, or a ragged list; x, y in pixels of
-                the original image.
-            labels: as `points` without the last axis: 1 foreground, 0 background.
+            points: `(N, 2)`, or `(P, N, 2)` for P objects, or a ragged list, or `(2,)` for one
+                click; x, y in pixels of the original image.
+            labels: as `points` without the last axis: 1 foreground, 0 background. Defaults to
+                foreground.
             boxes: `(4,)`, or `(P, 4)` for P objects, or `(P, M, 4)` for M boxes of each;
-                x1, y1, x2, y2 in pixels of the original image.
+                x1, y1, x2, y2 in pixels of the original image. With `(0, 4)`, from a detector
+                that found nothing, the results have `P = 0`.
             masks: mask logits to refine, `(L, L)` or `(P, L, L)`, from an earlier call or from
                 `mask_to_logits`; or logits of the original image's size. `(1, L, L)` counts as
-                one object's, too.
+                one object's, too. Bool masks of these sizes become logits as by
+                `mask_to_logits`.
             multimask_output: `True` for the three candidates of an ambiguous prompt, `False`
                 for the one mask of an unambiguous prompt, `"auto"` for one mask, chosen as
                 `select_masks` says.
@@ -159,6 +173,7 @@ class SAMPredictor:
                 the segmenter's.
             image_index: int. Which of the images of `set_images`.
             prompt_chunk: int. Prompts that are decoded at once.
+            **unknown: nothing else; the error for another system's name says ours.
 
         Returns:
             Tuple of `masks`, bool `(K, H0, W0)`, or float32 with `return_logits=True`;
@@ -170,7 +185,13 @@ class SAMPredictor:
             RuntimeError: if no image is set.
             ValueError: if a prompt is malformed; the message names it and the remedy.
             IndexError: if there is no image `image_index`.
+            TypeError: if there is another argument.
         """
+        if unknown:
+            name = next(iter(unknown))
+            ours = our_name(name, KEYS)
+            hint = f"; here it is `{ours}`" if ours else ""
+            raise TypeError(f"`SAMPredictor.predict` has no argument `{name}`{hint}.")
         embedding, plan = self._image(image_index)
         check_at_least_one(prompt_chunk, "prompt_chunk")
         given = {"points": points, "labels": labels, "boxes": boxes, "masks": masks}
@@ -187,8 +208,7 @@ class SAMPredictor:
         """Mask logits of the original image, in the frame of the model's mask prompts.
 
         Args:
-            masks: float array `(..., H0, W0)` of logits. A binary mask becomes a prompt with
-                `mask_to_logits` instead.
+            masks: float array `(..., H0, W0)` of logits. A bool mask goes into `predict` as it is.
             image_index: int. Which of the images of `set_images`.
 
         Returns:
@@ -205,7 +225,7 @@ class SAMPredictor:
             raise ValueError(
                 "`masks` must be finite float logits. Received: "
                 f"{'values that are not finite' if masks.dtype.kind == 'f' else masks.dtype}. "
-                "Turn a binary mask into logits with `keras_sam.mask_to_logits(mask)`."
+                "A bool mask goes into `predict` as it is."
             )
         return plan.masks_to_model(masks, self.segmenter.mask_size)
 

@@ -138,7 +138,7 @@ def decode_as_it_is(segmenter):
 
 @pytest.fixture(scope="module")
 def embeddings(segmenter, images):
-    return segmenter.encode(images[:1])
+    return segmenter.encode(images[:1])["image_embeddings"]
 
 
 @pytest.mark.parametrize("more", [1, 5])
@@ -237,8 +237,8 @@ def test_prompt_buckets_do_not_change_the_masks(
 def test_decode_of_encode_is_predict(segmenter, images):
     x = {"points": POINTS, "labels": LABELS}
     expected = segmenter.predict({"images": images, **x}, batch_size=3, verbose=0)
-    embeddings = segmenter.encode(images, batch_size=3)
-    actual = segmenter.decode(embeddings, x, original_sizes=SIZES)
+    encoded = segmenter.encode(images, batch_size=3)
+    actual = segmenter.decode(encoded, x)
     assert_equal_outputs(actual, expected, bound=1e-6)
 
 

@@ -402,6 +402,53 @@ def test_records_are_a_list_that_can_be_copied_and_pickled():
         assert len(twin.filter(pred_iou_thresh=middle(records, "predicted_iou"))) < len(records)
 
 
+def test_a_part_of_the_records_can_be_filtered():
+    records = generator(output_mode="coco_rle").generate(small_picture(), keep_candidates=True)
+    assert len(records) > 3
+    for part in (records[:3], records[::-1][-3:][::-1], records.copy()[:3]):
+        assert type(part) is type(records) and list(part) == list(records)[:3]
+        assert part.original_size == records.original_size
+        half = middle(part, "predicted_iou")
+        assert list(part.filter(pred_iou_thresh=half)) == [
+            r for r in part if r["predicted_iou"] > half
+        ]
+        with pytest.raises(ValueError, match="Without candidates"):  # nothing comes back
+            part.filter(pred_iou_thresh=0)
+    assert records[-1] == list(records)[-1]  # a record
+
+
+@pytest.mark.parametrize("output_mode", ["coco_rle", "uncompressed_rle"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"crop_n_layers": 1, "crop_n_points_downscale_factor": 2, "min_mask_region_area": 25},
+        {"use_m2m": True},
+    ],
+)
+def test_run_lengths_go_through_json(output_mode, changes):
+    records = generator(output_mode=output_mode, **changes).generate(small_picture())
+    assert records
+    for some in (records, records.filter(min_mask_region_area=30)):
+        loaded = json.loads(json.dumps(some))
+        assert loaded == some
+        assert_identical(loaded, some)
+
+
+@pytest.mark.parametrize("output_mode", mask_records.OUTPUT_MODES)
+def test_records_become_a_coco_file_in_one_call(tmp_path, output_mode):
+    records = generator(output_mode=output_mode).generate(small_picture())
+    records.save_coco(tmp_path / "masks.json", "photo.jpg")
+    (image,), _ = keras_sam.annotations.read_coco(tmp_path / "masks.json")
+    assert (image.file_name, image.size) == ("photo.jpg", records.original_size)
+    assert [r["area"] for r in image.records] == [r["area"] for r in records]
+    for read, record in zip(image.records, records, strict=True):
+        np.testing.assert_array_equal(mask_of(read), mask_of(record))
+    records.save_coco(tmp_path / "outlines.json", "photo.jpg", polygons=True)
+    (image,), _ = keras_sam.annotations.read_coco(tmp_path / "outlines.json")
+    assert isinstance(image.records[0]["segmentation"], list)
+
+
 def test_the_temporary_file_goes_with_the_records(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     records = generator().generate(small_picture(), keep_candidates=True)

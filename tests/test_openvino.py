@@ -26,9 +26,9 @@ def answers(segmenter):
     refined = predictor.predict(**click, masks=logits[1], multimask_output=False)
     embeddings = segmenter.encode([PHOTO])
     one = segmenter.predict({"images": [PHOTO], "points": [[[30, 20]]], "labels": [[1]]}, verbose=0)
-    many = segmenter.decode(embeddings, {"boxes": [BOXES]}, original_sizes=[PHOTO.shape[:2]])
+    many = segmenter.decode(embeddings, {"boxes": [BOXES]})
     return {
-        "embeddings": embeddings,
+        "embeddings": embeddings["image_embeddings"],
         "one": one["masks"],
         "many": many["masks"],
         "scores": many["iou_pred"],
@@ -55,8 +55,13 @@ openvino._compile = counted
 segmenter = tiny_segmenter()
 results = answers(segmenter)
 count = len(compiled)
+encoded = segmenter.encode([PHOTO])
 for n in (1, 2, 3, 4):  # boxes in the buckets of 1, 2 and 4
-    segmenter.decode(results["embeddings"], {"boxes": [BOXES[:1] * n]})
+    segmenter.decode(encoded, {"boxes": [BOXES[:1] * n]})
+predictor = keras_sam.SAMPredictor(segmenter)
+predictor.set_image(PHOTO)
+results["no masks"] = predictor.predict(boxes=np.zeros((0, 4)))[0]
+results["no logits"] = segmenter.predict({"images": [PHOTO], "boxes": [[]]}, verbose=0)["masks"]
 results["compiled at once"] = count
 results["compiled in all"] = len(compiled)
 try:
@@ -115,6 +120,8 @@ def test_float32_is_exact_and_nothing_is_compiled_twice(expected, tmp_path):
     # with its not-a-point.
     assert actual["compiled at once"] == 6
     assert actual["compiled in all"] == 7
+    assert actual["no masks"].shape == (0, 3, *PHOTO.shape[:2])
+    assert actual["no logits"].shape == (1, 0, 4, 28, 36)
     assert "fit" in str(actual["fit"]) and "openvino" in str(actual["fit"])
 
 

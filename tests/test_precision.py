@@ -64,7 +64,9 @@ def test_masks_and_scores_stay_near_float32(precise_and_not):
 
 def test_embeddings_stay_near_float32(precise_and_not):
     precise, other, dtype = precise_and_not
-    expected, actual = (s.encode(IMAGES, batch_size=2) for s in (precise, other))
+    expected, actual = (
+        s.encode(IMAGES, batch_size=2)["image_embeddings"] for s in (precise, other)
+    )
     assert actual.dtype == np.float32
     assert 0 < relative_difference(actual, expected) <= bound_of(dtype)
 

@@ -83,7 +83,7 @@ def sideways(array):
 )
 def test_images_of_every_form(segmenter, predictor, tmp_path, make, settings):
     expected = predictor.image_embeddings
-    assert_same(expected, segmenter.encode([PHOTO]))
+    assert_same(expected, segmenter.encode([PHOTO])["image_embeddings"])
     predictor.reset()
     predictor.set_image(make(tmp_path), **settings)
     assert predictor.is_image_set
@@ -321,7 +321,7 @@ def test_several_images(segmenter, predictor, capsys):
     predictor.set_images([PHOTO, Image.fromarray(OTHER)], verbose=0)
     assert capsys.readouterr().out == ""
     assert predictor.original_sizes == [SIZE, OTHER_SIZE]
-    assert_same(predictor.image_embeddings, segmenter.encode([PHOTO, OTHER]))
+    assert_same(predictor.image_embeddings, segmenter.encode([PHOTO, OTHER])["image_embeddings"])
     for index in (0, 1, 0):  # interleaved
         assert_same_answer(predictor.predict(**CLICK, image_index=index), alone[index])
     mask = np.ones(OTHER_SIZE, "float32")
@@ -387,7 +387,8 @@ def test_before_the_first_image_and_after_a_reset(segmenter, predictor, tmp_path
         (PHOTO[..., :2], ValueError),  # channels
         (np.zeros((0, 9, 3), "uint8"), ValueError),  # empty
         (np.zeros((1, 4000, 3), "uint8"), ValueError),  # too thin
-        (PHOTO[None], ValueError),  # a batch
+        (PHOTO[None, None], ValueError),
+        (np.stack([PHOTO, PHOTO]), ValueError),  # a batch
         ("nothing.png", FileNotFoundError),
         (None, ValueError),
         (__file__, ValueError),  # no image
@@ -419,7 +420,7 @@ def test_an_interrupt_between_two_images_leaves_none(segmenter, predictor, tmp_p
         if encoded:
             raise KeyboardInterrupt
         encoded.append(1)
-        return np.zeros((1, 7, 9, 16), "float32")
+        return {"image_embeddings": np.zeros((1, 7, 9, 16), "float32")}
 
     monkeypatch.setattr(segmenter, "encode_frames", encode)
     with pytest.raises(KeyboardInterrupt):
@@ -458,6 +459,86 @@ def test_the_callers_prompts_stay_as_they_are(predictor):
     assert (prompts["labels"], prompts["boxes"]) == (before["labels"], before["boxes"])
 
 
+# --- what people type first ---
+
+
+@pytest.mark.parametrize("image", [PHOTO[None], keras.ops.convert_to_tensor(PHOTO[None])])
+def test_a_batch_of_one_image_is_the_image(segmenter, predictor, image):
+    expected = predictor.predict(**CLICK)
+    other = keras_sam.SAMPredictor(segmenter)
+    other.set_image(image)
+    assert other.original_sizes == [SIZE]
+    assert_same_answer(other.predict(**CLICK), expected)
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        {"points": [30, 20], "labels": [1]},
+        {"points": [30, 20], "labels": 1},
+        {"points": [30, 20]},
+        {"points": np.array([[30, 20]])},
+    ],
+)
+def test_a_click_in_few_words(predictor, prompts):
+    expected = predictor.predict(points=[[30, 20]], labels=[1])
+    assert_same_answer(predictor.predict(**prompts), expected)
+
+
+@pytest.mark.parametrize("boxes", [np.zeros((0, 4)), np.zeros((0, 2, 2)), []])
+@pytest.mark.parametrize("multimask_output, count", [(True, 3), (False, 1), ("auto", 1)])
+def test_no_boxes_give_no_masks(predictor, boxes, multimask_output, count):
+    masks, scores, logits = predictor.predict(boxes=boxes, multimask_output=multimask_output)
+    assert (masks.shape, masks.dtype) == ((0, count, *SIZE), bool)
+    assert (scores.shape, logits.shape) == ((0, count), (0, count, *MASK))
+    assert scores.dtype == logits.dtype == np.float32
+    floats, _, _ = predictor.predict(boxes=boxes, return_logits=True)
+    assert (floats.shape, floats.dtype) == ((0, 3, *SIZE), np.float32)
+
+
+def test_a_bool_mask_is_a_prompt(segmenter, predictor):
+    mask = np.zeros(SIZE, bool)
+    mask[10:40, 20:60] = True
+    logits = keras_sam.mask_to_logits(mask, segmenter)
+    assert logits.shape == (*MASK, 1)
+    expected = predictor.predict(masks=logits)
+    assert_same_answer(predictor.predict(masks=mask), expected)
+    together = predictor.predict(masks=np.stack([mask, ~mask]))
+    assert_same_answer(tuple(part[0] for part in together), expected)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("box", "no argument `box`; here it is `boxes`"),
+        ("point_coords", "no argument `point_coords`; here it is `points`"),
+        ("mask_input", "no argument `mask_input`; here it is `masks`"),
+        ("wobble", r"no argument `wobble`\.$"),
+    ],
+)
+def test_arguments_of_other_systems_are_named(predictor, name, message):
+    with pytest.raises(TypeError, match=message):
+        predictor.predict(**{**CLICK, name: None})
+
+
+def test_a_preset_by_its_name(segmenter, predictor, tmp_path):
+    segmenter.save_to_preset(tmp_path / "mine")
+    for name in (tmp_path / "mine", str(tmp_path / "mine")):
+        loaded = keras_sam.SAMPredictor(name)
+        loaded.set_image(PHOTO)
+        assert_same_answer(loaded.predict(**CLICK), predictor.predict(**CLICK))
+    assert keras_sam.SAMAutomaticMaskGenerator(tmp_path / "mine").segmenter.mask_size == MASK
+
+
+@pytest.mark.parametrize("make", [keras_sam.SAMPredictor, keras_sam.SAMAutomaticMaskGenerator])
+def test_what_is_no_segmenter(segmenter, make):
+    for wrong in (None, 5, segmenter.backbone, [segmenter]):
+        with pytest.raises(ValueError, match="`segmenter` must be a `SAMImageSegmenter`.*eceived"):
+            make(wrong)
+    with pytest.raises(ValueError, match="A preset must be.*Received: 'no_such_preset'"):
+        make("no_such_preset")
+
+
 # --- bad prompts, in the words of one image ---
 
 
@@ -466,13 +547,11 @@ def test_the_callers_prompts_stay_as_they_are(predictor):
     [
         ({}, "At least one prompt is needed"),
         ({"points": [], "labels": []}, "At least one prompt is needed"),
-        ({"boxes": np.zeros((0, 4))}, "At least one prompt is needed"),
-        ({"points": [[3, 3]]}, r"given together.*`points` \(shape=\(1, 2\)\) without `labels`"),
-        ({"labels": [1]}, r"given together.*`labels` \(shape=\(1,\)\) without `points`"),
-        ({"points": [3, 3], "labels": [1]}, r"`points` must have shape \(N, 2\).*shape=\(2,\)"),
-        ({"points": [[3, 3, 3]], "labels": [1]}, r"`points` must have shape \(N, 2\).*\(1, 3\)"),
-        ({"points": [[[[3, 3]]]], "labels": [[[1]]]}, r"`points` must have shape \(N, 2\)"),
-        ({"points": [[3, 3]], "labels": 1}, r"`labels` must have shape \(N,\).*shape=\(\)"),
+        ({"labels": [1]}, r"must come with `points`.*`labels` \(shape=\(1,\)\) without `points`"),
+        ({"points": [3, 3, 3]}, r"`points` must have shape \(2,\).*shape=\(3,\)"),
+        ({"points": [[3, 3, 3]], "labels": [1]}, r"`points` must have shape.*\(N, 2\).*\(1, 3\)"),
+        ({"points": [[[[3, 3]]]], "labels": [[[1]]]}, r"`points` must have shape.*\(N, 2\)"),
+        ({"points": [[3, 3]] * 2, "labels": 1}, r"`labels` must have shape \(N,\).*shape=\(\)"),
         (
             {"points": [[3, 3]], "labels": [1, 1]},
             r"`labels` must have.*\(2,\) with.*shape=\(1, 2\)",
@@ -492,7 +571,7 @@ def test_the_callers_prompts_stay_as_they_are(predictor):
             r"`masks` must have the size.*\(28, 36\).*\(53, 80\).*\(9, 9\)",
         ),
         ({"masks": np.ones(9)}, r"`masks` must have shape \(L, L\).*shape=\(9,\)"),
-        ({"masks": np.ones(SIZE, bool)}, "`masks` must be float.*bool.*mask_to_logits"),
+        ({"masks": np.ones(SIZE, "uint8")}, "`masks` must be float.*uint8.*`mask > 0`"),
         ({"masks": np.full(MASK, np.nan)}, "`masks` must be finite"),
         (
             {**CLICK, "masks": np.ones((3, *MASK))},
@@ -513,7 +592,7 @@ def test_bad_prompts(predictor, prompts, message):
     "masks, message",
     [
         (np.ones(MASK), r"`masks` must have shape \(\.\.\., 53, 80\)"),  # already in the frame
-        (np.ones(SIZE, bool), "`masks` must be finite float logits.*bool.*mask_to_logits"),
+        (np.ones(SIZE, bool), "`masks` must be finite float logits.*bool.*into `predict` as"),
         (np.full(SIZE, np.inf), "`masks` must be finite float logits"),
     ],
 )

@@ -4,7 +4,6 @@ import copy
 import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -374,20 +373,12 @@ def test_tensors_of_the_running_backend_are_images(preprocessor):
             np.testing.assert_array_equal(result[name], value, err_msg=name)
 
 
-def test_a_float_image_within_0_and_1_is_warned_of_once_and_not_rescaled():
-    image = (picture(12, 17, seed=15) / 255).astype("float32")
-    converter = SAMImageConverter(size=(12, 17))
-    with pytest.warns(UserWarning, match="0..1.*never rescaled.*Multiply it by 255") as caught:
-        pixels = converter([image, image, image])
-    assert len(caught) == 1
-    np.testing.assert_array_equal(pixels[1], image)
-    with pytest.warns(UserWarning, match="0..1"):
-        load_image(image)
-    with pytest.warns(UserWarning, match="far outside 0..255"):
-        converter([image * 2000 - 1000])
+def test_black_and_the_overshoot_of_a_filter_are_usual():
+    image = picture(12, 17, seed=15).astype("float32") - 5
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        converter([np.zeros((12, 17, 3)), image * 255 - 5])  # black; a filter's overshoot
+        pixels = SAMImageConverter(size=(12, 17))([np.zeros((12, 17, 3)), image])
+    np.testing.assert_array_equal(pixels[1], image)
 
 
 @pytest.mark.parametrize(
@@ -526,15 +517,10 @@ def test_the_callers_dict_and_arrays_stay_as_they_are(preprocessor):
         ({"points": [[[1, 1]]], "labels": [[1]]}, r"key 'images'.*\['labels', 'points'\]"),
         (
             {"images": picture(5, 6)[None], "box": [[1, 1, 2, 2]]},
-            r"no keys but.*Received also: \['box'\]",
+            r"no keys but.*Received also: \['box'\]\. Here 'box' is 'boxes'",
         ),
-        (
-            {"images": picture(5, 6), "boxes": [[[1, 1, 2, 2]]]},
-            r"one image, ndarray of shape \(5, 6, 3\)",
-        ),
-        ({"images": "photo.jpg", "boxes": [[[1, 1, 2, 2]]]}, "one image, str.*Put it in a list"),
-        ({"images": Path("a.jpg"), "boxes": [[[1, 1, 2, 2]]]}, "`images` must be a batch"),
-        ({"images": Image.new("RGB", (5, 5)), "boxes": [[[1, 1, 2, 2]]]}, "must be a batch"),
+        ({"images": 5, "boxes": [[[1, 1, 2, 2]]]}, "`images` must be a batch"),
+        ({"images": picture(5, 6), "boxes": [[2, 1, 1, 2]]}, "x1 <= x2"),
         ({"images": picture(5, 6)[None]}, "At least one prompt is needed"),
         ({"images": picture(5, 6)[None], "boxes": [[[1, 1, 2, 2]]] * 2}, "one entry per image, 1"),
     ],
@@ -542,6 +528,37 @@ def test_the_callers_dict_and_arrays_stay_as_they_are(preprocessor):
 def test_bad_dicts_are_refused(preprocessor, x, message):
     with pytest.raises(ValueError, match=message):
         preprocessor(x)
+
+
+@pytest.mark.parametrize(
+    "prompts, batched",
+    [
+        ({"points": [5, 6]}, {"points": [[[5, 6]]], "labels": [[1]]}),
+        ({"points": [[5, 6], [7, 8]], "labels": [1, 0]}, None),
+        ({"points": [[[5, 6]], [[7, 8]]], "labels": [[1], [0]]}, None),  # two objects
+        ({"boxes": [1, 2, 9, 9]}, {"boxes": [[[[1, 2], [9, 9]]]]}),
+        ({"boxes": [[1, 2, 9, 9], [3, 4, 8, 8]]}, None),
+        ({"boxes": np.zeros((0, 4))}, None),
+        ({"masks": np.ones((16, 24), "float32")}, {"masks": np.ones((1, 1, 16, 24, 1))}),
+        ({"masks": np.ones((16, 24, 1), "float32")}, {"masks": np.ones((1, 1, 16, 24, 1))}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["array", "pillow", "path"])
+def test_one_image_gives_an_output_without_a_batch(preprocessor, tmp_path, kind, prompts, batched):
+    array = picture(20, 30)
+    Image.fromarray(array).save(tmp_path / "image.png")
+    image = {
+        "array": array,
+        "pillow": Image.fromarray(array),
+        "path": tmp_path / "image.png",
+    }[kind]
+    expected = preprocessor(
+        {"images": [array], **(batched or {name: [value] for name, value in prompts.items()})}
+    )
+    one = preprocessor({"images": image, **prompts})
+    assert set(one) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(one[name], value[0], err_msg=name)
 
 
 def test_settings_of_one_call_reach_the_converter(preprocessor):
@@ -684,11 +701,36 @@ def test_tf_data_takes_paths(preprocessor, tmp_path):
     _assert_same(batch, preprocessor(x))
 
 
+@pytest.mark.parametrize("kind", ["array", "path", "unknown"])
+def test_tf_data_maps_one_image_after_the_other(preprocessor, tmp_path, kind):
+    tf = pytest.importorskip("tensorflow")
+    arrays = [picture(10 + i, 20, seed=i) for i in range(4)]
+    paths = [str(tmp_path / f"{i}.png") for i in range(4)]
+    for path, array in zip(paths, arrays, strict=True):
+        Image.fromarray(array).save(path)
+    boxes = np.float32([[[1, 2, 9, 9], [3, 3, 7, 8]]] * 4)
+    dataset = tf.data.Dataset.from_tensor_slices({"images": paths, "boxes": boxes})
+    if kind != "path":
+        read = tf.io.decode_png if kind == "array" else tf.io.decode_image  # of unknown rank
+        dataset = dataset.map(lambda x: {**x, "images": read(tf.io.read_file(x["images"]))})
+    mapped = dataset.map(preprocessor)
+    if kind != "unknown":
+        shapes = {name: tuple(spec.shape) for name, spec in mapped.element_spec.items()}
+        assert shapes["images"] == (64, 96, 3) and shapes["points"] == (None, None, 2)
+        assert shapes["num_prompts"] == () and shapes["original_sizes"] == (2,)
+    expected = preprocessor({"images": arrays, "boxes": boxes})
+    for i, element in enumerate(mapped):
+        _assert_same(element, {name: value[i] for name, value in expected.items()})
+    batches = list(mapped.batch(3))
+    _assert_same(batches[0], {name: value[:3] for name, value in expected.items()})
+    _assert_same(batches[1], {name: value[3:] for name, value in expected.items()})
+
+
 def test_tf_data_says_what_is_wrong(preprocessor):
     tf = pytest.importorskip("tensorflow")
     x = {"images": picture(20, 30)[None], "boxes": np.float32([[[9, 9, 1, 1]]])}
-    with pytest.raises(ValueError, match="one image.*ragged_batch"):
-        tf.data.Dataset.from_tensor_slices(x).map(preprocessor)  # not batched
+    with pytest.raises(ValueError, match="no keys but.*'box' is 'boxes'"):
+        tf.data.Dataset.from_tensors({**x, "box": x["boxes"]}).map(preprocessor)
     with pytest.raises(tf.errors.InvalidArgumentError, match="`boxes` must have x1 <= x2"):
         next(iter(tf.data.Dataset.from_tensors(x).map(preprocessor)))
 
@@ -749,6 +791,8 @@ def test_masks_come_back_from_tensors_and_pipelines(preprocessor):
         (np.zeros((2, 3, 16, 16)), [(5, 5)], r"`original_sizes`.*\(2, 2\).*\(1, 2\)"),
         (np.zeros((1, 3, 16, 16)), (5, 5), r"`original_sizes`.*\(1, 2\).*\(2,\)"),
         (np.zeros((1, 3, 16, 16)), [(1, 4000)], "too long and thin"),
+        (np.zeros((1, 3, 16, 16)), None, "`original_sizes` and `model_size` must be given"),
+        ({"masks": np.zeros((1, 3, 16, 16))}, None, "must be given, unless `logits` is what"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(logits, sizes, message):

@@ -10,7 +10,8 @@ from PIL import Image
 
 from keras_sam.geometry import ResizePlan
 from keras_sam.models.programs import chunks, pad_prompts, split_into_buckets
-from keras_sam.prompts import Prompts, mask_to_logits, read
+from keras_sam.prompts import KEYS, Prompts, mask_to_logits, read
+from keras_sam.prompts.spellings import our_name, unknown_names
 
 MASK = (16, 24)  # Lh, Lw of a 64 x 96 frame, not square so that swapped axes cannot pass
 
@@ -547,7 +548,7 @@ CLICK = {"points": [[[1, 1]], [[2, 2]]], "labels": [[1], [1]]}
     "prompts, message",
     [
         ({}, "At least one prompt is needed.*the whole call.*SAMAutomaticMaskGenerator"),
-        ({"points": None, "boxes": []}, "At least one prompt is needed"),
+        ({"points": None, "masks": []}, "At least one prompt is needed"),
         ({"points": np.zeros((2, 0, 2)), "labels": np.zeros((2, 0))}, "At least one prompt"),
         ({"masks": np.zeros((2, 0, 9, 9, 1))}, "At least one prompt"),
         (
@@ -567,12 +568,8 @@ CLICK = {"points": [[[1, 1]], [[2, 2]]], "labels": [[1], [1]]}
             "At least one prompt is needed.*object 1 of image 0",
         ),  # a hole between two objects
         (
-            {"points": CLICK["points"]},
-            r"`points` and `labels` must be given together.*shape=\(2, 1, 2\).*without `labels`",
-        ),
-        (
             {"labels": CLICK["labels"]},
-            r"`points` and `labels` must be given together.*without `points`",
+            r"`labels` must come with `points`.*shape=\(2, 1\)\) without `points`",
         ),
         (
             {"points": np.zeros((2, 0, 2)), "labels": np.zeros((2, 1))},
@@ -586,7 +583,11 @@ CLICK = {"points": [[[1, 1]], [[2, 2]]], "labels": [[1], [1]]}
             {**CLICK, "labels": [[1, 1], [1, 1]]},
             r"`labels` must have shape.*one label per point.*\(2, 2\).*\(2, 1, 2\)",
         ),
-        ({**CLICK, "labels": [1, 1]}, r"`labels` must have shape.*Received: shape=\(2,\)"),
+        ({**CLICK, "labels": 1}, r"`labels` must have shape.*Received: shape=\(\)"),
+        (
+            {"points": np.ones((2, 2, 2)), "labels": [1, 1]},
+            r"`labels` must have shape.*Received: shape=\(2,\)",
+        ),  # one label per image, for two points
         (
             {"points": [[[1, 1], [2, 2]], [[3, 3]]], "labels": [[1], [1, 1]]},
             "`labels` must have shape.*one label per point",
@@ -596,8 +597,8 @@ CLICK = {"points": [[[1, 1]], [[2, 2]]], "labels": [[1], [1]]}
             "`labels` must have shape.*one label per point",
         ),  # the label belongs to the other image
         (
-            {"points": [[1, 1], [2, 2]], "labels": [1, 1]},
-            r"`points` must have shape \(B, N, 2\).*Received: shape=\(2, 2\)",
+            {"points": [1, 1], "labels": [1, 1]},
+            r"`points` must have shape \(B, N, 2\).*Received: shape=\(2,\)",
         ),
         (
             {"points": np.ones((2, 1, 3)), "labels": np.ones((2, 1))},
@@ -624,7 +625,7 @@ CLICK = {"points": [[[1, 1]], [[2, 2]]], "labels": [[1], [1]]}
         ),
         ({**CLICK, "boxes": np.zeros((3, 0, 4))}, "`boxes` must have one entry per image, 2"),
         ({"boxes": [[[1, 2, 3, 4]]]}, "`boxes` must have one entry per image, 2.*1 entries"),
-        ({"boxes": np.ones((2, 4))}, r"`boxes` must have shape \(B, P, 4\).*shape=\(2, 4\)"),
+        ({"boxes": np.ones((2, 3))}, r"`boxes` must have shape \(B, P, 4\).*shape=\(2, 3\)"),
         ({"boxes": np.ones((2, 1, 3))}, r"`boxes` must have shape.*x1 y1 x2 y2.*\(2, 1, 3\)"),
         ({"boxes": np.ones((2, 1, 3, 2))}, r"`boxes` must have shape.*\(2, 1, 3, 2\)"),
         ({"boxes": np.ones((2, 1, 1))}, r"`boxes` must have shape.*\(2, 1, 1\)"),
@@ -657,12 +658,8 @@ CLICK = {"points": [[[1, 1]], [[2, 2]]], "labels": [[1], [1]]}
         ({"masks": np.ones((2, 1, *MASK, 3))}, r"`masks` must have shape.*\(2, 1, 16, 24, 3\)"),
         ({"masks": [[[[1.0, 2.0], [3.0]]], None]}, "`masks` must have shape"),  # ragged rows
         (
-            {"masks": np.ones((2, 1, *MASK, 1), bool)},
-            "`masks` must be float logits.*dtype=bool.*mask_to_logits",
-        ),
-        (
             {"masks": np.ones((2, 1, *MASK, 1), "uint8")},
-            "`masks` must be float logits.*dtype=uint8.*mask_to_logits",
+            "`masks` must be float logits.*dtype=uint8.*`mask > 0`",
         ),
         ({"masks": np.full((2, 1, *MASK, 1), np.nan)}, "`masks` must be finite.*Received: nan"),
         ({"masks": np.full((2, 1, *MASK, 1), -np.inf)}, "`masks` must be finite.*-inf"),
@@ -704,6 +701,108 @@ def test_what_stands_under_padding_does_not_matter():
 def test_boxes_without_extent_are_allowed():
     completed = complete({"boxes": [[[5, 5, 5, 5]], [[5, 5, 9, 5]]]}, TWO, MASK)
     assert completed["labels"].tolist() == [[[2, 3]], [[2, 3]]]
+
+
+# --- what people type first ---
+
+FULL = {
+    "points": np.array([[[5, 6]], [[7, 8]]]),
+    "labels": np.array([[1], [1]]),
+    "boxes": np.array([[[[1, 2], [3, 4]]], [[[5, 6], [7, 8]]]]),
+}
+
+
+@pytest.mark.parametrize(
+    "kinds, prompts",
+    [
+        (("points", "labels"), {"points": FULL["points"]}),  # labels default to foreground
+        (("points", "labels"), {"points": [[[5, 6]], [[7, 8]]], "labels": None}),
+        (("points", "labels"), {"points": [[5, 6], [7, 8]], "labels": [1, 1]}),  # (B, 2)
+        (("points", "labels"), {"points": [[5, 6], [7, 8]]}),
+        (("boxes",), {"boxes": [[1, 2, 3, 4], [5, 6, 7, 8]]}),  # (B, 4)
+        (FULL, {"points": [[5, 6], [7, 8]], "boxes": FULL["boxes"].reshape(2, 4)}),
+    ],
+)
+def test_short_forms_mean_what_the_long_ones_do(kinds, prompts):
+    completed = complete(prompts, TWO, MASK)
+    expected = complete({name: FULL[name] for name in kinds}, TWO, MASK)
+    assert completed["single_object"] and expected["single_object"]
+    for name in ("points", "labels", "num_prompts"):
+        np.testing.assert_array_equal(completed[name], expected[name])
+
+
+def test_labels_of_ragged_points_default_to_foreground():
+    points = [[[[1, 1]], [[2, 2], [3, 3]]], None, [[[4, 4], [5, 5], [6, 6]]]]
+    labels = [[[1], [1, 1]], None, [[1, 1, 1]]]
+    completed, expected = read({"points": points}, 3), read({"points": points, "labels": labels}, 3)
+    np.testing.assert_array_equal(completed.points, expected.points)
+    np.testing.assert_array_equal(completed.labels, expected.labels)
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [{"points": [5, 6]}, {"points": [5, 6], "labels": 1}, {"points": [5, 6], "labels": [1]}],
+)
+def test_one_click_on_one_image(prompts):
+    completed = read(prompts)
+    expected = read({"points": [[5, 6]], "labels": [1]})
+    np.testing.assert_array_equal(completed.points, expected.points)
+    np.testing.assert_array_equal(completed.labels, expected.labels)
+    assert completed.single_object
+
+
+@pytest.mark.parametrize("size", [(64, 96), (32, 96), MASK])
+def test_bool_masks_become_logits(size):
+    """A mask of the image as `mask_to_logits` maps it, one of the model's frame as it is."""
+    mask = np.zeros(size, bool)
+    mask[3:9, 5:14] = True
+    plans = plans_for((64, 96) if size == MASK else size)
+    given = {"masks": [[mask, logits_of(mask.shape)]]}  # beside logits, which stay
+    completed = complete(given, plans, MASK)
+    expected = np.where(mask, np.log(999), -np.log(999)) if size == MASK else None
+    if expected is None:
+        expected = mask_to_logits(mask, mask_size=MASK)[..., 0]
+    np.testing.assert_allclose(completed["masks"][0, 0, ..., 0], expected, rtol=1e-6)
+    alone = complete({"masks": mask[None, None]}, plans, MASK)
+    np.testing.assert_array_equal(alone["masks"][0, 0], completed["masks"][0, 0])
+    floats = complete({"masks": logits_of(mask.shape)[None, None]}, plans, MASK)
+    np.testing.assert_array_equal(floats["masks"][0, 0], completed["masks"][0, 1])
+
+
+def logits_of(size):
+    return np.random.default_rng(0).normal(0, 3, size).astype("float32")
+
+
+def test_bool_masks_of_images_that_are_padded_alone():
+    mask = np.ones((32, 48), bool)
+    plan = ResizePlan((32, 48), (64, 96), pad_only=True)
+    completed = read({"masks": mask[None, None]}, 1).to_model([plan], MASK)
+    inside = completed.masks[0, 0, ..., 0] > 0
+    assert inside[:8, :12].all() and inside.sum() == 8 * 12
+
+
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        ("box", "boxes"),  # Meta
+        ("point_coords", "points"),
+        ("point_labels", "labels"),
+        ("mask_input", "masks"),
+        ("input_points", "points"),  # transformers
+        ("input_labels", "labels"),
+        ("input_boxes", "boxes"),
+        ("input_masks", "masks"),
+        ("bboxes", "boxes"),  # ultralytics
+        ("Boxes", "boxes"),
+        ("ponts", "points"),  # a slip
+        ("extra", None),
+    ],
+)
+def test_names_of_other_systems(theirs, ours):
+    assert our_name(theirs, KEYS) == ours
+    message = str(unknown_names("x", {theirs}, KEYS))
+    assert f"Received also: ['{theirs}']" in message
+    assert (f"Here '{theirs}' is '{ours}'." in message) == (ours is not None)
 
 
 # --- binary masks ---
@@ -889,9 +988,27 @@ def test_a_part_of_a_batch_is_no_wider_than_it_needs():
     ]
 
 
-def test_a_batch_without_objects_is_read_where_that_is_allowed():
-    nobody = read({"boxes": np.zeros((2, 0, 4))}, 2, allow_none=True)
+@pytest.mark.parametrize(
+    "boxes", [np.zeros((2, 0, 4)), np.zeros((2, 0, 2, 2)), [[], []], [None, None], []]
+)
+def test_no_boxes_are_no_objects(boxes):
+    nobody = read({"boxes": boxes}, 2)
     assert nobody.num_sets == 0 and nobody.num_prompts.tolist() == [0, 0]
+    assert (nobody.points.shape, nobody.labels.shape) == ((2, 0, 0, 2), (2, 0, 0))
+    assert not nobody.single_object
+
+
+@pytest.mark.parametrize("boxes", [np.zeros((0, 4)), []])
+def test_no_boxes_on_one_image(boxes):
+    assert read({"boxes": boxes}).num_sets == 0
+
+
+def test_a_batch_without_objects_is_read_where_that_is_allowed():
+    points = np.zeros((2, 0, 1, 2))
+    nobody = read({"points": points}, 2, allow_none=True)
+    assert nobody.num_sets == 0 and nobody.num_prompts.tolist() == [0, 0]
+    with pytest.raises(ValueError, match="At least one prompt is needed"):
+        read({"points": points}, 2)
     for prompts in ({}, {"boxes": None}):
         with pytest.raises(ValueError, match="At least one prompt is needed"):
             read(prompts, 2, allow_none=True)

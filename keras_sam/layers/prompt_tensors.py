@@ -16,8 +16,11 @@ from keras_sam.prompts import (
     PADDING,
     TOP_LEFT,
 )
+from keras_sam.prompts.spellings import unknown_names
 
 _KEYS = (*KEYS, "mask_given")
+# What the preprocessor returns besides.
+_FACTS = ("num_prompts", "single_object", "original_sizes", "scaled_sizes")
 
 
 def canonical_inputs(
@@ -36,8 +39,11 @@ def canonical_inputs(
         form, so that the prompt axis is to be dropped from outputs.
 
     Raises:
-        ValueError: for a mask of another size, and see `canonical_prompts`.
+        ValueError: for another key or a mask of another size, and see `canonical_prompts`.
     """
+    unknown = set(inputs) - {"images", *_KEYS, *_FACTS}
+    if unknown:
+        raise unknown_names("inputs", unknown, ("images", *KEYS))
     if "mask_given" in inputs:
         return {name: inputs[name] for name in ("images", *_KEYS) if name in inputs}, False
     prompts, single = canonical_prompts(**{k: inputs[k] for k in _KEYS if k in inputs})
@@ -69,7 +75,8 @@ def canonical_prompts(
 
     Args:
         points: optional tensor `(B, N, 2)` or `(B, P, N, 2)`, pixels of the model frame.
-        labels: optional tensor, as `points` without the last axis.
+        labels: optional tensor, as `points` without the last axis. By default all points are
+            foreground.
         boxes: optional tensor `(B, P, 4)`, `(B, P, 2, 2)` or `(B, P, M, 4)`, x1, y1, x2, y2.
         masks: optional tensor `(B, P, Lh, Lw, 1)` of logits.
         mask_given: optional bool tensor `(B, P)`, True where a prompt set has a mask.
@@ -83,8 +90,8 @@ def canonical_prompts(
         `points (B, N, 2)`, `boxes (B, 1, 2, 2)`, `masks (B, 1, Lh, Lw, 1)`.
 
     Raises:
-        ValueError: if there is no prompt, points come without labels or labels without
-            points, or a shape is none of those above.
+        ValueError: if there is no prompt, labels come without points, or a shape is none of
+            those above.
     """
     single_object = False
     masks = _unless_empty(masks, 1)
@@ -136,15 +143,13 @@ def _join_tokens(points, labels, boxes, masks):
     """Points and box corners as one list of tokens; and whether all is for a single object."""
     # `(B, P, 0, 2)` are P prompt sets, none of which has a point: the axis P counts.
     points, labels, boxes = _unless_empty(points, 1), _unless_empty(labels, 1), _unless_empty(boxes)
-    if (points is None) != (labels is None):
-        given, missing = ("points", "labels") if labels is None else ("labels", "points")
-        raise ValueError(
-            f"`{given}` came without `{missing}`: give one label per point, 1 for foreground "
-            "and 0 for background."
-        )
+    if points is None and labels is not None:
+        raise ValueError("`labels` came without `points`: give one label per point.")
     tokens, token_labels, single = [], [], []
     if points is not None:
         _check_rank("points", points, {3: "(B, N, 2)", 4: "(B, P, N, 2)"})
+        if labels is None:
+            labels = ops.ones_like(points[..., 0], dtype="int32")
         _check_rank("labels", labels, {len(points.shape) - 1: "`points` without its last axis"})
         single.append(len(points.shape) == 3)
         tokens.append(ops.expand_dims(points, 1) if single[-1] else points)

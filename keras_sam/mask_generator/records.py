@@ -6,6 +6,7 @@ and only in the part of the image where the mask can be.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_sam.annotations import ImageAnnotations, write_coco
 from keras_sam.boxes import boxes_near_crop_edge, nms, nms_across_crops, uncrop_boxes
 from keras_sam.enlarging import enlarged_rows
 from keras_sam.geometry import ResizePlan, mask_axes, xywh_to_xyxy, xyxy_to_xywh
@@ -137,6 +139,32 @@ class MaskRecords(list):
         self.original_size = original_size
         self.thresholds = thresholds
         self.candidates = candidates
+
+    def __getitem__(self, index):
+        chosen = super().__getitem__(index)
+        if isinstance(index, slice):  # whose candidates would bring back the others
+            return MaskRecords(chosen, self.original_size, self.thresholds)
+        return chosen
+
+    def copy(self) -> MaskRecords:
+        """The same records in another list, without candidates."""
+        return copy.copy(self)
+
+    def save_coco(self, path: str | os.PathLike, file_name: str, polygons: bool = False) -> None:
+        """Writes these records as a COCO file of one image.
+
+        For several images see `keras_sam.annotations.write_coco`.
+
+        Args:
+            path: the file, written whole or not at all.
+            file_name: the image's file, as the COCO file is to name it.
+            polygons: bool. Writes outlines instead of run lengths.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        image = ImageAnnotations(os.fspath(file_name), self.original_size, self)
+        write_coco(path, [image], polygons=polygons)
 
     def filter(self, **thresholds: Any) -> MaskRecords:
         """Selects again by other thresholds, without running the model.

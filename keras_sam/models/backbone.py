@@ -28,14 +28,6 @@ class Backbone(preset_models.PresetModel):
     ```
     """
 
-    def __init__(self, *args: Any, dtype: str | keras.DTypePolicy | None = None, **kwargs: Any):
-        unknown = sorted(kwargs.keys() - {"inputs", "outputs", "name", "trainable"})
-        if unknown:  # which Keras's functional models ignore
-            raise TypeError(f"{type(self).__name__} has no argument `{unknown[0]}`.")
-        super().__init__(*args, **kwargs)
-        if dtype is not None:
-            self.dtype_policy = keras.dtype_policies.get(dtype)
-
     def get_config(self) -> dict:
         # The config of a functional model would spell out its whole graph; ours is rebuilt
         # from the arguments that subclasses add here.
@@ -75,8 +67,9 @@ class Backbone(preset_models.PresetModel):
         if cls is Backbone and "prompt_encoder" in preset.parts:
             whole = preset_models.registered(preset.backbone["registered_name"])
             return whole.from_loaded_preset(preset, dtype, **kwargs)
+        encoder = preset.parts["image_encoder"]
+        preset_models.check_arguments(preset_models.registered(encoder["registered_name"]), kwargs)
         with preset_models.skip_init_for(preset):
-            encoder = preset.parts["image_encoder"]
             model = preset_models.build_from_config(encoder, dtype, **kwargs)
         if not isinstance(model, cls):
             raise ValueError(

@@ -97,6 +97,8 @@ class Programs:
         `chunk` prompt sets are decoded at once. `multimask_output` says which masks to make, see
         `SAMMaskDecoder`. `join_batches` finishes what is returned.
         """
+        if not prompts.num_sets:
+            return self.decode_nothing(prompts, multimask_output)
         image = self._image(embeddings, prompts)
         make = functools.partial(Decoder, self._backbone, multimask_output=multimask_output)
         joined = {}
@@ -113,9 +115,14 @@ class Programs:
                 joined[name][:, sets] = x[:, :real]
         return with_prompt_info(joined, prompts)
 
-    def decode_nothing(self, prompts: Prompts) -> dict[str, np.ndarray]:
+    def decode_nothing(
+        self, prompts: Prompts, multimask_output: bool | None = None
+    ) -> dict[str, np.ndarray]:
         """What `decode` returns for prompt sets that are all padding, without an image."""
-        shape = (*prompts.labels.shape[:2], self._backbone.mask_decoder.num_mask_tokens)
+        masks = self._backbone.mask_decoder.num_mask_tokens
+        check_choice(multimask_output, masks)
+        kept = {None: masks, True: masks - 1, False: 1}[multimask_output]
+        shape = (*prompts.labels.shape[:2], kept)
         masks = np.zeros((*shape, *self._backbone.mask_size), "float32")
         outputs = {"masks": masks, "iou_pred": np.zeros(shape, "float32")}
         return with_prompt_info(outputs, prompts)
@@ -332,8 +339,11 @@ def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
             joined[name] = np.require(joined[name], requirements="W")
             joined[name][missing] = np.nan
     if all(batch["single_object"] for batch in batches):
-        return {name: array[:, 0] for name, array in joined.items()}
-    return {**joined, "num_prompts": num_prompts}
+        joined = {name: array[:, 0] for name, array in joined.items()}
+    else:
+        joined["num_prompts"] = num_prompts
+    sizes = [name for name in batches[0] if name.endswith("_sizes")]
+    return {**joined, **{name: np.concatenate([b[name] for b in batches]) for name in sizes}}
 
 
 def _concatenate(arrays: list[np.ndarray], prompt_sets: int, filler: float | bool) -> np.ndarray:

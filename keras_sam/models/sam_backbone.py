@@ -158,9 +158,11 @@ class SAMBackbone(KeptArguments, Backbone):
     ) -> "SAMBackbone":
         if "prompt_encoder" not in preset.parts:
             raise ValueError(
-                "The preset holds an image encoder alone. Load it with ViTDetBackbone.from_preset."
+                "The preset holds an image encoder alone. Load it with ViTDetBackbone.from_preset, "
+                'or into a SAM with `segmenter.load_checkpoint(path, part="image_encoder")`.'
             )
-        own = {**preset.backbone["config"], **kwargs}
+        own, preset = preset_models.split_arguments(cls, preset, kwargs)
+        own = {**preset.backbone["config"], **own}
         if dtype is not None:
             own["dtype"] = dtype
         with preset_models.skip_init_for(preset):

@@ -69,6 +69,7 @@ class TrainableSegmenter:
     """
 
     _fit_state = None
+    takes_any_keys = True  # whether keys of `x` that are not ours are somebody else's concern
 
     def compile(
         self, optimizer: Any = "adamw", loss: Any = "auto", metrics: Any = "auto", **kwargs: Any
@@ -263,14 +264,19 @@ class TrainableSegmenter:
         Raises:
             ValueError: if targets do not fit images and prompts, or hold other values.
         """
-        return self.prepare_training_batch(Batch.read(x, y, sample_weight, allow_embeddings=True))
+        batch = Batch.read(
+            x,
+            y,
+            sample_weight,
+            allow_none=True,
+            allow_embeddings=True,
+            any_keys=self.takes_any_keys,
+        )
+        return self.prepare_training_batch(batch)
 
     def prepare_training_batch(self, batch: Batch) -> tuple:
         """`prepare_training` of a batch whose prompts are read already."""
         check_encoder_is_frozen(self, batch)
-        given = batch.prompts
-        if given is not None and not batch.in_model_frame and not given.num_prompts.any():
-            raise no_prompt("any image of a batch")
         prepared = self.prepare_batch(batch)
         if prepared.prompts is None:
             raise no_prompt("the whole call")
@@ -292,7 +298,9 @@ class TrainableSegmenter:
         if isinstance(x, TrainingBatches):  # `fit` hands its validation data to `evaluate`
             return x
         prepare = self.prepare_training_batch
-        return TrainingBatches(prepare, x, y, sample_weight, batch_size, shuffle)
+        return TrainingBatches(
+            prepare, x, y, sample_weight, batch_size, shuffle, self.takes_any_keys
+        )
 
     def _require_compiled(self, name):
         if not backends.CAN_TRAIN:

@@ -251,11 +251,11 @@ def encoder_fingerprint(encoder: keras.Model) -> str:
 
 
 def _checked_image_shape(image_shape, patch_size):
-    valid = len(image_shape) == 3 and None not in image_shape
+    valid = np.ndim(image_shape) == 1 and len(image_shape) == 3 and None not in image_shape
     if not valid or any(n % patch_size or n < patch_size for n in image_shape[:2]):
         raise ValueError(
             "`image_shape` must be (H, W, channels) with sides that are multiples of "
-            f"`patch_size`. Received: image_shape={tuple(image_shape)}, patch_size={patch_size}."
+            f"`patch_size`. Received: image_shape={image_shape}, patch_size={patch_size}."
         )
     return tuple(int(n) for n in image_shape)
 

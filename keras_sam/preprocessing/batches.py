@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -15,7 +16,13 @@ import keras
 import numpy as np
 
 from keras_sam import backends
-from keras_sam.preprocessing.converter import check_batch, check_images, sliceable
+from keras_sam.preprocessing.converter import (
+    check_batch,
+    check_images,
+    check_keys,
+    is_one_image,
+    sliceable,
+)
 from keras_sam.preprocessing.targets import with_image_axis
 from keras_sam.prompts import KEYS, Prompts, read, read_canonical
 from keras_sam.prompts.nested import check_at_least_one, describe_value
@@ -44,50 +51,59 @@ class Batch:
         sample_weight: Any = None,
         allow_none: bool = False,
         allow_embeddings: bool = False,
+        any_keys: bool = False,
     ) -> Batch:
-        """Reads a dict, all of whose images belong to the batch.
+        """Reads a dict, all of whose images belong to the batch; or one image and its prompts.
 
         With `allow_none` it may be that no image has an object, with `allow_embeddings` that `x`
-        has `image_embeddings` instead of `images`.
+        has `image_embeddings` instead of `images`, with `any_keys` that it has other keys, which
+        are for a preprocessor of the user's own.
         """
         is_embedded = allow_embeddings and isinstance(x, dict) and "image_embeddings" in x
-        in_model_frame = isinstance(x, dict) and "mask_given" in x
         if not is_embedded:
             check_images(x)
+        if not any_keys:
+            check_keys(x)
         x = {name: sliceable(value) for name, value in x.items()}
+        in_model_frame = "mask_given" in x
+        is_one = not (in_model_frame or is_embedded or any_keys) and is_one_image(x["images"])
+        if is_one:
+            sample_weight = None if sample_weight is None else [sample_weight]
         prompts = None
         if in_model_frame:
             prompts = read_canonical(x)
         else:
-            if not is_embedded:
+            if not is_embedded and not is_one:
                 check_batch(x["images"])
             if any(x.get(key) is not None for key in KEYS):
-                prompts = read(x, _count(x), allow_none=allow_none)
+                prompts = read(x, None if is_one else _count(x), allow_none=allow_none)
+        x = {"images": [x["images"]]} if is_one else x
         if isinstance(y, dict) and y.get("masks") is not None:
             y = {**y, "masks": with_image_axis(y["masks"], _count(x))}
         return cls(x, prompts, in_model_frame, y, sample_weight)
 
 
 def iterate_batches(
-    x: Any, batch_size: int | None = 1, steps: int | None = None
+    x: Any, batch_size: int | None = 1, steps: int | None = None, any_keys: bool = False
 ) -> tuple[Iterator[Batch], int | None]:
     """Batches to predict for, of a dict, a data set or any other iterable, at most `steps`.
 
-    `batch_size` is for a dict. Returns their number too, or None if it is not known.
+    `batch_size` is for a dict, `any_keys` as in `Batch.read`. Returns their number too, or None if
+    it is not known.
     """
     if steps is not None:
         check_at_least_one(steps, "steps")
     if isinstance(x, dict):
         batch_size = 1 if batch_size is None else batch_size
         check_at_least_one(batch_size, "batch_size")
-        source = DictBatches(Batch.read(x), batch_size)
+        source = DictBatches(Batch.read(x, any_keys=any_keys), batch_size)
         batches, total = map(source.__getitem__, range(source.num_batches)), source.num_batches
     elif isinstance(x, keras.utils.PyDataset):
         total = math.inf if x.num_batches is None else x.num_batches
         indices = itertools.count() if total == math.inf else range(total)
-        batches = (_inputs_of(x[i]) for i in indices)
+        batches = (_inputs_of(x[i], any_keys) for i in indices)
     elif _is_iterable(x):
-        batches, total = map(_inputs_of, x), _length(x)
+        batches, total = (_inputs_of(batch, any_keys) for batch in x), _length(x)
     else:
         raise ValueError(
             "`x` must be a dict with `images` and prompts, or a data set of such dicts. "
@@ -121,16 +137,18 @@ class TrainingBatches(keras.utils.PyDataset):
         sample_weight: Any = None,
         batch_size: int = 1,
         shuffle: bool = False,
+        any_keys: bool = False,
     ):
         is_data_set = isinstance(x, keras.utils.PyDataset)
         names = ("workers", "use_multiprocessing", "max_queue_size") if is_data_set else ()
         super().__init__(**{name: getattr(x, name) for name in names})
         self._prepare = prepare
+        self._read = functools.partial(
+            Batch.read, allow_none=True, allow_embeddings=True, any_keys=any_keys
+        )
         if isinstance(x, dict):
             _check_targets(x, y)
-            self._source = DictBatches(
-                Batch.read(x, y, sample_weight, allow_embeddings=True), batch_size, shuffle
-            )
+            self._source = DictBatches(self._read(x, y, sample_weight), batch_size, shuffle)
         elif is_data_set:
             self._source = x
         elif _is_iterable(x):
@@ -174,7 +192,7 @@ class TrainingBatches(keras.utils.PyDataset):
                     "A data set to train on must give tuples (x, y) or (x, y, sample_weight). "
                     f"Received: {type(batch).__name__}."
                 )
-            batch = Batch.read(*batch, allow_embeddings=True)
+            batch = self._read(*batch)
         prepared = self._prepare(batch)
         if not self._signatures_due:
             return prepared
@@ -288,7 +306,7 @@ def _is_iterable(x):
     return hasattr(x, "__iter__") and not hasattr(x, "shape") and not isinstance(x, (str, bytes))
 
 
-def _inputs_of(batch):
+def _inputs_of(batch, any_keys):
     """One batch of a data set to predict for, which may carry targets and weights too."""
     if isinstance(batch, (tuple, list)) and batch:
         batch = batch[0]
@@ -297,7 +315,7 @@ def _inputs_of(batch):
             "A data set must give dicts with `images` and prompts, or tuples that start with one. "
             f"Received: {describe_value(batch)}."
         )
-    return Batch.read(batch, allow_none=True)
+    return Batch.read(batch, allow_none=True, any_keys=any_keys)
 
 
 def _count(x):

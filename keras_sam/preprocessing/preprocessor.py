@@ -13,14 +13,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sam.geometry import ResizePlan, size_pair
+from keras_sam.geometry import ResizePlan, plan_of_sizes, size_pair, sizes_of
 from keras_sam.preprocessing.converter import (
     BuiltInPresets,
     SAMImageConverter,
     batch_of,
+    check_images,
     check_keys,
     is_one_image,
-    not_a_batch,
     read_without_weights,
 )
 from keras_sam.preprocessing.tensorflow_graph import call_on_host, is_graph_tensor
@@ -43,8 +43,7 @@ class Prepared:
             **self.prompts.arrays(),
             "num_prompts": self.prompts.num_prompts,
             "single_object": np.full(len(self.images), self.prompts.single_object),
-            "original_sizes": np.array([plan.original_size for plan in self.plans], "int32"),
-            "scaled_sizes": np.array([plan.scaled_size for plan in self.plans], "int32"),
+            **sizes_of(self.plans),
         }
 
 
@@ -58,7 +57,10 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
     `tf.data` the same code runs through `tf.numpy_function`; batch first,
     then map: `dataset.ragged_batch(n).map(preprocessor)` takes images of
     different sizes and ragged prompts. (Don't `unbatch` the result:
-    TensorFlow 2.21 crashes on the zero-length axis of an absent mask.)
+    TensorFlow 2.21 crashes on the zero-length axis of an absent mask.) One
+    image and its prompts, without the axis `B`, give an output without it, so
+    that a data set may also be mapped first and batched then, if all images
+    have equally many prompts.
 
     Args:
         image_converter: `SAMImageConverter`. Defaults to one for 1024 x 1024.
@@ -120,9 +122,8 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
 
     def call(self, x: Any, y: Any = None, sample_weight: Any = None, **overrides: Any) -> Any:
         check_keys(x)
+        check_images(x)
         if any(is_graph_tensor(value) for value in x.values()):
-            if is_one_image(x["images"]):
-                raise not_a_batch(x["images"])
             outputs = self._call_in_graph(x, overrides)
         else:
             outputs = self._call_on_host(x, overrides)
@@ -144,7 +145,8 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         Args:
             preset: built-in name, address or path, see `Backbone.from_preset`.
             **kwargs: `image_shape`, `num_channels`, `pixel_mean` and `pixel_std` as in
-                `Backbone.from_preset`; anything else goes to the constructor.
+                `Backbone.from_preset`, `value_range` as in `SAMImageConverter`; anything else
+                goes to the constructor.
 
         Returns:
             The preprocessor that was saved with the preset, or the one that fits its model.
@@ -160,14 +162,21 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         ```
         """
         found, kwargs = read_without_weights(preset, kwargs)
+        value_range = kwargs.pop("value_range", None)
         if found.preprocessor is not None:
-            return cls.from_config({**found.preprocessor["config"], **kwargs})
-        converter = SAMImageConverter.for_config(found.encoder)
-        height, width = found.encoder["image_shape"][:2]
-        patch = found.encoder.get("patch_size", 16)
-        mask_size = (4 * height // patch, 4 * width // patch)
-        defaults = {"image_converter": converter, "mask_size": mask_size, "name": "preprocessor"}
-        return cls(**{**defaults, **kwargs})
+            preprocessor = cls.from_config({**found.preprocessor["config"], **kwargs})
+        else:
+            height, width = found.encoder["image_shape"][:2]
+            patch = found.encoder.get("patch_size", 16)
+            defaults = {
+                "image_converter": SAMImageConverter.for_config(found.encoder),
+                "mask_size": (4 * height // patch, 4 * width // patch),
+                "name": "preprocessor",
+            }
+            preprocessor = cls(**{**defaults, **kwargs})
+        if value_range is not None:
+            preprocessor.image_converter.value_range = value_range
+        return preprocessor
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -185,29 +194,34 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         return cls(**config)
 
     def _call_on_host(self, x: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-        images = batch_of(x["images"])
-        prompts = read(x, len(images))
+        is_one = is_one_image(x["images"])
+        images = [x["images"]] if is_one else batch_of(x["images"])
+        prompts = read(x, None if is_one else len(images))
         frames, plans = self.image_converter.convert(images, **overrides)
-        return Prepared(frames, prompts.to_model(plans, self.mask_size), plans).arrays()
+        arrays = Prepared(frames, prompts.to_model(plans, self.mask_size), plans).arrays()
+        return {name: array[0] for name, array in arrays.items()} if is_one else arrays
 
     def _call_in_graph(self, x: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
         converter = self.image_converter
         height, width = converter.pad_size
         if overrides or not converter.do_pad:
             height = width = None
-        rank = x["images"].shape.rank
-        batch = x["images"].shape[0] if rank else None
+        shape = x["images"].shape
+        # A path has no axes, a batch of paths one.
+        lead = () if shape.rank == 0 or is_one_image(x["images"]) else (shape[0],)
         outputs = {
-            "images": ("float32", (batch, height, width, converter.num_channels)),
-            "points": ("float32", (batch, None, None, 2)),
-            "labels": ("int32", (batch, None, None)),
-            "masks": ("float32", (batch, None, *self.mask_size, 1)),
-            "mask_given": ("bool", (batch, None)),
-            "num_prompts": ("int32", (batch,)),
-            "single_object": ("bool", (batch,)),
-            "original_sizes": ("int32", (batch, 2)),
-            "scaled_sizes": ("int32", (batch, 2)),
+            "images": ("float32", (*lead, height, width, converter.num_channels)),
+            "points": ("float32", (*lead, None, None, 2)),
+            "labels": ("int32", (*lead, None, None)),
+            "masks": ("float32", (*lead, None, *self.mask_size, 1)),
+            "mask_given": ("bool", (*lead, None)),
+            "num_prompts": ("int32", lead),
+            "single_object": ("bool", lead),
+            "original_sizes": ("int32", (*lead, 2)),
+            "scaled_sizes": ("int32", (*lead, 2)),
         }
+        if shape.rank is None:  # whatever the images are: one, or a batch
+            outputs = {name: (dtype, None) for name, (dtype, _) in outputs.items()}
         return call_on_host(lambda arrays: self._call_on_host(arrays, overrides), x, outputs)
 
 
@@ -235,8 +249,8 @@ def check_preprocessor(preprocessor: Any, backbone: Any) -> None:
 
 def restore_masks(
     logits: Any,
-    original_sizes: Any,
-    model_size: int | tuple[int, int],
+    original_sizes: Any = None,
+    model_size: int | tuple[int, int] | None = None,
     mask_threshold: float = 0.0,
     binarize: bool = True,
     pad_only: bool = False,
@@ -247,10 +261,13 @@ def restore_masks(
     `ResizePlan.masks_to_original`); only then the threshold is applied.
 
     Args:
-        logits: float array or tensor `(B, K, Lh, Lw)` or `(B, P, K, Lh, Lw)`.
+        logits: what `predict` or `decode` returned, or `select_masks` or
+            `best_mask` of that; or float array or tensor `(B, K, Lh, Lw)` or
+            `(B, P, K, Lh, Lw)`.
         original_sizes: int array `(B, 2)` or list of pairs `(H0, W0)`; the
-            preprocessor's output has it.
-        model_size: int or pair of ints, the model's input `(H, W)`.
+            preprocessor's output has it, and that of `predict`.
+        model_size: int or pair of ints, the model's input `(H, W)`. Needed
+            with an array, as `original_sizes` is.
         mask_threshold: float. A logit above it is inside. Defaults to `0.0`.
         binarize: bool. Off: the resized logits. Defaults to `True`.
         pad_only: bool. The images were padded without scaling.
@@ -265,10 +282,26 @@ def restore_masks(
 
     Example:
 
+    >>> outputs = tiny_segmenter.predict({"images": [image], "boxes": [[[9, 9, 40, 40]]]})
+    >>> keras_sam.restore_masks(outputs).shape == (1, 1, 4, *image.shape[:2])
+    True
     >>> logits = np.ones((2, 3, 256, 256), "float32")
     >>> [m.shape for m in keras_sam.restore_masks(logits, [(30, 40), (50, 20)], 1024)]
     [(3, 30, 40), (3, 50, 20)]
     """
+    scaled_sizes = None
+    if isinstance(logits, dict):
+        names = ("original_sizes", "scaled_sizes", "model_sizes")
+        given = [logits.get(name) for name in names]
+        if original_sizes is None and all(sizes is not None for sizes in given):
+            original_sizes, scaled_sizes = given[0], to_numpy(given[1]).tolist()
+            model_size = tuple(to_numpy(given[2])[0].tolist())
+        logits = logits.get("masks")
+    if original_sizes is None or model_size is None:
+        raise ValueError(
+            "`original_sizes` and `model_size` must be given, unless `logits` is what `predict` "
+            f"returned. Received: original_sizes={original_sizes}, model_size={model_size}."
+        )
     logits = to_numpy(logits)
     sizes = np.asarray(to_numpy(original_sizes))
     if logits.ndim not in (4, 5):
@@ -282,7 +315,11 @@ def restore_masks(
             f"({len(logits)}, 2). Received: shape={sizes.shape}."
         )
     model_size = size_pair(model_size, "model_size")
-    plans = [ResizePlan(tuple(size), model_size, pad_only) for size in sizes.tolist()]
+    if scaled_sizes is None:
+        plans = [ResizePlan(tuple(size), model_size, pad_only) for size in sizes.tolist()]
+    else:
+        both = zip(sizes.tolist(), scaled_sizes, strict=True)
+        plans = [plan_of_sizes(*of_image, model_size) for of_image in both]
     leading, dtype = logits.shape[1:-2], bool if binarize else "float32"
     one_size = len({plan.original_size for plan in plans}) == 1
     if one_size:

@@ -92,10 +92,10 @@ def adapt(
 
 
 def _channels(image_shape, num_channels, encoder):
-    if image_shape is not None and len(image_shape) not in (2, 3):
+    if image_shape is not None and (np.ndim(image_shape) != 1 or len(image_shape) not in (2, 3)):
         raise ValueError(
             "`image_shape` must be (H, W) or (H, W, channels). "
-            f"Received: image_shape={tuple(image_shape)}."
+            f"Received: image_shape={image_shape}."
         )
     named = image_shape[2] if image_shape is not None and len(image_shape) == 3 else None
     if None not in (named, num_channels) and named != num_channels:

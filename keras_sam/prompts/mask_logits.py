@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from keras_sam.geometry import OUTSIDE_LOGIT, resize_image, size_pair
+from keras_sam.geometry import OUTSIDE_LOGIT, ResizePlan, resize_image, size_pair
 from keras_sam.prompts.nested import to_numpy
 
 
 def mask_to_logits(
     mask: Any,
-    model_size: int | tuple[int, int] = 1024,
+    model_size: Any = 1024,
     mask_size: int | tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Turns a binary mask of the original image into mask-prompt logits.
@@ -25,10 +25,10 @@ def mask_to_logits(
         mask: bool or two-valued array `(H0, W0)`, `(H0, W0, 1)`,
             `(P, H0, W0)` or `(P, H0, W0, 1)` in original pixels; whatever is
             not 0 is inside.
-        model_size: int or pair of ints, the model's input `(H, W)`.
-            Defaults to `1024`.
-        mask_size: int or pair of ints `(Lh, Lw)`. Defaults to a quarter of
-            `model_size`, which holds for patches of 16 pixels.
+        model_size: the `SAMImageSegmenter`; or an int or pair of ints, the
+            model's input `(H, W)`. Defaults to `1024`.
+        mask_size: int or pair of ints `(Lh, Lw)`. Defaults to the segmenter's,
+            or a quarter of `model_size`, which holds for patches of 16 pixels.
 
     Returns:
         float32 array `(Lh, Lw, 1)`, or `(P, Lh, Lw, 1)` if `mask` has a `P`
@@ -61,13 +61,29 @@ def mask_to_logits(
             "label map, `probability > 0.5` for probabilities; logits go into `masks` as they are."
         )
     if mask_size is None:
-        mask_size = tuple(n // 4 for n in size_pair(model_size, "model_size"))
+        of_model = getattr(model_size, "mask_size", None)
+        mask_size = of_model or tuple(n // 4 for n in size_pair(model_size, "model_size"))
     frame = size_pair(mask_size, "mask_size")
     scale = min(frame[0] / array.shape[-2], frame[1] / array.shape[-1])
     size = tuple(max(1, int(n * scale + 0.5)) for n in array.shape[-2:])
     planes = array.reshape((-1, *array.shape[-2:])) != 0
-    logits = np.full((len(planes), *frame, 1), OUTSIDE_LOGIT, "float32")
-    for plane, target in zip(planes, logits, strict=True):
-        inside = resize_image(plane, size) >= 0.5
-        target[: size[0], : size[1], 0][inside] = -OUTSIDE_LOGIT
+    logits = np.stack([_logits(plane, size, frame) for plane in planes])
     return logits if array.ndim == 3 else logits[0]
+
+
+def binary_to_logits(mask: np.ndarray, plan: ResizePlan, mask_size: tuple[int, int]) -> np.ndarray:
+    """`mask_to_logits` for a bool mask of an image that is scaled by a plan, or of `mask_size`."""
+    if mask.shape == mask_size:
+        return _logits(mask, mask_size, mask_size)
+    scaled, frame = plan.scaled_size, plan.model_size
+    size = tuple(
+        max(1, int(n * m / f + 0.5)) for n, m, f in zip(scaled, mask_size, frame, strict=True)
+    )
+    return _logits(mask, size, mask_size)
+
+
+def _logits(mask: np.ndarray, size: tuple[int, int], frame: tuple[int, int]) -> np.ndarray:
+    """Logits `(Lh, Lw, 1)` of a bool mask that is scaled to `size` and padded to `frame`."""
+    logits = np.full((*frame, 1), OUTSIDE_LOGIT, "float32")
+    logits[: size[0], : size[1], 0][resize_image(mask, size) >= 0.5] = -OUTSIDE_LOGIT
+    return logits

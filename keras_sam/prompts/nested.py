@@ -35,20 +35,22 @@ Node = Any
 
 _FORMS = {
     "points": "(B, N, 2) for one object per image or (B, P, N, 2) for P objects, x y in pixels of "
-    "the original image",
+    "the original image, or (B, 2) for one click per image",
     "labels": "(B, N) or (B, P, N), that of `points` without its last axis",
-    "boxes": "(B, P, 4) or (B, P, 2, 2), or (B, P, M, 4) for M boxes of one object, "
-    "x1 y1 x2 y2 in pixels of the original image",
+    "boxes": "(B, P, 4) or (B, P, 2, 2), (B, P, M, 4) for M boxes of one object, or (B, 4) for one "
+    "box per image, x1 y1 x2 y2 in pixels of the original image",
     "masks": "(B, P, height, width, 1) or (B, P, height, width), mask logits",
 }
 _FORMS_OF_ONE_IMAGE = {
-    "points": "(N, 2) for one object or (P, N, 2) for P objects, x y in pixels of the original "
-    "image",
+    "points": "(2,) for one click, (N, 2) for one object or (P, N, 2) for P objects, x y in pixels "
+    "of the original image",
     "labels": "(N,) for one object or (P, N) for P objects, that of `points` without its last axis",
     "boxes": "(4,) for one object, (P, 4) for P objects or (P, M, 4) for M boxes of each, "
     "x1 y1 x2 y2 in pixels of the original image",
     "masks": "(L, L) for one object or (P, L, L) for P objects, mask logits",
 }
+# One click or one box per image: without the axis `N` or `P`, and with it.
+_ONE_PER_IMAGE = {"points": ((2,), (1, 2)), "labels": ((), (1,)), "boxes": ((4,), (1, 2, 2))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,11 @@ class Entry:
 
     @classmethod
     def read(
-        cls, value: Any, name: str, images: int | None, mask_sizes: tuple[tuple[int, int], ...]
+        cls,
+        value: Any,
+        name: str,
+        images: int | None,
+        mask_sizes: tuple[tuple[int, int], ...] | None = None,
     ) -> Entry | None:
         """The value, or None if no image has this prompt."""
         node = read_nested(value, name)
@@ -78,12 +84,17 @@ class Entry:
                 f"`{name}` must have one entry per image, {images}. Received: {read.shown}, "
                 f"{len(node)} entries."
             )
-        is_absent = not node.size if isinstance(node, np.ndarray) else is_empty(node)
-        return None if is_absent else read
+        if isinstance(node, np.ndarray):
+            if not node.size:
+                return None
+            flat, shape = _ONE_PER_IMAGE.get(name, (None, None))
+            if node.shape[1:] == flat:
+                node = node.reshape((images, *shape))
+        return None if is_empty(node) else dataclasses.replace(read, node=node)
 
     @classmethod
     def _of_one_image(
-        cls, node: Node, name: str, mask_sizes: tuple[tuple[int, int], ...]
+        cls, node: Node, name: str, mask_sizes: tuple[tuple[int, int], ...] | None
     ) -> Entry | None:
         """The value of one image, in the form of a batch of one."""
         is_array = isinstance(node, np.ndarray)
@@ -95,9 +106,12 @@ class Entry:
         elif is_array and name == "boxes" and node.shape[1:] == (2, 2):
             node = node.reshape((1, -1, 4))  # corners, whose axis P is to stay
         elif is_array and name == "masks" and 2 <= node.ndim <= 4:
-            if node.shape[-1] == 1 and (node.ndim == 4 or node.shape[:2] in mask_sizes):
+            known = mask_sizes is None or node.shape[:2] in mask_sizes
+            if node.shape[-1] == 1 and (node.ndim == 4 or known):
                 node = node[..., 0]
             node = node.reshape((1, -1, *node.shape[-2:], 1))
+        elif is_array and (name, node.shape) in (("points", (2,)), ("labels", ())):
+            node = [node[None]]
         else:
             node = [node]
         return cls(name, node, shown, _FORMS_OF_ONE_IMAGE)
@@ -190,8 +204,9 @@ def read_nested(value: Any, name: str) -> Node:
         return children or None
     if any(c is None for c in children) and any(getattr(c, "ndim", 1) == 0 for c in children):
         _raise_type(name, value)
-    shapes = {c.shape if isinstance(c, np.ndarray) else None for c in children}
-    return np.stack(children) if len(shapes) == 1 and None not in shapes else children
+    # Bool masks and logits are not stacked, for then all would be logits.
+    kinds = {(c.shape, c.dtype == bool) if isinstance(c, np.ndarray) else None for c in children}
+    return np.stack(children) if len(kinds) == 1 and None not in kinds else children
 
 
 def is_empty(node: Node) -> bool:
@@ -212,6 +227,13 @@ def nesting_depth(node: Node, name: str) -> int | None:
             f"{' and '.join(str(d) for d in sorted(depths))} levels deep in one list."
         )
     return depths.pop() + 1 if depths else None
+
+
+def ones_for_points(node: Node) -> Node:
+    """A label 1, foreground, for each point of the node."""
+    if isinstance(node, np.ndarray):
+        return np.ones(node.shape[:-1], "int32")
+    return None if node is None else [ones_for_points(child) for child in node]
 
 
 def leaves(node: Node) -> Iterator[np.ndarray]:

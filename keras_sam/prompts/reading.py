@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from keras_sam.geometry import ResizePlan
+from keras_sam.prompts.mask_logits import binary_to_logits
 from keras_sam.prompts.nested import (
     KEYS,
     Entry,
@@ -22,6 +23,7 @@ from keras_sam.prompts.nested import (
     leaves,
     nesting_depth,
     not_finite,
+    ones_for_points,
     outline,
     pad_nested,
     to_numpy,
@@ -118,8 +120,11 @@ class Prompts:
                     f"`masks` must have the size of the model's mask frame {mask_size} or of the "
                     f"image itself, {plan.original_size}. Received: {mask.shape} for image {i}."
                 )
-            is_made = mask.shape == mask_size
-            masks[i, p, ..., 0] = mask if is_made else plan.masks_to_model(mask, mask_size)
+            if mask.dtype == bool:
+                masks[i, p] = binary_to_logits(mask, plan, mask_size)
+            else:
+                is_made = mask.shape == mask_size
+                masks[i, p, ..., 0] = mask if is_made else plan.masks_to_model(mask, mask_size)
         return dataclasses.replace(self, points=points, masks=masks)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -130,7 +135,7 @@ class Prompts:
 def read(
     prompts: PromptDict,
     images: int | None = None,
-    mask_sizes: tuple[tuple[int, int], ...] = (),
+    mask_sizes: tuple[tuple[int, int], ...] | None = None,
     allow_none: bool = False,
 ) -> Prompts:
     """Reads prompts of any accepted form.
@@ -150,22 +155,25 @@ def read(
         prompts: dict with any of these keys, at least one prompt in all; other
             keys are ignored, and nothing in it is changed.
             `"points"`: `(B, N, 2)` for one object per image or `(B, P, N, 2)`,
-            x y in original pixels.
+            x y in original pixels; `(B, 2)` is one click per image.
             `"labels"`: as `points` without the last axis: -10 padding, -1
             not-a-point, 0 background, 1 foreground, 2 and 3 a box's top-left
-            and bottom-right corner.
+            and bottom-right corner. By default all points are foreground.
             `"boxes"`: `(B, P, 4)` or `(B, P, 2, 2)`, x1 y1 x2 y2 in original
-            pixels, or `(B, P, M, 4)` for M boxes of one object.
+            pixels, or `(B, P, M, 4)` for M boxes of one object; `(B, 4)` is
+            one box per image. If boxes are given and no image has one, as a
+            detector may find none, the result has no prompt set.
             `"masks"`: `(B, P, h, w, 1)` or `(B, P, h, w)`, float logits of
             the model's mask frame or of the image's own size; a size that is
-            both is taken as the model's. An all-zero mask is a mask.
+            both is taken as the model's. An all-zero mask is a mask. Bool
+            masks become logits as by `mask_to_logits`.
         images: optional int, `B`. By default the prompts are those of one
-            image, without the axis `B`; a box is then `(4,)` or `(P, 4)`, a
-            mask `(L, L)` or `(P, L, L)`.
-        mask_sizes: pairs of ints that a mask of one image may have: they tell
-            `(L, L, 1)` from `(P, L, 1)`.
-        allow_none: bool. Whether no image needs to have an object, as long as
-            a kind of prompt is given: the result then has no prompt set.
+            image, without the axis `B`; a click is then also `(2,)`, a box
+            `(4,)` or `(P, 4)`, a mask `(L, L)` or `(P, L, L)`.
+        mask_sizes: optional pairs of ints that a mask of one image may have:
+            they tell `(L, L, 1)` from `(P, L, 1)`. By default it is the former.
+        allow_none: bool. Whether no image needs to have an object, whichever
+            kind of prompt is given.
 
     Returns:
         `Prompts` in pixels of the original images.
@@ -197,7 +205,8 @@ def read(
     num_passed = _num_passed(kinds, batch)
     num_sets = max(num_passed, default=0)
     single_object = bool(kinds) and all(kind.single for kind in kinds.values())
-    if num_sets == 0 and not (allow_none and any(prompts.get(key) is not None for key in KEYS)):
+    optional = KEYS if allow_none else ("boxes",)
+    if num_sets == 0 and all(prompts.get(key) is None for key in optional):
         raise no_prompt("the whole call")
 
     points, labels = _tokens(kinds.get("points"), kinds.get("boxes"), batch, num_sets)
@@ -271,16 +280,16 @@ class _Kind:
 def _parse_points(points: Entry | None, labels: Entry | None) -> _Kind | None:
     if points is None and labels is None:
         return None
-    if points is None or labels is None:
-        given, missing = (labels, "points") if points is None else (points, "labels")
+    if points is None:
         raise ValueError(
-            f"`points` and `labels` must be given together. Received: `{given.name}` "
-            f"({given.shown}) without `{missing}`. Pass `labels` with 1 for a point on the object "
-            "and 0 for one on the background."
+            "`labels` must come with `points`, one label per point. Received: `labels` "
+            f"({labels.shown}) without `points`."
         )
     depth = nesting_depth(points.node, "points")
     if depth not in (3, 4) or {leaf.shape[-1] for leaf in leaves(points.node)} != {2}:
         raise points.wrong_shape()
+    if labels is None:
+        labels = dataclasses.replace(points, name="labels", node=ones_for_points(points.node))
     if nesting_depth(labels.node, "labels") != depth - 1 or (
         outline(points.node, depth - 1) != outline(labels.node, depth - 1)
     ):
@@ -328,11 +337,11 @@ def _parse_masks(masks: Entry | None) -> _Kind | None:
     if depth not in (4, 5) or (depth == 5 and {leaf.shape[-1] for leaf in arrays} != {1}):
         raise masks.wrong_shape()
     for leaf in arrays:
-        if leaf.dtype.kind != "f":
+        if leaf.dtype.kind not in "fb":
             raise ValueError(
-                "`masks` must be float logits, as the model returns them. Received: "
-                f"dtype={leaf.dtype}. Turn a binary mask into logits with "
-                "`keras_sam.mask_to_logits(mask)` first."
+                "`masks` must be float logits, as the model returns them, or bool. Received: "
+                f"dtype={leaf.dtype}. Turn a binary mask of another type into a prompt with "
+                "`mask > 0`."
             )
         masks.check_finite(leaf)
     planes = []

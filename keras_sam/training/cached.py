@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_sam.converters.tables import narrow_bfloat16, widen_bfloat16
 from keras_sam.files import whole_file
+from keras_sam.models.encode_decode import check_segmenter
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.vit_det_backbone import encoder_fingerprint
 from keras_sam.preprocessing.preprocessor import resizing_preprocessor
@@ -77,6 +78,7 @@ class CachedEmbeddings(Sequence):
     ):
         if dtype not in DTYPES:
             raise ValueError(f"`dtype` must be one of {DTYPES}. Received: dtype={dtype!r}.")
+        check_segmenter(segmenter)
         if batch_size < 1 or len(source) == 0:
             raise ValueError(
                 "`batch_size` must be at least 1, and `source` hold at least one image. "
@@ -191,7 +193,8 @@ class CachedEmbeddings(Sequence):
                 report_unreadable(self._source, index, error, self._skip_unreadable, 4)
         if not readable:
             return
-        embeddings = segmenter.encode([image for _, _, image in readable], len(readable))
+        encoded = segmenter.encode([image for _, _, image in readable], len(readable))
+        embeddings = encoded["image_embeddings"]
         for (index, digest, image), embedding in zip(readable, embeddings, strict=True):
             size = tuple(image.shape[:2])
             path = self._folder / f"{digest}_{size[0]}x{size[1]}.npy"

@@ -8,7 +8,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_sam.geometry import SIZES
 from keras_sam.losses import VOID, Tensor, choose_mask, lone_click, selected_iou, take_mask
+from keras_sam.models.encode_decode import check_segmenter
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.trainable import (
     TrainableSegmenter,
@@ -86,6 +88,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
                 "`num_clicks` must be at least 1, or 0 without `mask_rounds`. "
                 f"Received: num_clicks={num_clicks}, mask_rounds={mask_rounds}."
             )
+        check_segmenter(segmenter)
         self.segmenter = segmenter
         self.num_clicks = num_clicks
         self.mask_rounds = mask_rounds
@@ -187,7 +190,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
     def prepare_training_batch(self, batch: Batch) -> tuple:
         """One batch in the model frame. Refuses prompts in `x`, which would have no effect."""
         x, segmenter = batch.x, self.segmenter
-        if set(x) not in ({"images"}, {"image_embeddings"}, {"image_embeddings", "original_sizes"}):
+        if set(x) - set(SIZES) != {"image_embeddings"} and set(x) != {"images"}:
             raise ValueError(
                 "`SAMTrainer` simulates the prompts: `x` must hold `images` alone, or "
                 "`image_embeddings` and `original_sizes`. To train on prompts of your own use "

@@ -49,7 +49,7 @@ def test_canonical_prompts_pass_at_once(others, monkeypatch):
             "`masks` must have shape",
         ),
         ({"points": POINTS, "labels": LABELS[0]}, "`labels` must have shape"),
-        ({"points": POINTS}, "`points` came without `labels`"),
+        ({"labels": LABELS}, "`labels` came without `points`"),
     ],
 )
 def test_prompts_that_are_almost_canonical_are_refused(prompts, message):

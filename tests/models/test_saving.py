@@ -45,7 +45,7 @@ def written(tmp_path_factory, segmenter):
     np.savez(
         folder / "expected.npz",
         masks=masks_of(segmenter),
-        embeddings=segmenter.encode([PHOTO]),
+        embeddings=segmenter.encode([PHOTO])["image_embeddings"],
     )
     return folder
 

@@ -54,22 +54,22 @@ IN_THE_PROMPTS = [
     ({}, "At least one prompt is needed: `points` with `labels`, `boxes` or `masks`"),
     ({"points": None, "labels": None}, "At least one prompt is needed"),  # nothing but Nones
     ({"points": np.zeros((2, 0, 2)), "labels": np.zeros((2, 0))}, "At least one prompt is needed"),
-    ({"boxes": [[], []], "masks": None}, "At least one prompt is needed.*SAMAutomaticMaskGen"),
+    ({"masks": [[], []]}, "At least one prompt is needed.*SAMAutomaticMaskGen"),
     ({"points": [[[1, 1]], None], "labels": [[1], None]}, "At least one prompt.*image 1"),
     ({"points": [[[1, 1]]] * 2, "labels": [[1], [-10]]}, "At least one prompt.*image 1"),  # padding
     ({"boxes": [[BOX, None, BOX], [BOX]]}, "At least one prompt.*object 1 of image 0"),  # a hole
     # --- halves ---
-    ({"points": GOOD["points"]}, "`points` and `labels` must be given together.*without `labels`"),
-    ({"labels": GOOD["labels"]}, "`points` and `labels` must be given together.*without `points`"),
+    ({"labels": GOOD["labels"]}, "`labels` must come with `points`.*without `points`"),
     # --- labels ---
     ({**GOOD, "labels": [[1], [7]]}, r"`labels` must be one of \(-10, -1, 0, 1, 2, 3\).*eived: 7"),
     ({**GOOD, "labels": [[1], [0.5]]}, "`labels` must be one of.*Received: 0.5"),
     ({**GOOD, "labels": [[1], [np.nan]]}, "`labels` must be one of.*Received: nan"),
     ({**GOOD, "labels": [[1, 1], [1, 1]]}, r"`labels` must have shape.*\(2, 2\) with points of"),
-    ({**GOOD, "labels": [1, 1]}, r"`labels` must have shape.*Received: shape=\(2,\)"),
+    ({**GOOD, "labels": [1, 1, 1]}, "`labels` must have one entry per image, 2.*3 entries"),
+    ({**GOOD, "labels": 1}, r"`labels` must have shape.*Received: shape=\(\)"),
     ({**GOOD, "labels": [["fg"], ["bg"]]}, "`labels` must hold numbers.*'fg'"),
     # --- points ---
-    ({**GOOD, "points": [[30, 20], [5, 5]]}, r"`points` must have shape.*shape=\(2, 2\)"),
+    ({**GOOD, "points": [30, 20]}, r"`points` must have shape.*shape=\(2,\)"),
     ({**GOOD, "points": np.ones((2, 1, 3))}, r"`points` must have shape.*shape=\(2, 1, 3\)"),
     ({**GOOD, "points": [[[30, np.nan]], [[5, 5]]]}, "`points` must be finite.*Received: nan"),
     ({**GOOD, "points": [[[30, 20]], [[-np.inf, 5]]]}, "`points` must be finite.*Received: -inf"),
@@ -78,7 +78,7 @@ IN_THE_PROMPTS = [
     ({**GOOD, "points": 5}, r"`points` must have shape.*Received: shape=\(\)"),
     ({**GOOD, "points": [[[30, 20]]] * 3}, "`points` must have one entry per image, 2.*3 entries"),
     # --- boxes ---
-    ({"boxes": [BOX, BOX]}, r"`boxes` must have shape \(B, P, 4\).*Received: shape=\(2, 4\)"),
+    ({"boxes": BOX[:2]}, r"`boxes` must have shape \(B, P, 4\).*Received: shape=\(2,\)"),
     ({"boxes": [[[1, 2, 3]]] * 2}, r"`boxes` must have shape.*shape=\(2, 1, 3\)"),
     ({"boxes": [[[60, 5, 10, 40]], [BOX]]}, r"`boxes` must have x1 <= x2.*\[60.0, 5.0, 10.0, 40"),
     ({"boxes": [[[10, 40, 60, 5]], [BOX]]}, "`boxes` must have x1 <= x2 and y1 <= y2.*Swap"),
@@ -87,8 +87,10 @@ IN_THE_PROMPTS = [
     ({"boxes": [[BOX]]}, "`boxes` must have one entry per image, 2.*1 entries"),
     ({"boxes": [[BOX], "all"]}, "`boxes` must hold numbers.*'all'"),
     # --- masks ---
-    ({"masks": np.zeros((2, 1, *MASK, 1), bool)}, "`masks` must be float.*bool.*mask_to_logits"),
-    ({"masks": np.zeros((2, 1, *MASK, 1), "uint8")}, "`masks` must be float logits.*dtype=uint8"),
+    (
+        {"masks": np.zeros((2, 1, *MASK, 1), "uint8")},
+        "`masks` must be float.*dtype=uint8.*mask > 0",
+    ),
     ({"masks": np.full((2, 1, *MASK, 1), np.nan)}, "`masks` must be finite.*Received: nan"),
     ({"masks": np.zeros((2, *MASK))}, r"`masks` must have shape.*shape=\(2, 28, 36\)"),
     ({"masks": np.zeros((1, 1, *MASK, 1))}, "`masks` must have one entry per image, 2.*1 entries"),
@@ -162,10 +164,6 @@ def test_masks_of_no_known_size(segmenter, mask, message):
         (np.zeros((0, 53, 80, 3), "uint8"), "`images` must hold at least one image"),
         (None, "`images` must hold at least one image. Received: None"),
         (5, "`images` must be a batch.*Received: int"),
-        (PHOTO, r"`images` must be a batch.*ndarray of shape \(53, 80, 3\).*in a list"),  # bare
-        (PHOTO[..., 0], r"`images` must be a batch.*\(53, 80\)"),
-        ("photo.png", "`images` must be a batch.*Received: one image, str"),
-        (Image.fromarray(PHOTO), "`images` must be a batch.*Received: one image, Image"),
         ([PHOTO], "must have one entry per image, 1.*2 entries"),  # fewer images than prompts
         (np.zeros((3, 53, 80, 3), "uint8"), "must have one entry per image, 3.*2 entries"),
     ],
@@ -178,7 +176,7 @@ def test_bad_images(segmenter, images, message):
     unchanged(x, before)
 
 
-@pytest.mark.parametrize("images", [[NAN_PHOTO], [PHOTO[..., :2]], PHOTO, [], "photo.png", None, 5])
+@pytest.mark.parametrize("images", [[NAN_PHOTO], [PHOTO[..., :2]], NAN_PHOTO, [], None, 5])
 def test_bad_images_of_encode(segmenter, without_preprocessor, images):
     for model in (segmenter, without_preprocessor):
         with pytest.raises(ValueError, match="image.*Received"):
@@ -199,9 +197,13 @@ def test_files_that_do_not_exist(segmenter, tmp_path):
             {"image_embeddings": np.zeros((2, 7, 9, 16)), "boxes": [[BOX], [BOX]]},
             "must have the key 'images'.*'boxes', 'image_embeddings'",
         ),
-        ({**GOOD, "box": [[BOX], [BOX]]}, "must have no keys but.*Received also: .'box'"),  # a typo
-        ({**GOOD, "extra": 3}, "one item for each of the 2 images.*extra=3"),
-        ({**GOOD, "extra": [1, 2, 3]}, "one item for each of the 2 images.*extra with 3"),
+        ({**GOOD, "box": [[BOX], [BOX]]}, "no keys but.*Received also: .'box'.*'box' is 'boxes'"),
+        ({**GOOD, "box": BOX}, "no keys but.*Received also: .'box'.*'box' is 'boxes'"),
+        ({**IMAGES, "input_points": GOOD["points"], "labels": [[1], [1]]}, "'points'"),
+        ({**IMAGES, "point_coords": [[1, 1]]}, "'point_coords' is 'points'"),
+        ({**GOOD, "boxs": BOX}, "'boxs' is 'boxes'"),  # a typo
+        ({**GOOD, "extra": 3}, r"Received also: \['extra'\]\.$"),
+        ([{**GOOD, "box": BOX}], "'box' is 'boxes'"),  # a data set
         (None, "`x` must be a dict.*Received: NoneType"),
         (7, "`x` must be a dict.*Received: int"),
         ("photo.png", "`x` must be a dict.*Received: str"),
@@ -212,9 +214,7 @@ def test_files_that_do_not_exist(segmenter, tmp_path):
         ([({"points": 1},)], "must have the key 'images'"),
         ([(PHOTO, 1)], "A data set must give dicts"),
         ([GOOD, 5], "A data set must give dicts.*Received: int"),  # not the first
-        ([{**GOOD, "images": PHOTO}], "`images` must be a batch"),  # a data set without batches
         ([IMAGES], "At least one prompt is needed"),
-        ([{**IMAGES, "boxes": np.zeros((2, 0, 4))}], "At least one prompt.*any image"),
         (
             {**IMAGES, "mask_given": np.zeros((2, 0), bool)},
             "must have all of.*Received none of: .'points', 'labels', 'masks'",
@@ -288,7 +288,6 @@ def test_numbers_that_must_be_positive(segmenter, name, value):
         (np.zeros((1, 144, 112, 3)), r"`images` must be 112 pixels high.*\(144, 112, 3\)"),
         (np.zeros((1, 112, 144, 2)), "An image must have 3 channels"),
         (np.full((1, 112, 144, 3), np.nan), "An image must be finite"),
-        (np.zeros((112, 144, 3)), "`images` must be a batch"),
         ([], "`images` must hold at least one image"),
         (None, "`images` must hold at least one image"),
     ],
@@ -315,7 +314,8 @@ def test_a_key_that_means_nothing_without_a_preprocessor(without_preprocessor):
     "prompts, message",
     [
         ({}, "No prompt was given"),
-        ({"points": np.ones((1, 1, 2))}, "`points` came without `labels`"),
+        ({"points": np.ones((1, 1, 2)), "box": np.ones((1, 4))}, "Here 'box' is 'boxes'"),
+        ({"input_boxes": np.ones((1, 1, 4))}, "Here 'input_boxes' is 'boxes'"),
         ({"labels": np.ones((1, 1))}, "`labels` came without `points`"),
         ({"points": np.ones((1, 2)), "labels": np.ones((1,))}, r"`points` must have shape"),
         ({"points": np.ones((1, 1, 2)), "labels": np.ones((1, 1, 1))}, "`labels` must have shape"),
@@ -427,3 +427,38 @@ def test_after_an_error_everything_goes_on_as_before(segmenter):
         segmenter.predict([GOOD, 5], verbose=0)
     outputs = segmenter.predict(GOOD, verbose=0)
     np.testing.assert_array_equal(outputs["masks"], expected["masks"])
+
+
+# --- what has another type ---
+
+
+@pytest.mark.parametrize("wrong", ["sam_base_sa1b", None, 5])
+def test_what_is_no_backbone(segmenter, wrong):
+    with pytest.raises(ValueError, match=r"`backbone` must be a `SAMBackbone`.*from_preset\(name"):
+        keras_sam.SAMImageSegmenter(wrong)
+    with pytest.raises(ValueError, match="`backbone` must be a `SAMBackbone`"):
+        keras_sam.SAMImageSegmenter(segmenter.image_encoder)
+
+
+def test_what_is_no_segmenter_to_train(tmp_path):
+    source = [(PHOTO, np.ones((1, *SIZE), "uint8"))]
+    for make in (
+        keras_sam.training.SAMTrainer,
+        lambda segmenter: keras_sam.training.CachedEmbeddings(segmenter, source, tmp_path),
+    ):
+        with pytest.raises(ValueError, match="`segmenter` must be a `SAMImageSegmenter`.*'sam_b"):
+            make("sam_base_sa1b")
+
+
+@pytest.mark.parametrize("image_shape", [512, "512", (512,), (512, 512, 3, 1)])
+def test_image_shapes_that_are_none(segmenter, tmp_path, image_shape):
+    segmenter.save_to_preset(tmp_path)
+    makers = [
+        segmenter.at_image_shape,
+        lambda shape: keras_sam.SAMImageSegmenter.from_preset(tmp_path, image_shape=shape),
+        lambda shape: keras_sam.SAMImageConverter.from_preset(tmp_path, image_shape=shape),
+        lambda shape: keras_sam.ViTDetBackbone(24, 2, 40, 3, [1], image_shape=shape),
+    ]
+    for make in makers:
+        with pytest.raises(ValueError, match=r"`image_shape` must be \(H, W.*Received: image_sh"):
+            make(image_shape)

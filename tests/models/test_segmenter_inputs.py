@@ -25,6 +25,10 @@ def predict(segmenter, **x):
     return segmenter.predict({"images": [PHOTO], **x}, verbose=0)
 
 
+def encode(segmenter, images):
+    return segmenter.encode(images)["image_embeddings"]
+
+
 def logits(*shape, seed=0):
     return np.random.default_rng(seed).normal(0, 5, shape).astype("float32")
 
@@ -129,7 +133,7 @@ def test_images_of_every_form_are_predicted_and_encoded(segmenter, make):
     outputs = segmenter.predict({"images": make(), **click}, verbose=0)
     # Floats are resized as floats, uint8 is rounded as pillow rounds: up to half a grey level.
     assert_same_outputs(outputs, expected, 0.02)
-    assert_same(segmenter.encode(make()), segmenter.encode([PHOTO]), 0.02)
+    assert_same(encode(segmenter, make()), encode(segmenter, [PHOTO]), 0.02)
 
 
 def test_pixel_values_matter(segmenter):
@@ -138,15 +142,14 @@ def test_pixel_values_matter(segmenter):
     assert_different(dark["masks"], predict(segmenter, **click)["masks"], 0.05)
 
 
-def test_a_float_image_within_0_and_1_is_warned_of_once_and_not_rescaled(segmenter):
+def test_a_float_image_within_0_and_1_is_scaled_which_is_said_once(segmenter):
     click = {"points": [[[30, 20]]], "labels": [[1]]}
-    with pytest.warns(UserWarning, match="within 0..1.*Multiply it by 255") as caught:
+    bright = segmenter.predict({"images": [FLOATS], **click}, verbose=0)
+    with pytest.warns(UserWarning, match="within 0..1 and is multiplied by 255") as caught:
         outputs = segmenter.predict({"images": [FLOATS / 255], **click}, verbose=0)
+        segmenter.predict({"images": [FLOATS / 255], **click}, verbose=0)
     assert [w.category for w in caught].count(UserWarning) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        bright = segmenter.predict({"images": [FLOATS], **click}, verbose=0)
-    assert_different(outputs["masks"], bright["masks"], 0.05)
+    assert_same_outputs(outputs, bright, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -229,9 +232,9 @@ def test_the_axis_of_objects_stays_unless_every_prompt_came_without(
         "iou_pred": "float32",
         "lone_click": "bool",
         **({"num_prompts": "int32"} if lead else {}),
+        **dict.fromkeys(("original_sizes", "scaled_sizes", "model_sizes"), "int32"),
     }
-    decoded = segmenter.decode(segmenter.encode([PHOTO]), prompts, original_sizes=[WIDE])
-    assert_same_outputs(decoded, outputs)
+    assert_same_outputs(segmenter.decode(segmenter.encode([PHOTO]), prompts), outputs)
 
 
 # --- prompts: every form means the same ---
@@ -447,7 +450,7 @@ def test_without_a_preprocessor_the_model_works_in_its_own_frame(segmenter, with
     outputs = without_preprocessor.predict(x, verbose=0)
     # An image of the frame's size is neither scaled nor padded.
     assert_same_outputs(outputs, segmenter.predict(x, verbose=0))
-    assert_same(without_preprocessor.encode(x["images"]), segmenter.encode(x["images"]))
+    assert_same(encode(without_preprocessor, x["images"]), encode(segmenter, x["images"]))
 
 
 @pytest.mark.parametrize(
@@ -542,11 +545,15 @@ def test_prepared_batches_are_predicted_as_they_are(segmenter, without_preproces
     assert_same_outputs(segmenter.predict(prepared, verbose=0), expected)
     assert_same_outputs(without_preprocessor.predict(prepared, verbose=0), expected)
     canonical = {k: prepared[k] for k in ("images", "points", "labels", "masks", "mask_given")}
-    assert_same_outputs(segmenter.predict(canonical, verbose=0), expected)  # it counts itself
+    counted = segmenter.predict(canonical, verbose=0)  # it counts itself
+    for outputs in (counted, expected):
+        for name in ("original_sizes", "scaled_sizes"):  # which it does not know
+            del outputs[name]
+    assert_same_outputs(counted, expected)
     again = segmenter.prepare(prepared)
     assert all(np.array_equal(again[name], prepared[name]) for name in prepared)
-    embeddings = segmenter.encode(RAGGED_IMAGES)
-    assert_same_outputs(segmenter.decode(embeddings, prepared), expected)
+    decoded = segmenter.decode(segmenter.encode(RAGGED_IMAGES), prepared)
+    assert_same_outputs({name: decoded[name] for name in expected}, expected)
 
 
 def test_a_prepared_click_keeps_its_form(segmenter, without_preprocessor):
@@ -555,6 +562,64 @@ def test_a_prepared_click_keeps_its_form(segmenter, without_preprocessor):
     assert_same_outputs(segmenter.predict(prepared, verbose=0), expected)
     in_frame = without_preprocessor.prepare({"images": [IN_FRAME], **CLICK})
     assert without_preprocessor.predict(in_frame, verbose=0)["masks"].shape == (1, K, *MASK)
+
+
+# --- what people type first ---
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        {"points": [30, 20]},
+        {"points": [[30, 20]], "labels": [1]},
+        {"points": [[30, 20], [5, 5]], "labels": [1, 0]},
+        {"boxes": BOX},
+        {"boxes": [BOX, [1, 1, 20, 20]]},
+        {"boxes": np.zeros((0, 4))},
+        {"masks": LOGITS[0, 0]},
+        {"masks": LOGITS[0, 0, ..., 0] > 0},
+    ],
+)
+def test_one_picture_without_a_list(segmenter, without_preprocessor, tmp_path, prompts):
+    """Its prompts are as for a predictor, and the outputs those of a batch of one."""
+    predictor = keras_sam.SAMPredictor(segmenter)
+    predictor.set_image(PHOTO)
+    _, scores, logits = predictor.predict(**prompts, multimask_output=True)
+    for image in (PHOTO, Image.fromarray(PHOTO), saved(PHOTO, tmp_path)):
+        outputs = segmenter.predict({"images": image, **prompts}, verbose=0)
+        assert_same(outputs["iou_pred"][0][..., 1:], scores)
+        assert_same(outputs["masks"][0][..., 1:, :, :], logits)
+        assert outputs["original_sizes"].tolist() == [[*WIDE]]
+    in_frame = {"images": IN_FRAME, **prompts}
+    assert_same_outputs(
+        without_preprocessor.predict(in_frame, verbose=0), segmenter.predict(in_frame, verbose=0)
+    )
+    elements = segmenter.predict([{"images": PHOTO, **prompts}] * 2, verbose=0)  # not batched
+    assert_same(elements["masks"][1], elements["masks"][0])
+    assert_same(elements["masks"][0][..., 1:, :, :], logits)
+
+
+def test_one_picture_is_encoded(segmenter, tmp_path):
+    expected = segmenter.encode([PHOTO])
+    for image in (PHOTO, Image.fromarray(PHOTO), str(saved(PHOTO, tmp_path))):
+        assert_same_outputs(segmenter.encode(image), expected)
+
+
+@pytest.mark.parametrize("boxes", [np.zeros((2, 0, 4)), [[], []], [None, None]])
+def test_no_boxes_give_no_masks(segmenter, boxes):
+    images = [PHOTO, OTHER]
+    decoded = segmenter.decode(segmenter.encode(images), {"boxes": boxes})
+    x = {"images": images, "boxes": boxes}
+    for outputs in (segmenter.predict(x, verbose=0), segmenter.predict([x], verbose=0), decoded):
+        assert outputs["masks"].shape == (2, 0, K, *MASK)
+        assert outputs["iou_pred"].shape == (2, 0, K)
+        assert outputs["lone_click"].shape == (2, 0)
+        assert outputs["num_prompts"].tolist() == [0, 0]
+        assert outputs["masks"].dtype == outputs["iou_pred"].dtype == np.float32
+        masks = keras_sam.restore_masks(outputs)
+        assert [m.shape for m in masks] == [(0, K, *WIDE), (0, K, *TALL)]
+    some = segmenter.decode(segmenter.encode(images), {"boxes": boxes}, multimask_output=False)
+    assert some["masks"].shape == (2, 0, 1, *MASK)
 
 
 # --- data sets ---
@@ -774,7 +839,7 @@ def test_sizes_are_those_of_the_outputs(segmenter):
     assert segmenter.image_shape == (*FRAME, 3)
     assert segmenter.embedding_size == (7, 9)
     assert segmenter.mask_size == MASK
-    embeddings = segmenter.encode([PHOTO, OTHER])
+    embeddings = encode(segmenter, [PHOTO, OTHER])
     assert embeddings.shape == (2, *segmenter.embedding_size, 16)
     assert embeddings.dtype == np.float32
     assert predict(segmenter, **CLICK)["masks"].shape[2:] == segmenter.mask_size
@@ -784,7 +849,11 @@ def test_decoding_what_was_encoded_is_predicting(segmenter):
     images = RAGGED_IMAGES
     sizes = [image.shape[:2] for image in images]
     expected = segmenter.predict({"images": images, **RAGGED}, verbose=0)
-    embeddings = segmenter.encode(images, batch_size=2)
+    encoded = segmenter.encode(images, batch_size=2)
+    assert set(encoded) == {"image_embeddings", "original_sizes", "scaled_sizes"}
+    assert encoded["original_sizes"].tolist() == [list(size) for size in sizes]
+    assert_same_outputs(segmenter.decode(encoded, RAGGED), expected)
+    embeddings = encoded["image_embeddings"]
     for original_sizes in (sizes, np.array(sizes), [keras_sam.ResizePlan(s, FRAME) for s in sizes]):
         outputs = segmenter.decode(embeddings, RAGGED, original_sizes=original_sizes)
         assert_same_outputs(outputs, expected)
@@ -793,25 +862,64 @@ def test_decoding_what_was_encoded_is_predicting(segmenter):
         assert_same_outputs(outputs, expected)
 
 
-def test_decoding_without_sizes_is_in_the_model_frame(segmenter):
-    embeddings = segmenter.encode([PHOTO])
+def test_embeddings_without_sizes_are_refused(segmenter):
+    embeddings = encode(segmenter, [PHOTO])
+    for bare in (embeddings, {"image_embeddings": embeddings}):
+        with pytest.raises(ValueError, match="`original_sizes` must be given.*`encode_frames`"):
+            segmenter.decode(bare, CLICK)
+
+
+def test_prompts_for_encoded_frames_are_in_the_model_frame(segmenter):
+    frames = segmenter.prepare({"images": [PHOTO], **CLICK})["images"]
     plan = keras_sam.ResizePlan(WIDE, FRAME)
     in_frame = {**CLICK, "points": plan.to_model(CLICK["points"])}
-    assert_same_outputs(segmenter.decode(embeddings, in_frame), predict(segmenter, **CLICK))
+    decoded, expected = (
+        segmenter.decode(segmenter.encode_frames(frames), in_frame),
+        predict(segmenter, **CLICK),
+    )
+    for name in ("masks", "iou_pred"):
+        assert_same(decoded[name], expected[name])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": FRAME},
+        {"size": (60, 80), "pad_size": FRAME},  # smaller than the frame
+        {"do_resize": False, "size": FRAME, "pad_size": FRAME},  # padded alone
+    ],
+)
+@pytest.mark.parametrize("size", [(53, 80), (80, 53), (3, 100), (1, 50), (90, 144)])
+def test_the_sizes_of_an_encoded_image_say_how_it_was_scaled(segmenter, settings, size):
+    """Another segmenter, without that preprocessor, decodes and restores all the same."""
+    converter = keras_sam.SAMImageConverter(pad_value=0, **settings)
+    preprocessor = keras_sam.SAMImageSegmenterPreprocessor(converter, mask_size=MASK)
+    scaling = keras_sam.SAMImageSegmenter(segmenter.backbone, preprocessor)
+    image, box = photograph(size), [[[5.0, 0.0, 30.0, float(size[0])]]]
+    expected = scaling.predict({"images": [image], "boxes": box}, verbose=0)
+    outputs = segmenter.decode(scaling.encode([image]), {"boxes": box})
+    assert_same_outputs(outputs, expected)
+    plan = converter.plan(size)
+    np.testing.assert_array_equal(
+        keras_sam.restore_masks(outputs)[0], plan.masks_to_original(outputs["masks"][0], 0.0)
+    )
 
 
 def test_frames_are_encoded_as_they_are(segmenter):
     prepared = segmenter.prepare({"images": [PHOTO, OTHER], "boxes": [[BOX], [BOX]]})["images"]
-    expected = segmenter.encode([PHOTO, OTHER])
-    assert_same(segmenter.encode_frames(prepared), expected)
-    assert_same(segmenter.encode_frames(keras.ops.convert_to_tensor(prepared), 2), expected)
+    expected = encode(segmenter, [PHOTO, OTHER])
+    for frames in (prepared, keras.ops.convert_to_tensor(prepared)):
+        encoded = segmenter.encode_frames(frames, 2)
+        assert_same(encoded["image_embeddings"], expected)
+        assert encoded["original_sizes"].tolist() == [[*FRAME]] * 2
 
 
 def test_hidden_states_and_attention_maps(segmenter):
     images = [PHOTO, OTHER]
-    expected = segmenter.encode(images)
+    expected = encode(segmenter, images)
     inside = segmenter.encode(images, return_hidden_states=True, return_attentions=True)
-    assert set(inside) == {"image_embeddings", "hidden_states", "attentions"}
+    sizes = {"original_sizes", "scaled_sizes"}
+    assert set(inside) == {"image_embeddings", "hidden_states", "attentions", *sizes}
     assert_same(inside["image_embeddings"], expected)
     assert [s.shape for s in inside["hidden_states"]] == [(2, 7, 9, 24)] * 4  # patches, 3 blocks
     assert [a.shape for a in inside["attentions"]] == [
@@ -823,7 +931,7 @@ def test_hidden_states_and_attention_maps(segmenter):
         assert attention.dtype == np.float32
         np.testing.assert_allclose(attention.sum(axis=-1), 1, atol=1e-5)
     only_states = segmenter.encode(images, return_hidden_states=True)
-    assert set(only_states) == {"image_embeddings", "hidden_states"}
+    assert set(only_states) == {"image_embeddings", "hidden_states", *sizes}
     for one, other in zip(only_states["hidden_states"], inside["hidden_states"]):
         assert_same(one, other)
 
@@ -868,6 +976,11 @@ def test_masks_go_back_to_the_images(segmenter):
             "error", RuntimeWarning
         )  # the NaN of the object that is missing is no trouble
         masks = keras_sam.restore_masks(outputs["masks"], sizes, segmenter.image_shape[:2])
+        of_outputs = keras_sam.restore_masks(outputs)
+    for one, other in zip(of_outputs, masks, strict=True):
+        np.testing.assert_array_equal(one, other)
+    best = keras_sam.restore_masks(keras_sam.select_masks(outputs, False))
+    assert [m.shape for m in best] == [(2, 1, *WIDE), (2, 1, *TALL)]
     assert [m.shape for m in masks] == [(2, K, *WIDE), (2, K, *TALL)]
     assert not masks[0][1].any()
     predictor = keras_sam.SAMPredictor(segmenter)
@@ -916,10 +1029,10 @@ def test_outputs_can_be_written_to_and_belong_to_the_caller(segmenter):
     for value in first.values():
         value[...] = 0
     assert_same_outputs(predict(segmenter, **CLICK), kept)
-    embeddings = segmenter.encode([PHOTO])
+    embeddings = encode(segmenter, [PHOTO])
     kept = embeddings.copy()
     embeddings[...] = 0
-    assert_same(segmenter.encode([PHOTO]), kept)
+    assert_same(encode(segmenter, [PHOTO]), kept)
 
 
 def test_interleaved_images_give_what_each_gives_alone(segmenter):

@@ -5,7 +5,10 @@ import operator
 import keras
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
+import keras_sam
+from keras_sam import notices
 from keras_sam.geometry import ResizePlan
 from keras_sam.preprocessing.batches import Batch, DictBatches, TrainingBatches
 from keras_sam.preprocessing.targets import target_to_frame
@@ -75,13 +78,172 @@ def test_weights_of_prompt_sets_that_are_padding(segmenter):
         np.testing.assert_array_equal(weight, weights[i : i + 1])
 
 
-def test_a_batch_to_train_on_needs_a_prompt(segmenter):
+@pytest.mark.parametrize("none", [None, [], np.zeros((0, 4))], ids=["None", "[]", "(0, 4)"])
+def test_an_image_on_which_a_detector_found_nothing_has_no_target(segmenter, none):
     x, y = ragged_data()
-    x = {"images": x["images"], "boxes": [[[5, 5, 20, 20]], None]}
+    x = {"images": x["images"], "boxes": [[[5, 5, 20, 20]], none]}
     batches = prepared(segmenter, x, {"masks": [y["masks"][0][:1], []]})
     assert next(batches)[0]["labels"].shape == (1, 1, 2)
-    with pytest.raises(ValueError, match="At least one prompt.*any image of a batch"):
-        next(batches)
+    inputs, targets = next(batches)
+    assert (inputs["labels"] == -10).all() and inputs["labels"].shape == (1, 1, 2)
+    assert (targets["masks"] == 255).all() and targets["masks"].shape == (
+        1,
+        1,
+        *segmenter.mask_size,
+    )
+
+
+def test_fit_on_images_without_an_object_changes_nothing():
+    segmenter = small_segmenter()
+    segmenter.compile(optimizer=keras.optimizers.SGD(1.0))
+    before = segmenter.get_weights()
+    x = {"images": ragged_data()[0]["images"][:1], "boxes": [np.zeros((0, 4))]}
+    history = segmenter.fit(x, {"masks": [np.zeros((0, 60, 90))]}, verbose=0).history
+    assert history["loss"] == [0.0]
+    for a, b in zip(segmenter.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_training_without_any_prompt_is_refused(segmenter):
+    x, y = ragged_data()
+    with pytest.raises(ValueError, match="At least one prompt"):
+        segmenter.prepare_training({"images": x["images"]}, y)
+
+
+def one_target():
+    """An image of one object, and its target of 0 and 1."""
+    x, y = ragged_data()
+    return {"images": x["images"][1:], "boxes": [[[8, 28, 32, 52]]]}, y["masks"][1][0]
+
+
+def soft(target):
+    """The target with the values between black and white that smoothing leaves."""
+    return np.asarray(Image.fromarray(target * 255).filter(ImageFilter.GaussianBlur(0.5)))
+
+
+AS_TENSOR = keras.ops.convert_to_tensor
+TARGETS = {
+    "bool": lambda t: [t == 1],
+    "0 and 255": lambda t: [t * 255],  # as image libraries read a mask
+    "0 and 255, an axis per object": lambda t: (t * 255)[None, None],
+    "a stray 1": lambda t: [np.where(np.arange(4000).reshape(80, 50) == 7, 1, t * 255)],
+    "soft edges": lambda t: [soft(t)],
+    "floats": lambda t: [t.astype("float32")],
+    "floats of 255": lambda t: [t * 255.0],
+    "soft floats": lambda t: [soft(t) / 255],
+    "a channel": lambda t: t[None, ..., None],
+    "a channel of an object": lambda t: [t[None, ..., None]],
+    "a channel without the image's axis": lambda t: t[..., None],
+    "neither an image's axis nor an object's": lambda t: t,
+    "no image's axis": lambda t: t[None],
+    "a list of an object": lambda t: [[t]],
+    "a tensor of 0 and 255": lambda t: AS_TENSOR(t * 255)[None],
+    "tensors of floats": lambda t: [[AS_TENSOR(t.astype("float32"))]],
+    "a tensor without axes": lambda t: AS_TENSOR(t),
+    "a tensor with a channel": lambda t: [AS_TENSOR(t[..., None])],
+}
+
+
+@pytest.mark.parametrize("form", TARGETS.values(), ids=TARGETS)
+def test_targets_as_people_have_them(segmenter, form):
+    x, target = one_target()
+    _, wanted = segmenter.prepare_training(x, {"masks": [target]})
+    _, read = segmenter.prepare_training(x, {"masks": form(target)})
+    np.testing.assert_array_equal(read["masks"], wanted["masks"])
+    source = DictBatches(Batch.read(x, {"masks": form(target)}), 1)  # as `fit` of a dict
+    _, read = segmenter.prepare_training_batch(source[0])
+    np.testing.assert_array_equal(read["masks"], wanted["masks"])
+
+
+def test_void_beside_ones_and_where_it_is_said(segmenter, monkeypatch, recwarn):
+    monkeypatch.setattr(notices, "_given", set())
+    x, target = one_target()
+    void = np.zeros_like(target)
+    void[:20] = 255
+
+    def read(*targets, **options):
+        boxes = [np.repeat(x["boxes"][0], len(targets), axis=0)]
+        y = {"masks": [np.stack(targets)], **options}
+        source = DictBatches(Batch.read({**x, "boxes": boxes}, y), 1)
+        return segmenter.prepare_training_batch(source[0])[1]["masks"][0]
+
+    beside = read(np.maximum(target, void))[0]
+    assert (beside == 1).any() and (beside[:2] == 255).all()
+    # A target without a 1, in a stack that says void, and one that is void throughout.
+    stack = read(np.maximum(target, void), void, np.full_like(void, 255))
+    np.testing.assert_array_equal(stack[0], beside)
+    assert not (stack[1] == 1).any() and (stack[1][:2] == 255).all()
+    assert (stack[2] == 255).all()
+    assert not (read(target * 255, void=255) == 1).any()
+    assert [w for w in recwarn if issubclass(w.category, UserWarning)] == []
+    for _ in range(2):
+        assert (read(target * 255) == 1).any()
+    (said,) = [w for w in recwarn if issubclass(w.category, UserWarning)]
+    assert "255 is the object" in str(said.message)
+
+
+def test_fit_learns_the_object_of_a_black_and_white_target():
+    segmenter = small_segmenter()
+    x, target = one_target()
+    segmenter.compile(optimizer=keras.optimizers.AdamW(1e-2))
+    wanted = segmenter.evaluate(x, {"masks": [target]}, verbose=0)
+    np.testing.assert_allclose(
+        segmenter.evaluate(x, {"masks": [target * 255]}, verbose=0), wanted, rtol=1e-6
+    )
+    history = segmenter.fit(x, {"masks": [target * 255]}, epochs=8, verbose=0).history
+    assert history["loss"][-1] < 0.9 * history["loss"][0]
+
+
+def same_inputs(actual, expected):
+    assert set(actual) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
+
+
+def test_one_picture_without_a_list_is_trained_on(segmenter):
+    x, y = ragged_data()
+    image, mask = x["images"][0], y["masks"][0][0]
+    inputs, targets, weights = segmenter.prepare_training(
+        {"images": image, "points": [30, 30]}, {"masks": mask}, 0.5
+    )
+    x = {"images": [image], "points": [[[30, 30]]], "labels": [[1]]}
+    expected = segmenter.prepare_training(x, {"masks": [mask]}, [0.5])
+    same_inputs(inputs, expected[0])
+    same_inputs(targets, expected[1])
+    np.testing.assert_array_equal(weights, expected[2])
+
+
+def test_what_encode_returns_is_trained_on():
+    segmenter = small_segmenter()
+    segmenter.freeze("image_encoder")
+    x, y = ragged_data()
+    inputs, targets = segmenter.prepare_training(x, y)
+    del inputs["images"]
+    x = {**segmenter.encode(x.pop("images")), **x}
+    embedded, same_targets = segmenter.prepare_training(x, y)
+    np.testing.assert_array_equal(embedded.pop("image_embeddings"), x["image_embeddings"])
+    same_inputs(embedded, inputs)
+    same_inputs(same_targets, targets)
+    batch = TrainingBatches(segmenter.prepare_training_batch, x, y, batch_size=2)[0]
+    same_inputs(batch[0], {**inputs, "image_embeddings": x["image_embeddings"]})
+    trainer = keras_sam.training.SAMTrainer(segmenter)
+    names = ("image_embeddings", "original_sizes", "scaled_sizes")
+    inputs, targets = trainer.prepare_training({name: x[name] for name in names}, y)
+    np.testing.assert_array_equal(targets["masks"], same_targets["masks"])
+
+
+@pytest.mark.parametrize("in_embeddings", [False, True])
+def test_a_key_of_another_system_is_named(in_embeddings):
+    segmenter = small_segmenter()
+    segmenter.freeze("image_encoder")
+    segmenter.compile()
+    x, y = ragged_data()
+    images = x.pop("images")
+    x |= segmenter.encode(images) if in_embeddings else {"images": images}
+    for wrong in ({**x, "box": [[1, 2, 3, 4]]}, {**x, "input_boxes": [[[1, 2, 3, 4]]] * 2}):
+        for make in (lambda x: segmenter.fit(x, y, verbose=0), lambda x: segmenter.fit([(x, y)])):
+            with pytest.raises(ValueError, match="Received also.* is 'boxes'"):
+                make(wrong)
 
 
 def test_a_dict_to_train_on_needs_an_image(segmenter):

@@ -53,10 +53,11 @@ def test_the_loss_is_metas(dtype):
     finally:
         keras.config.set_dtype_policy(before)
     prompts = {"points": POINTS[None], "labels": LABELS[None]}
-    embeddings = ours.encode_frames(images)
-    masks = ours.decode(embeddings, prompts)["masks"][0]
+    encoded = ours.encode_frames(images)
+    embeddings = encoded["image_embeddings"]
+    masks = ours.decode(encoded, prompts)["masks"][0]
     for actual, their, exact in zip((embeddings, masks), theirs, expected, strict=True):
         loss, their_loss = relative_difference(actual, exact), relative_difference(their, exact)
         assert 0 < loss <= FACTOR * their_loss, f"{loss:.4f}, Meta's {their_loss:.4f}"
     # What is compared is the same model.
-    assert_same(precise.encode_frames(images), expected[0])
+    assert_same(precise.encode_frames(images)["image_embeddings"], expected[0])

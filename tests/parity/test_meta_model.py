@@ -35,7 +35,9 @@ def square():
 
 def test_image_encoder(encoded):
     _, ours, images, features = encoded
-    assert_same(ours.encode_frames(images, batch_size=2), features.permute(0, 2, 3, 1))
+    assert_same(
+        ours.encode_frames(images, batch_size=2)["image_embeddings"], features.permute(0, 2, 3, 1)
+    )
 
 
 def test_image_encoder_called_directly(square):
@@ -148,7 +150,7 @@ def assert_same_masks(encoded, prompt_sets, points, boxes, masks):
     oracle, ours, _, features = encoded
     prompts = random_prompts(ours, prompt_sets, points, boxes, masks)
     embeddings = features[:1].permute(0, 2, 3, 1).numpy()
-    outputs = ours.decode(embeddings, as_ours(prompts))
+    outputs = ours.decode(embeddings, as_ours(prompts), original_sizes=[ours.image_shape[:2]])
     if prompt_sets == 1 and masks and not points and not boxes:  # the single-object form
         outputs = {name: value[:, None] for name, value in outputs.items()}
     for multimask_output, kept in ((False, slice(0, 1)), (True, slice(1, None))):
@@ -192,10 +194,10 @@ def test_a_not_a_point_label_of_the_users_is_not_doubled(square):
     _, ours, _, features = square
     prompts = random_prompts(ours, 1, 2, False, False)
     embeddings = features[:1].permute(0, 2, 3, 1).numpy()
-    expected = ours.decode(embeddings, as_ours(prompts))
+    expected = ours.decode(embeddings, as_ours(prompts), original_sizes=[ours.image_shape[:2]])
     prompts["points"] = np.pad(prompts["points"], [(0, 0), (0, 1), (0, 0)])
     prompts["labels"] = np.pad(prompts["labels"], [(0, 0), (0, 1)], constant_values=-1)
-    outputs = ours.decode(embeddings, as_ours(prompts))
+    outputs = ours.decode(embeddings, as_ours(prompts), original_sizes=[ours.image_shape[:2]])
     np.testing.assert_array_equal(outputs["masks"], expected["masks"])
 
 

@@ -29,7 +29,7 @@ def images(pair):
 @pytest.fixture(scope="module")
 def embeddings(pair, images):
     """Our encoder's, which `test_image_encoder` holds to theirs."""
-    return pair[1].encode_frames(images, batch_size=2)
+    return pair[1].encode_frames(images, batch_size=2)["image_embeddings"]
 
 
 def pixel_values(images):
@@ -38,6 +38,12 @@ def pixel_values(images):
 
     mean, std = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
     return torch.from_numpy(((images - mean) / std).transpose(0, 3, 1, 2).copy())
+
+
+def decode(ours, embeddings, prompts, **options):
+    """Decodes prompts in the model frame."""
+    frame = [ours.image_shape[:2]] * len(embeddings)
+    return ours.decode(embeddings, prompts, original_sizes=frame, **options)
 
 
 def call(model, multimask_output=True, **inputs):
@@ -112,7 +118,7 @@ def theirs_and_ours(name):
 def test_masks_and_scores(pair, images, embeddings, name):
     model, ours = pair
     theirs, prompts = theirs_and_ours(name)
-    outputs = ours.decode(embeddings[:1], prompts)
+    outputs = decode(ours, embeddings[:1], prompts)
     for multimask_output, kept in ((False, slice(0, 1)), (True, slice(1, None))):
         expected = call(model, multimask_output, pixel_values=pixel_values(images[:1]), **theirs)
         assert_same(outputs["masks"][:, :, kept], expected.pred_masks)
@@ -129,7 +135,7 @@ def test_a_mask_and_a_click(pair, images, embeddings):
         **theirs,
         input_masks=mask[None, None],
     )
-    outputs = ours.decode(embeddings[:1], {**prompts, "masks": mask[None, None, ..., None]})
+    outputs = decode(ours, embeddings[:1], {**prompts, "masks": mask[None, None, ..., None]})
     assert_same(outputs["masks"][:, :, 1:], expected.pred_masks)
     assert_same(outputs["iou_pred"][:, :, 1:], expected.iou_scores)
 
@@ -187,7 +193,7 @@ def test_attention_similarity_and_target_embedding(pair, images, embeddings, sim
     assert (expected.pred_masks - without.pred_masks).abs().max() > 0.1, "the hook does nothing"
     if similarity:  # theirs has the image and prompt axes in one
         given["attention_similarity"] = given["attention_similarity"][:, None]
-    outputs = ours.decode(embeddings[:1], prompts, **given)
+    outputs = decode(ours, embeddings[:1], prompts, **given)
     assert_same(outputs["masks"][:, :, 1:], expected.pred_masks)
     assert_same(outputs["iou_pred"][:, :, 1:], expected.iou_scores)
 
@@ -215,7 +221,7 @@ def test_the_decoders_attention_maps(pair, images, embeddings):
     call(model, pixel_values=pixel_values(images[:1]), **theirs)
     for handle in handles:
         handle.remove()
-    outputs = ours.decode(embeddings[:1], prompts, return_attentions=True)
+    outputs = decode(ours, embeddings[:1], prompts, return_attentions=True)
     ours_by_key = {
         (i, kind): value
         for i, layer in enumerate(outputs["attentions"])

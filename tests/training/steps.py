@@ -38,7 +38,11 @@ def encoded(segmenter, x):
     x = dict(x)
     images = x.pop("images")
     sizes = [image.shape[:2] for image in images]
-    return {"image_embeddings": segmenter.encode(images), "original_sizes": sizes, **x}
+    return {
+        "image_embeddings": segmenter.encode(images)["image_embeddings"],
+        "original_sizes": sizes,
+        **x,
+    }
 
 
 def values(model):

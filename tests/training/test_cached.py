@@ -60,7 +60,7 @@ def test_embeddings_are_the_encoders_rounded_to_nearest(segmenter, source, tmp_p
     for i in range(3):
         embedding, targets = cache[i]
         image, wanted_targets = source[i]
-        wanted = segmenter.encode([image])[0]
+        wanted = segmenter.encode([image])["image_embeddings"][0]
         assert embedding.dtype == "float32"
         np.testing.assert_allclose(embedding, wanted, rtol=2.0**-places, atol=1e-6)
         np.testing.assert_array_equal(targets, wanted_targets)
@@ -85,7 +85,9 @@ def test_images_are_encoded_once_whatever_their_order(segmenter, source, tmp_pat
     assert first.encoded == 6
     cache = make(again, turned[:2], tmp_path / "other")
     assert again.encoded == 0
-    np.testing.assert_allclose(cache[0][0], segmenter.encode([source[2][0]])[0], atol=2e-2)
+    np.testing.assert_allclose(
+        cache[0][0], segmenter.encode([source[2][0]])["image_embeddings"][0], atol=2e-2
+    )
 
 
 def test_an_interrupted_cache_goes_on(segmenter, source, tmp_path):
@@ -222,5 +224,6 @@ def test_the_trainer_takes_the_cache_too(segmenter, source, tmp_path):
     wanted, wanted_targets = trainer.prepare_training({"images": [source[0][0], source[1][0]]}, y)
     np.testing.assert_array_equal(targets["masks"], wanted_targets["masks"])
     np.testing.assert_array_equal(prepared["targets"], wanted["targets"])
-    embeddings = frozen.encode_frames(wanted["images"], batch_size=2)
+    encoded = frozen.encode_frames(wanted["images"], batch_size=2)
+    embeddings = encoded["image_embeddings"]
     np.testing.assert_allclose(prepared["image_embeddings"], embeddings, rtol=1e-3, atol=1e-5)

@@ -61,11 +61,13 @@ def ours(job, precision, shared):
 
     segmenter = models.ours(job, precision)
     embeddings = np.ascontiguousarray(embedding(job).transpose(0, 2, 3, 1))
+    frame = [segmenter.image_shape[:2]]
 
     def run(clicks):
         labels = np.ones((1, *clicks.shape[:2]), "int32")
         prompts = {"points": clicks[None], "labels": labels}
-        return segmenter.decode(embeddings, prompts, multimask_output=True)["masks"][0]
+        outputs = segmenter.decode(embeddings, prompts, frame, multimask_output=True)
+        return outputs["masks"][0]
 
     return _runs(run, job)
 

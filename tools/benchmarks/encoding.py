@@ -47,7 +47,11 @@ def _ours(job, precision):
 
 def ours(job, precision, shared):
     segmenter, frames = models.ours(job, precision), models.frames(job)
-    return lambda: facts(segmenter.encode_frames(frames, batch_size=len(frames)))
+
+    def run():
+        return facts(segmenter.encode_frames(frames, batch_size=len(frames))["image_embeddings"])
+
+    return run
 
 
 def meta(job, shared):

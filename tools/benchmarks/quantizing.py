@@ -26,7 +26,8 @@ def ours(job, is_quantized, shared):
         segmenter.image_encoder.quantize("int8")
 
     def run():
-        return {**encoding.facts(segmenter.encode_frames(frames)), **facts}
+        embeddings = segmenter.encode_frames(frames)["image_embeddings"]
+        return {**encoding.facts(embeddings), **facts}
 
     return run
 

@@ -1,0 +1,237 @@
+"""Encoding images and decoding prompts as two steps: an image is encoded once, however often it is
+prompted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_sam import backends
+from keras_sam.geometry import SIZES, ResizePlan, plan_of_sizes, sizes_of
+from keras_sam.models.outputs import select_masks
+from keras_sam.models.programs import join_batches
+from keras_sam.preprocessing.converter import batch_of, is_one_image
+from keras_sam.prompts import KEYS, PromptDict, Prompts, read, read_canonical
+from keras_sam.prompts.nested import check_at_least_one, to_numpy
+from keras_sam.prompts.spellings import unknown_names
+
+
+class EncodesAndDecodes:
+    """A mixin before `keras.Model`, for models with `_programs` and an `_image_converter`."""
+
+    def encode(
+        self,
+        images: Any,
+        batch_size: int = 1,
+        return_hidden_states: bool = False,
+        return_attentions: bool = False,
+    ) -> dict[str, Any]:
+        """Encodes images: the expensive part, which does not depend on prompts.
+
+        Args:
+            images: as in `predict`.
+            batch_size: int. Images that are encoded at once.
+            return_hidden_states: bool. Also return the embedded patches and every block's
+                output.
+            return_attentions: bool. Also return every block's attention map.
+
+        Returns:
+            Dict for `decode`: `image_embeddings`, float32 array `(B, Eh, Ew, C)`, and what its
+            prompts and masks need, `original_sizes` and `scaled_sizes`, int32 arrays `(B, 2)`. With
+            a `return_` argument also the lists `hidden_states` and `attentions`, see
+            `ViTDetBackbone.with_outputs`.
+
+        Raises:
+            ValueError: for images that `predict` would refuse.
+        """
+        images = [images] if is_one_image(images) else batch_of(images)
+        convert = self._image_converter.convert
+        return self._encode(images, batch_size, convert, return_hidden_states, return_attentions)
+
+    def encode_frames(
+        self,
+        frames: Any,
+        batch_size: int = 1,
+        return_hidden_states: bool = False,
+        return_attentions: bool = False,
+    ) -> dict[str, Any]:
+        """`encode` for images that are in the model frame already; no preprocessor is used.
+
+        Prompts for what it returns are in the model frame, too.
+
+        Args:
+            frames: float or uint8 array `(B, H, W, channels)`, pixel values 0..255.
+            batch_size: this and the others as in `encode`, which returns the same.
+
+        Raises:
+            ValueError: if `frames` has another shape.
+        """
+        frames = checked_frames(frames, self.image_shape, "frames")
+
+        def keep(batch):
+            return batch, self.plans(None, None, len(batch))
+
+        return self._encode(frames, batch_size, keep, return_hidden_states, return_attentions)
+
+    def _encode(self, images, batch_size, convert, hidden_states, attentions):
+        check_at_least_one(batch_size, "batch_size")
+        parts = []
+        for start in range(0, len(images), batch_size):  # read when needed: frames are large
+            frames, plans = convert(images[start : start + batch_size])
+            if hidden_states or attentions:
+                part = self._programs.inspect(frames, hidden_states, attentions)
+            else:
+                part = {"image_embeddings": self._programs.encode(frames)}
+            parts.append({**part, **sizes_of(plans)})
+        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+
+    def decode(
+        self,
+        image_embeddings: Any,
+        prompts: PromptDict | dict[str, Any],
+        original_sizes: Any = None,
+        prompt_chunk: int = backends.PROMPT_CHUNK,
+        attention_similarity: Any = None,
+        target_embedding: Any = None,
+        return_attentions: bool = False,
+        multimask_output: bool | str | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Decodes prompts for images that `encode` has encoded.
+
+        Args:
+            image_embeddings: what `encode` returned, or its float array `(B, Eh, Ew, C)`.
+            prompts: dict of prompts as in `predict`, without `images`; or the canonical ones
+                that `prepare` returns, in the model frame.
+            original_sizes: int array `(B, 2)`, height and width in pixels of the images that
+                prompts refer to, or a list of `ResizePlan`; needed with an array of embeddings,
+                unless prompts are canonical.
+            prompt_chunk: int. Prompts of an image that are decoded at once.
+            attention_similarity: optional float array that broadcasts to
+                `(B, P, D, 1 + K + T, Eh * Ew)`, see `SAMMaskDecoder`.
+            target_embedding: optional float array that broadcasts to
+                `(B, P, 1 + K + T, C)`, see `SAMMaskDecoder`.
+            return_attentions: bool. Also return the decoder's attention maps, as
+                `attentions`, see `TwoWayTransformer`.
+            multimask_output: optional. Which masks to compute and return, as in
+                `select_masks`. By default all `K`.
+
+        Returns:
+            Dict as `predict` returns it. Hooks and attention maps run the decoder layer by layer
+            and all prompts at once, which is slower.
+
+        Raises:
+            ValueError: for malformed prompts, embeddings of another shape, or missing sizes.
+        """
+        check_at_least_one(prompt_chunk, "prompt_chunk")
+        encoded = image_embeddings
+        if not isinstance(encoded, dict):
+            encoded = {"image_embeddings": encoded}
+        if original_sizes is not None:
+            encoded = {**encoded, "original_sizes": original_sizes, "scaled_sizes": None}
+        embeddings = self.checked_embeddings(encoded.get("image_embeddings"))
+        plans = self.plans(*(encoded.get(name) for name in SIZES), len(embeddings))
+        if isinstance(prompts, dict) and "mask_given" in prompts:
+            prompts = read_canonical(prompts)
+        else:
+            if isinstance(prompts, dict) and set(prompts) - {*KEYS}:
+                raise unknown_names("prompts", set(prompts) - {*KEYS}, KEYS)
+            prompts = read(prompts, len(embeddings))
+            if encoded.get("original_sizes") is None:
+                raise ValueError(
+                    "`original_sizes` must be given with an array of embeddings, the (height, "
+                    "width) of each image in pixels. Received: None. Or pass what `encode` or, for "
+                    "prompts in the model frame, `encode_frames` returns, which has them."
+                )
+            prompts = prompts.to_model(plans, self.mask_size)
+        outputs = self.decode_prompts(
+            embeddings,
+            prompts,
+            prompt_chunk,
+            multimask_output,
+            attention_similarity=attention_similarity,
+            target_embedding=target_embedding,
+            return_attentions=return_attentions,
+        )
+        return {**outputs, **self._sizes(plans)}
+
+    def decode_prompts(
+        self,
+        embeddings: np.ndarray,
+        prompts: Prompts,
+        prompt_chunk: int,
+        multimask_output: bool | str | None,
+        return_attentions: bool = False,
+        **hooks: Any,
+    ) -> dict[str, np.ndarray]:
+        """`decode` of `Prompts` in the model frame, and of embeddings that are checked already."""
+        hooks = {name: to_numpy(x) for name, x in hooks.items() if x is not None}
+        if not hooks and not return_attentions:
+            made = None if multimask_output == "auto" else multimask_output
+            outputs = self._programs.decode(embeddings, prompts, prompt_chunk, made)
+            outputs = join_batches([outputs])
+            return select_masks(outputs, "auto") if multimask_output == "auto" else outputs
+        outputs = self._programs.inspect_decoder(embeddings, prompts, hooks, return_attentions)
+        attentions = outputs.pop("attentions", None)
+        outputs = join_batches([outputs])
+        if multimask_output is not None:
+            outputs = select_masks(outputs, multimask_output)
+        return outputs if attentions is None else {**outputs, "attentions": attentions}
+
+    def plans(self, original_sizes: Any, scaled_sizes: Any, count: int) -> list[ResizePlan]:
+        """How `count` images of these sizes are scaled to the model frame.
+
+        `original_sizes` may be an int array `(B, 2)`, a list of pairs `(H0, W0)` or of
+        `ResizePlan`, or None for images that are in the model frame already. Without
+        `scaled_sizes` they are scaled as the preprocessor scales.
+        """
+        frame = self.image_shape[:2]
+        if original_sizes is None:
+            return [ResizePlan(frame, frame)] * count
+        is_list = isinstance(original_sizes, (list, tuple)) and len(original_sizes) == count
+        if is_list and all(isinstance(size, ResizePlan) for size in original_sizes):
+            return list(original_sizes)
+        sizes = to_numpy(original_sizes)
+        if sizes.shape != (count, 2) or sizes.dtype.kind not in "iu":
+            raise ValueError(
+                "`original_sizes` must have one (height, width) in pixels per image, integers of "
+                f"shape ({count}, 2). Received: {original_sizes!r:.80}."
+            )
+        if scaled_sizes is None:
+            return [self._image_converter.plan(tuple(size)) for size in sizes.tolist()]
+        both = zip(sizes.tolist(), to_numpy(scaled_sizes).tolist(), strict=True)
+        return [plan_of_sizes(*of_image, frame) for of_image in both]
+
+    def checked_embeddings(self, embeddings: Any) -> np.ndarray:
+        """Embeddings as float32 numpy `(B, Eh, Ew, C)`, or a ValueError for another shape."""
+        embeddings = to_numpy(embeddings).astype("float32", copy=False)
+        wanted = (*self.embedding_size, self.prompt_encoder.hidden_size)
+        if embeddings.shape[1:] != wanted or not len(embeddings):
+            raise ValueError(
+                f"`image_embeddings` must have shape (B, {', '.join(map(str, wanted))}), as this "
+                f"model's `encode` returns them. Received: shape={embeddings.shape}."
+            )
+        return embeddings
+
+
+def check_segmenter(segmenter: Any) -> None:
+    """Raises unless this encodes images and decodes prompts, as `SAMImageSegmenter` does."""
+    if not hasattr(segmenter, "encode_frames"):
+        raise ValueError(
+            f"`segmenter` must be a `SAMImageSegmenter`. Received: {segmenter!r:.80}. A preset is "
+            "loaded by its name with `SAMImageSegmenter.from_preset(name)`, and a `SAMBackbone` "
+            "becomes one with `SAMImageSegmenter(backbone)`."
+        )
+
+
+def checked_frames(frames, image_shape, name):
+    """Arrays in the model frame as one float32 array `(B, H, W, channels)`, or an error."""
+    frames = to_numpy(frames)
+    if frames.shape[1:] != tuple(image_shape) or not len(frames):
+        raise ValueError(
+            f"`{name}` must have shape (B, {', '.join(map(str, image_shape))}), images in the "
+            f"model frame, pixel values 0..255. Received: shape={frames.shape}."
+        )
+    return frames.astype("float32", copy=False)
