@@ -5,11 +5,11 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor, of_one_kind
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
-from keras_sam.layers.prompt_tensors import canonical_prompts, of_one_kind
+from keras_sam.layers.prompt_tensors import canonical_prompts
 from keras_sam.prompts import PADDING
 
 

@@ -4,9 +4,6 @@
 called with tensors, as KerasHub's and KerasCV's are, and for symbols of functional models.
 """
 
-from typing import Any
-
-import numpy as np
 from keras import ops
 
 from keras_sam.layers.arguments import Tensor
@@ -19,33 +16,11 @@ from keras_sam.prompts import (
     PADDING,
     TOP_LEFT,
 )
-from keras_sam.prompts.nested import to_numpy
 from keras_sam.prompts.spellings import unknown_names
 
 _KEYS = (*KEYS, "mask_given")
 # What the preprocessor returns besides.
 _FACTS = ("num_prompts", "single_object", "original_sizes", "scaled_sizes")
-
-
-def of_one_kind(values: Any) -> Any:
-    """Images and prompts for a call of Keras, which takes no lists, and arrays or tensors only.
-
-    Args:
-        values: dict of arrays, tensors and nested lists. Anything else is returned as it is.
-
-    Returns:
-        Dict of arrays, or of tensors if one of the values is a tensor.
-    """
-    if not isinstance(values, dict):
-        return values
-    values = {k: to_numpy(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()}
-    if not any(ops.is_tensor(v) for v in values.values()):
-        return values
-    dtypes = {"float64": "float32", "int64": "int32"}  # as Keras converts arrays
-    return {
-        k: ops.convert_to_tensor(v, dtypes.get(v.dtype.name)) if isinstance(v, np.ndarray) else v
-        for k, v in values.items()
-    }
 
 
 def canonical_inputs(

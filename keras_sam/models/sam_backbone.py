@@ -5,10 +5,10 @@ from typing import Any
 import keras
 
 from keras_sam import presets
-from keras_sam.layers.arguments import DType, KeptArguments, Tensor
+from keras_sam.layers.arguments import DType, KeptArguments, Tensor, of_one_kind
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
-from keras_sam.layers.prompt_tensors import canonical_inputs, of_one_kind
+from keras_sam.layers.prompt_tensors import canonical_inputs
 from keras_sam.models import preset_models
 from keras_sam.models.backbone import Backbone
 from keras_sam.models.vit_det_backbone import ViTDetBackbone

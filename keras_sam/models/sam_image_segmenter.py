@@ -10,7 +10,8 @@ import numpy as np
 
 from keras_sam import backends
 from keras_sam.geometry import SIZES, sizes_of
-from keras_sam.layers.prompt_tensors import canonical_inputs, of_one_kind
+from keras_sam.layers.arguments import of_one_kind
+from keras_sam.layers.prompt_tensors import canonical_inputs
 from keras_sam.models.encode_decode import EncodesAndDecodes, checked_frames
 from keras_sam.models.fine_tuning import FineTuning
 from keras_sam.models.image_segmenter import ImageSegmenter

@@ -5,8 +5,8 @@ that `models.register_model` adds. Weights come from our presets, or from any fi
 read from: `model_path=` takes what `keras_sam.SAMImageSegmenter.from_preset` takes.
 
 Images of the model are normalised, as `create_preprocessing` does it; those of `SAMPredictor` are
-0..255. Sizes are rounded to the nearest pixel, and the image's border is filled after it was
-normalised, as the checkpoints were trained; tfimm rounds down, and fills it before.
+0..255. Sizes are rounded to the nearest pixel, and the image's border has the mean colour, as the
+checkpoints were trained; tfimm rounds down, and its border is black.
 """
 
 from keras_sam.compat.tfimm import architectures, models

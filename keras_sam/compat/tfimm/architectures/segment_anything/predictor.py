@@ -12,7 +12,7 @@ from keras_sam import predictor as ours
 from keras_sam.compat.tfimm.architectures.segment_anything.sam import SegmentAnythingModel, decode
 from keras_sam.compat.tfimm.models.factory import preprocessing_of
 from keras_sam.geometry import ResizePlan, resize_image
-from keras_sam.images import read_image
+from keras_sam.preprocessing import SAMImageConverter
 from keras_sam.prompts.nested import to_numpy
 
 # The axes of one object's prompt, without the batch's.
@@ -73,21 +73,21 @@ class SAMPredictor:
         """
         self.clear_image()
         cfg = self.model.cfg
-        image = read_image(image, num_channels=cfg.in_channels)
-        if cfg.fixed_input_size:
-            resizer = ImageResizer(image.shape[:2], cfg.input_size)
-        else:
-            patch = cfg.encoder_patch_size
-            size = tuple(patch * math.ceil(side / patch) for side in image.shape[:2])
-            resizer = ImageResizer(image.shape[:2], size, pad_only=True)
+        fixed, patch = cfg.fixed_input_size, cfg.encoder_patch_size
+        mean, std = (255 * np.resize(values, cfg.in_channels) for values in (cfg.mean, cfg.std))
+        converter = SAMImageConverter.for_encoder((*cfg.input_size, cfg.in_channels), mean, std)
+        frames, plans = converter.convert([image], do_resize=fixed, do_pad=fixed)
+        src_size, size = plans[0].original_size, cfg.input_size
+        if not fixed:
+            size = tuple(patch * math.ceil(side / patch) for side in src_size)
+        resizer = ImageResizer(src_size, size, pad_only=not fixed)
+        frames = resizer.pad_image(frames - mean) + mean  # padded with the mean colour
+        frames = to_numpy(self.preprocessing(frames.astype("float32")))
 
-        def convert(images):
-            scaled = self.preprocessing(resizer.scale_image(images[0])[None])
-            return resizer.pad_image(to_numpy(scaled)), [resizer.plan]
-
-        segmenter = self.model.at_input_size(resizer.dst_size).segmenter
-        converter = SimpleNamespace(convert=convert)
-        predictor = ours.SAMPredictor(segmenter, SimpleNamespace(image_converter=converter))
+        converter = SimpleNamespace(convert=lambda images: (frames, [resizer.plan]))
+        predictor = ours.SAMPredictor(
+            self.model.at_input_size(size).segmenter, SimpleNamespace(image_converter=converter)
+        )
         predictor.set_image(image)
         self.resizer, self._predictor = resizer, predictor
 

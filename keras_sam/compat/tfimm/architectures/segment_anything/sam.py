@@ -8,11 +8,11 @@ from keras import ops
 
 from keras_sam import converters
 from keras_sam.compat.tfimm.models import register_model
-from keras_sam.layers.arguments import Tensor
+from keras_sam.layers.arguments import Tensor, of_one_kind
 from keras_sam.layers.initialization import skip_init
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
-from keras_sam.layers.prompt_tensors import canonical_inputs, of_one_kind
+from keras_sam.layers.prompt_tensors import canonical_inputs
 from keras_sam.models import preset_models
 from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
