@@ -36,11 +36,7 @@ def attend(query, key, value, rel_pos_bias, grid, training=None):
 def precision() -> str | None:
     """The format that OpenVINO is asked to compute in, as its hint; None leaves it the choice.
 
-    `KERAS_SAM_OPENVINO_PRECISION` in the environment says which: `float32`, `bfloat16` or
-    `float16`. OpenVINO's own choice is bfloat16 on processors that have it, else float32.
-
-    Raises:
-        ValueError: if the variable holds something else.
+    Its own choice is bfloat16 on processors that have it, else float32.
     """
     wanted = os.environ.get(PRECISION_VARIABLE)
     if not wanted:

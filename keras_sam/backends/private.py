@@ -12,12 +12,7 @@ import keras
 
 
 def look_up(owner: Any, name: str) -> Any:
-    """`owner.name`, or None if it is missing.
-
-    Args:
-        owner: an object, or the dotted name of a module, which is imported.
-        name: string.
-    """
+    """`owner.name`, or None; an owner may be the dotted name of a module, which is imported."""
     try:
         return getattr(importlib.import_module(owner) if isinstance(owner, str) else owner, name)
     except (ImportError, AttributeError):

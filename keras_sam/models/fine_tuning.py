@@ -147,10 +147,10 @@ class FineTuning:
         self._saved_lora = {name: store[name][...] for name in store.keys()}  # noqa: SIM118
 
     def restore_lora(self) -> None:
-        """After weights were loaded, sets LoRA's matrices and takes them out of the merged kernels.
+        """After weights were loaded, takes LoRA's matrices out of the merged kernels.
 
-        Keras leaves both matrices at zero, where every gradient is zero. If the file has no
-        matrices of this rank, the first one is initialised at random.
+        Keras leaves both at zero, where every gradient is zero. If the file has no matrices of this
+        rank, the first one is initialised at random.
         """
         saved, self._saved_lora = self._saved_lora or {}, None
         layers = _lora_layers(self.image_encoder)

@@ -31,9 +31,6 @@ class _Watch(keras.callbacks.Callback):
 
     Also passes the number of the epoch to the data, so that a resumed run draws the same samples as
     an uninterrupted one.
-
-    Args:
-        batches: the `TrainingBatches` that are trained on, in their order.
     """
 
     def __init__(self, batches):
@@ -249,19 +246,12 @@ class TrainableSegmenter:
     def prepare_training(self, x: Any, y: Any, sample_weight: Any = None) -> tuple:
         """One batch in the model frame, padded so that few shapes are ever compiled.
 
-        Args:
-            x: dict of images and prompts, or of `image_embeddings`, `original_sizes` and prompts.
-            y: dict of `masks`: `(B, H0, W0)` or `(B, P, H0, W0)`, or ragged lists, values 0, 1
-                and 255 for void, each the size of its image.
-            sample_weight: optional array `(B,)` or `(B, P)`.
+        Arguments are `fit`'s; `x` may hold `image_embeddings` and `original_sizes` for `images`.
 
         Returns:
             Tuple of the canonical inputs, `{"masks": uint8 (B, P, Lh, Lw)}`, and, if weights were
             given, float32 weights `(B, P)`. Targets of prompt sets that are padding are entirely
             void, and so is the padding of every image.
-
-        Raises:
-            ValueError: if targets do not fit images and prompts, or hold other values.
         """
         return self.prepare_training_batch(Batch.read(x, y, sample_weight, allow_embeddings=True))
 
@@ -324,16 +314,7 @@ def check_encoder_is_frozen(segmenter: Any, batch: Batch) -> None:
 
 
 def mean_over_prompts(loss: Any, targets: Any, sample_weight: Any = None) -> Any:
-    """The weighted mean over the prompt sets that have a target.
-
-    Args:
-        loss: float32 tensor `(B, P)`.
-        targets: tensor `(B, P, Lh, Lw)`, entirely void where there is no target.
-        sample_weight: optional tensor that broadcasts to `(B, P)`.
-
-    Returns:
-        Float32 scalar tensor.
-    """
+    """The weighted mean of a loss `(B, P)` over the prompt sets whose target is not all void."""
     weight = ops.cast(ops.any(ops.not_equal(targets, VOID), axis=(-2, -1)), "float32")
     if sample_weight is not None:
         weight = weight * ops.cast(sample_weight, "float32")
