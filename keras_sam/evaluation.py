@@ -15,11 +15,11 @@ from keras_sam import masks as mask_tools
 from keras_sam.files import whole_file
 from keras_sam.masks.measures import iou_of_areas
 from keras_sam.models.outputs import best_index
+from keras_sam.preprocessing.targets import read_targets
+from keras_sam.prompts import VOID
 
 if TYPE_CHECKING:
     from keras_sam.predictor import SAMPredictor
-
-VOID = 255
 
 
 def _ndimage() -> ModuleType:
@@ -176,6 +176,7 @@ def evaluate(
     boxes: bool = True,
     noc: Sequence[float] = (0.85, 0.90),
     max_clicks: int = 20,
+    void: int | str | None = "auto",
 ) -> Evaluation:
     """Lets a simulated annotator segment every object, and measures the masks.
 
@@ -186,11 +187,14 @@ def evaluate(
     Args:
         predictor: a `SAMPredictor`.
         data: iterable of tuples of an image, as `SAMPredictor.set_image` takes it, and its
-            objects, arrays `(H0, W0)` of 0, 1 and 255 for void. Empty objects are left out.
+            objects, arrays `(H0, W0)` of 0, 1 and 255 for void, or black and white. Empty objects
+            are left out.
         clicks: ints. The numbers of clicks after which the IoU is measured.
         boxes: bool. Whether to measure the mask from each object's exact box.
         noc: floats. IoUs for which the number of clicks (NoC) is counted.
         max_clicks: int. The most clicks per object, and the NoC of an IoU that is not reached.
+        void: the number that is void in the objects; `None` for none. Defaults to `"auto"`: 255 in
+            objects that have a 1.
 
     Returns:
         An `Evaluation`.
@@ -206,8 +210,7 @@ def evaluate(
     rows = []
     for image_index, (image, targets) in enumerate(data):
         predictor.set_image(image)
-        for object_index, target in enumerate(targets):
-            target = np.asarray(target)
+        for object_index, target in enumerate(read_targets(targets, void=void)):
             if not (target == 1).any():
                 continue
             row = {"image": image_index, "object": object_index}

@@ -115,6 +115,50 @@ def read_coco(path: str | os.PathLike) -> tuple[list[ImageAnnotations], dict[int
     return images, {entry["id"]: entry["name"] for entry in data.get("categories", [])}
 
 
+def annotations_by_image(data: Mapping) -> tuple[list[list[dict]], list[dict]]:
+    """The annotations of each image of COCO's `images`, and those of images that are not there.
+
+    Ids are compared as they are, and then as numbers: some files have them as text.
+    """
+    records: list[list[dict]] = [[] for _ in data["images"]]
+    as_number: dict[Any, int] = {}
+    as_is: dict[Any, int] = {}
+    for index, image in enumerate(data["images"]):
+        as_is[image["id"]] = index
+        as_number.setdefault(_number(image["id"]), index)
+    unknown = []
+    for annotation in data["annotations"]:
+        image_id = annotation["image_id"]
+        index = as_is.get(image_id, as_number.get(_number(image_id)))
+        (unknown if index is None else records[index]).append(annotation)
+    return records, unknown
+
+
+def usable_segmentation(segmentation: Any) -> tuple[list | dict | None, int]:
+    """COCO's `segmentation` without rings that enclose nothing, None if nothing is left.
+
+    Returns it with the number of rings of one or two points. Polygons may be flat, lists of
+    points, or text.
+    """
+    if isinstance(segmentation, dict) or segmentation is None:
+        return segmentation, 0
+    rings = segmentation if isinstance(segmentation, list) else [segmentation]
+    rings = [ring.replace(",", " ").split() if isinstance(ring, str) else ring for ring in rings]
+    if any(not isinstance(ring, list) or len(ring) == 1 for ring in rings):  # flat
+        rings = [[ring[0] if isinstance(ring, list) and ring else ring for ring in rings]]
+    if len(rings) > 2 and all(len(ring) == 2 for ring in rings):  # points
+        rings = [[number for point in rings for number in point]]
+    kept = [ring for ring in rings if len(ring) >= 6 or len(ring) % 2]
+    return kept or None, sum(1 for ring in rings if ring) - len(kept)
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
 def _image_entry(image: ImageAnnotations, entries: Mapping[int, dict]) -> dict:
     number = max(entries, default=0) + 1 if image.image_id is None else image.image_id
     if number in entries:

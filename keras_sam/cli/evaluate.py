@@ -119,13 +119,18 @@ def run(args: argparse.Namespace) -> int:
     with model.open_segmenter(args, progress) as segmenter:
         from keras_sam import evaluation
         from keras_sam.predictor import SAMPredictor
+        from keras_sam.prompts import VOID
 
         source = datasets.open_data(args)
         count = min(len(source), args.limit or len(source))
         images = _Images(source, count, args.skip_unreadable)
         with progress.bar(count * (2 if args.everything else 1)) as bar, bad_input():
             measured = evaluation.evaluate(
-                SAMPredictor(segmenter), images.read(bar), args.clicks, max_clicks=args.max_clicks
+                SAMPredictor(segmenter),
+                images.read(bar),
+                args.clicks,
+                max_clicks=args.max_clicks,
+                void=VOID,
             )
             if args.everything:
                 measured.summary |= _everything(segmenter, generator, images, bar)

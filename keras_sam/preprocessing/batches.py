@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_sam import backends
 from keras_sam.preprocessing.converter import check_batch, check_images, sliceable
+from keras_sam.preprocessing.targets import with_image_axis
 from keras_sam.prompts import KEYS, Prompts, read, read_canonical
 from keras_sam.prompts.nested import check_at_least_one, describe_value
 
@@ -62,6 +63,8 @@ class Batch:
                 check_batch(x["images"])
             if any(x.get(key) is not None for key in KEYS):
                 prompts = read(x, _count(x), allow_none=allow_none)
+        if isinstance(y, dict) and y.get("masks") is not None:
+            y = {**y, "masks": with_image_axis(y["masks"], _count(x))}
         return cls(x, prompts, in_model_frame, y, sample_weight)
 
 
@@ -199,7 +202,8 @@ class DictBatches(keras.utils.PyDataset):
             raise ValueError("`image_embeddings` must hold at least one image. Received: none.")
         # Prompts of another length have a message of their own.
         entries = {k: v for k, v in whole.x.items() if whole.in_model_frame or k not in KEYS}
-        entries |= {f"y[{name!r}]": value for name, value in (whole.y or {}).items()}
+        y = {name: value for name, value in (whole.y or {}).items() if name != "void"}
+        entries |= {f"y[{name!r}]": value for name, value in y.items()}
         _check_lengths({**entries, "sample_weight": whole.sample_weight}, _count(whole.x))
         self._whole = whole
         self.num_images = _count(whole.x)
@@ -230,7 +234,9 @@ class DictBatches(keras.utils.PyDataset):
             x,
             None if whole.prompts is None else whole.prompts[chosen],
             whole.in_model_frame,
-            None if whole.y is None else {name: rows(v) for name, v in whole.y.items()},
+            None
+            if whole.y is None
+            else {name: v if name == "void" else rows(v) for name, v in whole.y.items()},
             None if weight is None else np.asarray(rows(weight)),
         )
 

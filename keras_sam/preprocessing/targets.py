@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from keras_sam.geometry import ResizePlan
+from keras_sam.masks.reading import read_mask, tell_of
+from keras_sam.notices import notice
 from keras_sam.prompts import VOID
 from keras_sam.prompts.nested import next_power_of_two, to_numpy
 
@@ -21,9 +23,10 @@ def targets_to_frames(
 ) -> np.ndarray:
     """The targets of a batch in the model frame: uint8 `(B, P, Lh, Lw)` of 0, 1 and 255.
 
-    `y["masks"]` is `(B, H0, W0)`, `(B, P, H0, W0)` or ragged lists. `counts` `(B,)` are the prompt
-    sets that targets have to be for. `prompts` is `P`, by default the largest count, to the next
-    power of two; where there is no target, all is void.
+    `y["masks"]` is `(B, H0, W0)`, `(B, P, H0, W0)` or ragged lists, and `y["void"]`, if given, the
+    number that is void. `counts` `(B,)` are the prompt sets that targets have to be for. `prompts`
+    is `P`, by default the largest count, to the next power of two; where there is no target, all
+    is void.
     """
     masks = y.get("masks") if isinstance(y, dict) else None
     if masks is None or len(masks) != len(plans):
@@ -32,9 +35,8 @@ def targets_to_frames(
             f"{'no masks' if masks is None else f'targets of {len(masks)} images'} for "
             f"{len(plans)} images."
         )
-    none = [np.zeros((0, *plan.original_size), "uint8") for plan in plans]
-    masks = [to_numpy(m) if len(m) else empty for m, empty in zip(masks, none, strict=True)]
-    masks = [m[None] if m.ndim == 2 else m for m in masks]  # one array, a list of them, or none
+    void = y.get("void", "auto")
+    masks = [read_targets(m, p.original_size, void) for m, p in zip(masks, plans, strict=True)]
     counts = [len(of_image) for of_image in masks] if counts is None else counts
     prompts = next_power_of_two(max(counts)) if prompts is None else prompts
     targets = np.full((len(plans), prompts, *mask_size), VOID, "uint8")
@@ -50,18 +52,75 @@ def targets_to_frames(
     return targets
 
 
+def with_image_axis(masks: Any, images: int) -> Any:
+    """Targets with the axis of the images, where they are those of a single image without it."""
+    if images != 1 or not hasattr(masks, "__len__"):
+        return masks
+    bare = getattr(masks, "ndim", None) == 2 or len(masks) != 1
+    return [masks] if bare and len(masks) else masks
+
+
+def read_targets(
+    masks: Any, size: tuple[int, int] | None = None, void: int | str | None = "auto"
+) -> np.ndarray:
+    """The targets of one image as uint8 `(P, H0, W0)` of 0, 1 and 255, by `masks.reading`.
+
+    `masks` is `(H0, W0)` or `(P, H0, W0)`, each perhaps with a last axis of 1, a list of targets,
+    or empty; `size` is that of the image, if it is known.
+    """
+    if len(masks) == 0:
+        return np.zeros((0, *(size or (0, 0))), "uint8")
+    masks = to_numpy(masks) if hasattr(masks, "ndim") else np.stack([to_numpy(m) for m in masks])
+    if masks.shape[-1] == 1 and (masks.ndim == 4 or (masks.ndim == 3 and masks.shape[:2] == size)):
+        masks = masks[..., 0]
+    masks = masks[None] if masks.ndim == 2 else masks
+    if masks.ndim != 3 or 0 in masks.shape:
+        return masks
+    read = [_read_target(mask, void) for mask in masks]
+    targets = np.stack([target for target, _ in read])
+    if any(kind == "labels" and (target == VOID).any() for target, kind in read):
+        for i, (_, kind) in enumerate(read):
+            if kind == "black and white":  # as in the other targets, it is void
+                targets[i] = np.where(targets[i] == 1, VOID, 0)
+    elif any(kind == "black and white" for _, kind in read):
+        notice(
+            "Targets of 0 and 255 are read as black and white masks: 255 is the object. It is void "
+            'in targets that have a 1, or with `y = {"masks": targets, "void": 255}`.',
+            "black and white targets",
+        )
+    return targets
+
+
+def _read_target(mask: np.ndarray, void: int | str | None) -> tuple[np.ndarray, str]:
+    """A target of one object, uint8 `(H0, W0)`, and the kind of its mask."""
+    if ((mask == 0) | (mask == 1)).all():
+        return mask.astype("uint8"), "labels"
+    if (mask == VOID).all():  # no target, in an array that has one for every prompt set
+        return mask.astype("uint8"), "no target"
+    try:
+        reading = read_mask(mask, void)
+    except ValueError as error:
+        raise _bad_values(mask) from error
+    if reading.labels.max() > 1:
+        raise _bad_values(mask)
+    tell_of(reading, "A target")
+    return reading.target(), reading.kind
+
+
+def _bad_values(mask: np.ndarray) -> ValueError:
+    return ValueError(
+        "Target masks must be bool, or 0, 1 and 255 for void, or black and white. "
+        f"Received: {mask.dtype} with values {np.unique(mask)[:5].tolist()}. Make a mask of a "
+        "label or of logits first: labels == 3, logits > 0."
+    )
+
+
 def target_to_frame(target: np.ndarray, plan: ResizePlan, mask_size: tuple[int, int]) -> np.ndarray:
     """A target `(H0, W0)` of 0, 1 and 255 in the frame of the model's mask logits, `(Lh, Lw)`.
 
     A pixel is void where at least half of it is, foreground where at least half of the rest is,
     and void in the padding, which is no part of the image.
     """
-    values = np.unique(target)
-    if target.dtype.kind not in "biu" or not np.isin(values, (0, 1, VOID)).all():
-        raise ValueError(
-            "Target masks must be bool, or integers 0, 1 and 255 for void. "
-            f"Received: {target.dtype} with values {values[:5].tolist()}."
-        )
     foreground = plan.masks_to_model(target == 1, mask_size, pad_value=0.0)
     void = plan.masks_to_model(target == VOID, mask_size, pad_value=1.0)
     is_foreground = (foreground > 0) & (foreground >= 0.5 * (1.0 - void))

@@ -17,7 +17,7 @@ from keras_sam.files import whole_file
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.vit_det_backbone import encoder_fingerprint
 from keras_sam.preprocessing.preprocessor import resizing_preprocessor
-from keras_sam.training.sources import item_name, read_targets, report_unreadable
+from keras_sam.training.sources import item_name, report_unreadable, targets_of
 
 DTYPES = ("float16", "bfloat16")
 INDEX = "embeddings.json"
@@ -93,6 +93,8 @@ class CachedEmbeddings(Sequence):
         if not self._indices:
             raise ValueError("`source` holds no image that can be read.")
 
+    has_read_targets = True
+
     def __len__(self) -> int:
         return len(self._indices)
 
@@ -112,7 +114,7 @@ class CachedEmbeddings(Sequence):
                 "again, which encodes the image once more."
             ) from error
         embedding = _to_float32(np.asarray(embedding), self._dtype)
-        return embedding, read_targets(self._source, inner, size)
+        return embedding, targets_of(self._source, inner, size)
 
     def _claim_folder(self, identity: dict[str, str]) -> None:
         """Marks an empty folder as this model's, and refuses that of another model."""

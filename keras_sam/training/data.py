@@ -10,10 +10,11 @@ import keras
 import numpy as np
 
 from keras_sam.geometry import resize_image
+from keras_sam.losses import VOID
 from keras_sam.masks import mask_to_box
 from keras_sam.training.cached import CachedEmbeddings
 from keras_sam.training.clicks import BOX_NOISE, BOX_NOISE_LIMIT
-from keras_sam.training.sources import item_name, report_unreadable
+from keras_sam.training.sources import item_name, read_item, report_unreadable
 
 PROMPTS = ("none", "points", "boxes", "points or boxes")
 
@@ -185,12 +186,12 @@ class ObjectBatches(keras.utils.PyDataset):
             x = {"images": [image for image, _, _ in examples]}
         rng = np.random.default_rng((self.seed, self.epoch, index, 1))
         x |= self._prompts(examples, rng)
-        return x, {"masks": [targets for _, targets, _ in examples]}
+        return x, {"masks": [targets for _, targets, _ in examples], "void": VOID}
 
     def _example(self, index: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator] | None:
         """Image, targets and generator of one item; None if it has no usable object."""
         try:
-            image, targets = self.source[index]
+            image, targets = read_item(self.source, index)
         except (OSError, ValueError) as error:
             report_unreadable(self.source, index, error, self.skip_unreadable, stacklevel=3)
             return None

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from keras_sam import masks as mask_tools
+from keras_sam.annotations.coco import annotations_by_image, usable_segmentation
 from keras_sam.annotations.image_annotations import read_json, segmentation_to_rle
+from keras_sam.annotations.mask_files import read_mask_file
+from keras_sam.geometry import resize_image
 from keras_sam.images import IMAGE_ENDINGS, load_image
 from keras_sam.losses import VOID
+from keras_sam.masks.reading import tell_of
+from keras_sam.notices import notice
+from keras_sam.preprocessing.targets import read_targets
+
+# What a mask's name has after that of its image, in order of preference.
+_MASK_NAMES = ("", "_mask", "-mask", "_seg", "_label", "_gt")
+_EXIF_ORIENTATION = 274
 
 
 class Source(Sequence):
@@ -26,6 +36,8 @@ class Source(Sequence):
     Args:
         paths: the image files.
     """
+
+    has_read_targets = True
 
     def __init__(self, paths: Iterable[Path]):
         self._paths = list(paths)
@@ -48,6 +60,7 @@ class Source(Sequence):
             raise ValueError(
                 f"The masks of {self.path(index)} must have its size, {tuple(size)}. "
                 f"Received: {targets.shape[1:]}."
+                + _why_swapped(self.path(index), size, targets.shape[1:])
             )
         return targets
 
@@ -57,83 +70,140 @@ class Source(Sequence):
 
 
 class MaskFolder(Source):
-    """Images in one folder and, under the same names, their masks in another.
+    """Images in one folder and, under the same names, their masks in another, or the same.
+
+    The mask of `a.jpg` is `a.png`, or `a` with the ending of another image format, or one of
+    `a.jpg.png`, `a_mask.png`, `a-mask.png`, `a_seg.png`, `a_label.png` and `a_gt.png`.
 
     Args:
         images: folder of images.
-        masks: folder of one PNG per image, with the same name before the ending.
-        label_map: bool. Whether every value except 0 and 255 is an object of its own; otherwise
-            they are one object together. 255 is void in both cases, unless a mask has only 0 and
-            255: then it is black and white, and 255 is the object.
+        masks: folder of one mask per image. What is read as the object is in the page on training:
+            the bright part of black and white masks, soft edges included; every colour but the
+            background; all numbers of a label map but 0.
+        label_map: bool. Whether each number or colour is an object of its own; otherwise they are
+            one object together.
+        void: the number that is neither object nor background; `None` for none. Defaults to
+            `"auto"`: 255 beside the numbers of a label map of 8 bits.
 
     Raises:
-        ValueError: if there is no image, or an image has no mask.
+        ValueError: if there is no image, an image has no mask, or several.
     """
 
     def __init__(
-        self, images: str | os.PathLike, masks: str | os.PathLike, label_map: bool = False
+        self,
+        images: str | os.PathLike,
+        masks: str | os.PathLike,
+        label_map: bool = False,
+        void: int | str | None = "auto",
     ):
-        super().__init__(_images_in(images))
-        if not self._paths:
+        paths = _images_in(images)
+        if not paths:
             raise ValueError(f"`images` must be a folder with images in it. Received: {images}.")
-        self._masks = [Path(masks) / f"{path.stem}.png" for path in self._paths]
-        missing = [m.name for m in self._masks if not m.is_file()]
+        found = {path: _masks_of(path, by_stem) for by_stem in [_by_stem(masks)] for path in paths}
+        # Where both are in one folder, masks are no images.
+        are_masks = {mask for masks_of in found.values() for mask in masks_of}
+        super().__init__(path for path in paths if path not in are_masks)
+        missing = [path.name for path in self._paths if not found[path]]
         if missing:
             raise ValueError(
-                f"`masks` must have a mask for every image. Missing in {masks}: {_first(missing)}."
+                f"`masks` must have a mask for every image. Missing in {masks} for: "
+                f"{_first(missing)}. The mask of {missing[0]} may be {Path(missing[0]).stem}.png, "
+                f"{missing[0]}.png or {Path(missing[0]).stem}_mask.png."
             )
-        self._label_map = label_map
+        twins = [path for path in self._paths if len(found[path]) > 1]
+        if twins:
+            raise ValueError(
+                f"`masks` must have one mask for every image. Received: for {twins[0].name} "
+                f"{', '.join(mask.name for mask in found[twins[0]])}."
+            )
+        self._masks = [found[path][0] for path in self._paths]
+        self._label_map, self._void = label_map, void
 
     def objects(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        with Image.open(self._masks[index]) as file:
-            values = np.asarray(file)  # the indices of a palette, not its colours
-        if values.ndim == 3:
-            values = values[..., 0]
-        if set(np.unique(values)) <= {0, VOID}:
-            return (values == VOID).astype("uint8")[None]
-        if not self._label_map:
-            return np.where(values == VOID, VOID, values > 0).astype("uint8")[None]
-        labels = [v for v in np.unique(values) if v not in (0, VOID)]
-        void = np.where(values == VOID, VOID, 0)
-        return np.stack([np.where(values == v, 1, void) for v in labels]).astype("uint8")
+        reading = read_mask_file(self._masks[index], self._void)
+        tell_of(reading, str(self._masks[index]))
+        return reading.objects() if self._label_map else reading.target()[None]
 
 
 class CocoObjects(Source):
     """Images and objects of a COCO instances file: polygons or run lengths; crowds become void.
 
+    What cannot be used is left out, and counted in one warning: annotations of images that the
+    file does not list, annotations without a mask, and rings of fewer than three points.
+
     Args:
         annotations: path of the JSON file.
-        images: folder of its images.
+        images: folder of its images. Folders in `file_name` count if they are there.
+        rescale: bool. Scale the objects of an image whose size is not the `width` and `height` of
+            the file; otherwise that is an error.
 
     Raises:
-        ValueError: if the file is not a COCO instances file, or images are missing.
+        ValueError: if the file is not a COCO instances file, has only boxes, or images are missing.
     """
 
-    def __init__(self, annotations: str | os.PathLike, images: str | os.PathLike):
+    def __init__(
+        self,
+        annotations: str | os.PathLike,
+        images: str | os.PathLike,
+        rescale: bool = False,
+    ):
         content = read_json(annotations)
         if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
             raise ValueError(
                 "`annotations` must be a COCO file with `images` and `annotations`. "
                 f"Received: {annotations}."
             )
-        by_image: dict[Any, list[dict]] = {}
-        for annotation in content["annotations"]:
-            by_image.setdefault(annotation["image_id"], []).append(annotation)
-        super().__init__(Path(images) / entry["file_name"] for entry in content["images"])
-        self._annotations = [by_image.get(entry["id"], []) for entry in content["images"]]
+        self._name, self._rescale = str(annotations), rescale
+        entries = content["images"]
+        super().__init__(_find_images(Path(images), [entry["file_name"] for entry in entries]))
         missing = [path.name for path in self._paths if not path.is_file()]
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(self)} images of {annotations} are missing in "
                 f"{images}: {_first(missing)}."
             )
+        self._sizes = [_size_of(entry) for entry in entries]
+        by_image, unknown = annotations_by_image(content)
+        self._annotations = self._usable(by_image, len(unknown))
+
+    def _usable(self, by_image: list[list[dict]], unknown: int) -> list[list[tuple]]:
+        """For each image its segmentations and whether they are crowds; says what is left out."""
+        left_out: Counter = Counter({"annotations of images that it does not list": unknown})
+        usable, boxes = [], 0
+        for of_image in by_image:
+            usable.append([])
+            for annotation in of_image:
+                segmentation, short = usable_segmentation(annotation.get("segmentation"))
+                left_out["rings of fewer than three points"] += short
+                if segmentation is None:
+                    left_out["annotations without a mask"] += 1
+                    boxes += "bbox" in annotation
+                else:
+                    usable[-1].append((segmentation, bool(annotation.get("iscrowd", 0))))
+        if boxes and not any(usable):
+            raise ValueError(
+                f"{self._name} has boxes but no masks, and targets are masks. Make masks of the "
+                "boxes first, with `SAMPredictor.predict(boxes=...)`, and look at them."
+            )
+        counts = [f"{what} ({number})" for what, number in left_out.items() if number]
+        if counts:
+            notice(f"Left out of {self._name}: {', '.join(counts)}.", f"left out {self._name}", 4)
+        return usable
 
     def objects(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        recorded = self._sizes[index] or tuple(size)
+        swapped = _why_swapped(self.path(index), size, recorded)
+        if recorded != tuple(size) and (swapped or not self._rescale):
+            remedy = swapped or " Pass `rescale=True` to scale its objects to the image."
+            raise ValueError(
+                f"`height` and `width` of {self.path(index)} must be its size, {tuple(size)}. "
+                f"Received: {recorded}, in {self._name}.{remedy}"
+            )
         void = np.zeros(size, bool)
         masks = []
-        for annotation in self._annotations[index]:
-            mask = decode_segmentation(annotation["segmentation"], size)
-            if annotation.get("iscrowd", 0):
+        for segmentation, crowd in self._annotations[index]:
+            mask = decode_segmentation(segmentation, recorded, size)
+            if crowd:
                 void |= mask
             else:
                 masks.append(mask)
@@ -160,7 +230,7 @@ class SA1BFolder(Source):
 
     def objects(self, index: int, size: tuple[int, int]) -> np.ndarray:
         content = read_json(self.path(index).with_suffix(".json"))
-        masks = [decode_segmentation(a["segmentation"], size) for a in content["annotations"]]
+        masks = [decode_segmentation(a["segmentation"], size, size) for a in content["annotations"]]
         return _stack(masks, np.zeros(size, bool), size)
 
 
@@ -182,16 +252,85 @@ def report_unreadable(
     warnings.warn(f"{name} is left out: {error}", stacklevel=stacklevel + 1)
 
 
-def read_targets(source: Sequence, index: int, size: tuple[int, int]) -> np.ndarray:
+def targets_of(source: Sequence, index: int, size: tuple[int, int]) -> np.ndarray:
     """The objects `(P, H0, W0)` of one item, without reading its image if the source can."""
-    return source.targets(index, size) if isinstance(source, Source) else source[index][1]
+    if isinstance(source, Source):
+        return source.targets(index, size)
+    return read_item(source, index)[1]
 
 
-def decode_segmentation(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
-    """A bool mask of `size` from COCO's polygons, or from its run lengths, compressed or not."""
+def read_item(source: Sequence, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """One item of any source, its objects as uint8 `(P, H0, W0)` of 0, 1 and 255."""
+    image, targets = source[index]
+    if getattr(source, "has_read_targets", False):
+        return image, targets
+    return image, read_targets(targets, np.shape(image)[:2])
+
+
+def decode_segmentation(
+    segmentation: list | dict, recorded: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """A bool mask of `size` from COCO's polygons or run lengths for an image of `recorded`."""
     if isinstance(segmentation, list):
-        return mask_tools.polygons_to_mask(segmentation, size)
-    return mask_tools.decode_rle(segmentation_to_rle(segmentation, size))
+        scale = np.divide(size, recorded)[::-1]  # x, y
+        rings = [np.asarray(ring, "float64") for ring in segmentation]
+        if recorded != size:
+            rings = [(ring.reshape(-1, 2) * scale) for ring in rings]
+        return mask_tools.polygons_to_mask(rings, size)
+    mask = mask_tools.decode_rle(segmentation_to_rle(segmentation, recorded))
+    return mask if recorded == size else resize_image(mask.view("uint8"), size, "nearest") > 0
+
+
+def _why_swapped(path: Path, size: tuple[int, int], received: tuple[int, int]) -> str:
+    """A sentence on what swaps height and width, or nothing where they are not swapped."""
+    if tuple(received) != tuple(size)[::-1] or size[0] == size[1]:
+        return ""
+    with Image.open(path) as picture:
+        orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
+    if orientation in (5, 6, 7, 8):
+        return (
+            f" They are swapped: the masks are those of the picture as it is stored, and its EXIF "
+            f"orientation ({orientation}) turns it. Turn the masks in the same way, or save the "
+            "pictures upright, with `PIL.ImageOps.exif_transpose`."
+        )
+    return (
+        " They are swapped, as if an EXIF orientation had turned the picture when it was "
+        "labelled, and was lost since. Turn the pictures or the masks."
+    )
+
+
+def _by_stem(folder: str | os.PathLike) -> dict[str, list[Path]]:
+    """The images of a folder by their names without the ending."""
+    found: dict[str, list[Path]] = {}
+    for path in _images_in(folder):
+        found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _masks_of(image: Path, by_stem: dict[str, list[Path]]) -> list[Path]:
+    """The masks of an image under the first kind of name that there is."""
+    for stem in (image.name, *(image.stem + end for end in _MASK_NAMES)):
+        masks = [path for path in by_stem.get(stem, []) if path != image]
+        if masks:
+            return masks
+    return []
+
+
+def _find_images(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of COCO's `file_name`s, with the separators and folders of another machine."""
+    posix = [str(name).replace("\\", "/") for name in names]
+    twice = Counter(name.rpartition("/")[2] for name in posix)
+    paths = []
+    for name, plain in zip(names, posix, strict=True):
+        last = plain.rpartition("/")[2]
+        tried = [folder / str(name), folder / plain, *([folder / last] if twice[last] == 1 else [])]
+        paths.append(next((path for path in tried if path.is_file()), folder / plain))
+    return paths
+
+
+def _size_of(entry: dict) -> tuple[int, int] | None:
+    height, width = entry.get("height"), entry.get("width")
+    return (int(height), int(width)) if height and width else None
 
 
 def _images_in(folder: str | os.PathLike) -> list[Path]:

@@ -117,10 +117,10 @@ def test_images_and_targets_that_are_read_one_by_one(segmenter):
         (lambda y: [y[0][:, :-1], y[1]], r"image 0 must have shape \(2, 60, 90\)"),
         (lambda y: [y[0][:1], y[1]], "one target per prompt set"),
         (lambda y: [y[0] * 3, y[1]], "0, 1 and 255"),
-        (lambda y: [y[0].astype("float32"), y[1]], "float32"),
+        (lambda y: [y[0] * 8.0 - 4, y[1]], "float64.*logits"),
         (lambda y: y[:1], "targets of 1 images for 2"),
     ],
-    ids=["another size", "too few objects", "other values", "floats", "an image without targets"],
+    ids=["another size", "too few objects", "other values", "logits", "an image without targets"],
 )
 def test_bad_targets(segmenter, change, message):
     x, y = ragged_data()
