@@ -3,6 +3,7 @@
 A backend's own module replaces what it can do faster, with the same arguments.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -243,6 +244,16 @@ def compile_program(
     computed one after the other. The outputs are a dict then, `(B, P, ...)` each.
     """
     return model.predict_on_batch
+
+
+def step_function(model: keras.Model, step: Callable, function: Callable) -> Callable:
+    """What Keras runs for a batch: its own `function`, or one that does the same with `step`."""
+    return function
+
+
+def keeps_weights(model: keras.Model) -> contextlib.AbstractContextManager:
+    """Within it, what interrupts training leaves the variables of the last finished step."""
+    return contextlib.nullcontext()
 
 
 def to_numpy(output: Tensor) -> np.ndarray:

@@ -51,6 +51,11 @@ def plain_kernel(layer: keras.layers.Layer) -> keras.Variable:
     return next(variable for variable in layer.variables if variable.name == "kernel")
 
 
+def has_value(variable: keras.Variable) -> bool:
+    """Whether a variable has its value, which Keras's trainer for JAX takes away for a while."""
+    return getattr(variable, "_value", variable) is not None
+
+
 def hook_tables(layer: keras.layers.Layer) -> list[dict | None]:
     """Where torch keeps the hooks that it calls when a layer runs; None where that is unknown."""
     return [look_up(layer, name) for name in ("_forward_hooks", "_forward_pre_hooks")]

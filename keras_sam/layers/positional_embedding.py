@@ -105,5 +105,8 @@ class PositionEmbedding(keras.layers.Layer):
     def call(self, x: Tensor) -> Tensor:
         return x + self.embeddings
 
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config()  # of its own: Keras's refuses a policy as `dtype`
+
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape

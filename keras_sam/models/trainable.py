@@ -15,6 +15,13 @@ from keras_sam.preprocessing.batches import Batch, TrainingBatches
 from keras_sam.preprocessing.targets import prompt_weights, targets_to_frames
 from keras_sam.prompts.reading import no_prompt
 
+_NOT_IN_FIT = {
+    "class_weight": "`class_weight` has no meaning here: a mask has no classes. To count some "
+    "images or objects more, pass `sample_weight`, (B,) or (B, P).",
+    "validation_split": "`validation_split` is not supported: which images to keep out is left to "
+    "you, since several may show one scene. Pass them as `validation_data=(x, y)`.",
+}
+
 
 class _FitState:
     """Loss and metrics of a compiled segmenter, in a plain object that Keras does not save."""
@@ -202,6 +209,10 @@ class TrainableSegmenter:
                 message names the batch and its images.
         """
         self._require_compiled("fit")
+        self._require_master_weights()
+        for name in ("class_weight", "validation_split"):
+            if kwargs.get(name):
+                raise ValueError(_NOT_IN_FIT[name])
         batches = self._batches(x, y, sample_weight, batch_size or 1, shuffle)
         if validation_data is not None:
             size = validation_batch_size or batch_size or 1
@@ -215,7 +226,8 @@ class TrainableSegmenter:
             callbacks = [_Watch(batches), *keras.tree.flatten(callbacks or [])]
         # Otherwise Keras shuffles a data set's batches with Python's global random generator.
         kwargs = {"shuffle": False, "callbacks": callbacks, **kwargs}
-        return super().fit(batches, validation_data=validation_data, **kwargs)
+        with backends.keeps_weights(self):
+            return super().fit(batches, validation_data=validation_data, **kwargs)
 
     def evaluate(
         self,
@@ -229,13 +241,27 @@ class TrainableSegmenter:
         """Loss and metrics over a data set, as `keras.Model.evaluate`; arguments as in `fit`."""
         self._require_compiled("evaluate")
         batches = self._batches(x, y, sample_weight, batch_size or 1)
-        return super().evaluate(batches, verbose=verbose, **kwargs)
+        with backends.keeps_weights(self):
+            return super().evaluate(batches, verbose=verbose, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            self.train_function = backends.step_function(self, self.train_step, self.train_function)
+        return self.train_function
+
+    def make_test_function(self, force: bool = False) -> Any:
+        if self.test_function is None or force:
+            super().make_test_function(force)
+            self.test_function = backends.step_function(self, self.test_step, self.test_function)
+        return self.test_function
 
     def train_on_batch(
         self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any
     ) -> Any:
         """One optimizer step, as `keras.Model.train_on_batch`; arguments as in `fit`."""
         self._require_compiled("train_on_batch")
+        self._require_master_weights()
         return super().train_on_batch(*self.prepare_training(x, y, sample_weight), **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
@@ -263,7 +289,12 @@ class TrainableSegmenter:
             raise no_prompt("any image of a batch")
         prepared = self.prepare_batch(batch)
         if prepared.prompts is None:
-            raise no_prompt("the whole call")
+            raise ValueError(
+                "At least one prompt is needed to train: `points` with `labels`, `boxes` or "
+                "`masks`. Received: none for the whole call. With `ObjectBatches`, pass "
+                '`prompts="boxes"`, or train '
+                "with `keras_sam.training.SAMTrainer`, which simulates prompts."
+            )
         prompts = pad_prompts(prepared.prompts)
         canonical = prompts.arrays()
         shape = prompts.labels.shape[:2]
@@ -294,6 +325,15 @@ class TrainableSegmenter:
             raise RuntimeError(
                 f"`{name}` needs a compiled segmenter: call "
                 "`segmenter.compile(optimizer=keras.optimizers.AdamW(1e-4))` first."
+            )
+
+    def _require_master_weights(self):
+        small = sorted({str(v.dtype) for v in self.trainable_variables} & {"bfloat16", "float16"})
+        if small:
+            raise ValueError(
+                "Training needs weights in float32, because steps are smaller than half precision "
+                f"can tell apart. Received: weights in {', '.join(small)}. Load the model with "
+                f'dtype="mixed_{small[0]}", which computes in {small[0]} and keeps float32 weights.'
             )
 
 
