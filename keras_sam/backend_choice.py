@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 # The order in which an installed backend is taken. OpenVINO comes last: it only predicts.
 BACKENDS = ("jax", "torch", "tensorflow", "openvino")
@@ -19,9 +20,9 @@ def is_installed(package: str) -> bool:
         return False
 
 
-def first_installed() -> str | None:
-    """The first of `BACKENDS` that is installed, or None."""
-    return next(filter(is_installed, BACKENDS), None)
+def first_installed(order: Sequence[str] = BACKENDS) -> str | None:
+    """The first that is installed, or None."""
+    return next(filter(is_installed, order), None)
 
 
 def keras_home() -> str:

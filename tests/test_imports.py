@@ -384,6 +384,22 @@ def test_large_pages_for_tensors_of_torch_unless_the_user_said_no(own):
     assert run_python(code).strip() == (own or "1")
 
 
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),  # the user's own
+        ({"OMP_WAIT_POLICY": "active"}, "None"),  # which a count would override
+    ],
+)
+def test_threads_that_wait_sleep_soon_unless_the_user_chose(given, count):
+    code = (
+        "import os\nfor name in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'): os.environ.pop(name, None)"
+    )
+    code += f"\nos.environ |= {given}\nimport keras_sam\nprint(os.environ.get('GOMP_SPINCOUNT'))"
+    assert run_python(code).strip() == count
+
+
 NAMESPACES = {
     "layers": "MLP MultiHeadAttentionWithDownsampling RandomFrequencyPositionalEmbeddings "
     "SAMImageConverter SAMMaskDecoder SAMPromptEncoder TwoWayMultiHeadAttention TwoWayTransformer "

@@ -142,6 +142,36 @@ def test_without_keras_internals(expected, tmp_path):
         assert difference <= 16 * 2**-8, f"{name}: {difference:.3f}"
 
 
+# In a process of its own, as the backend of this one is another.
+NEW_WEIGHTS = """
+import sys
+import numpy as np
+from tests.test_openvino import BOXES, PHOTO
+from tests.tiny import tiny_segmenter
+old, new = tiny_segmenter(seed=1), tiny_segmenter(seed=2)
+x = {"images": [PHOTO], "boxes": [BOXES]}
+wanted = new.predict(x)["masks"]
+results = {"wanted": wanted, "old": old.predict(x)["masks"]}
+old.set_weights(new.get_weights())
+results["set_weights"] = old.predict(x)["masks"]
+for variable in old.weights:
+    variable.assign(np.zeros(variable.shape))
+results["zeros"] = old.predict(x)["masks"]
+new.save_weights(sys.argv[1] + ".weights.h5")
+old.load_weights(sys.argv[1] + ".weights.h5")
+results["load_weights"] = old.predict(x)["masks"]
+np.savez(sys.argv[1], **results)
+"""
+
+
+def test_new_weights_give_their_own_masks_after_the_first_predict(tmp_path):
+    actual = run(tmp_path / "x.npz", NEW_WEIGHTS, KERAS_SAM_OPENVINO_PRECISION="float32")
+    assert np.abs(actual["old"] - actual["wanted"]).max() > 0.1
+    np.testing.assert_array_equal(actual["zeros"], 0.0)
+    for name in ("set_weights", "load_weights"):
+        np.testing.assert_allclose(actual[name], actual["wanted"], atol=1e-5)
+
+
 def test_precisions_that_do_not_exist(monkeypatch):
     monkeypatch.setenv("KERAS_SAM_OPENVINO_PRECISION", "half")
     with pytest.raises(ValueError, match="KERAS_SAM_OPENVINO_PRECISION must be one of.*'half'"):

@@ -26,12 +26,14 @@ from keras_sam.backends.generic import (
     decomposed_rel_pos,
     dense,
     has_device,
+    keeps_weights,
     layer_norm,
     matmul,
     matmul_transposed,
     pads_prompt_sets,
     runs_sequentially,
     softmax_float32,
+    step_function,
     to_numpy,
 )
 

@@ -3,6 +3,7 @@
 A backend's own module replaces what it can do faster, with the same arguments.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -44,78 +45,31 @@ def dense(
     activation: Activation | None = None,
     training: bool | None = None,
 ) -> Tensor:
-    """`activation(x @ kernel + bias)`.
-
-    Args:
-        x: float tensor `(..., C)`.
-        kernel: float tensor or variable `(C, C')`.
-        bias: float tensor or variable `(C',)`.
-        activation: optional function of a tensor.
-        training: optional bool. Whether gradients are wanted.
-
-    Returns:
-        Float tensor `(..., C')`, in the dtype of `x`.
-    """
+    """`activation(x @ kernel + bias)`, in the dtype of `x`. In `training`, gradients are wanted."""
     kernel, bias = ops.cast(kernel, x.dtype), ops.cast(bias, x.dtype)
     out = ops.add(ops.matmul(x, kernel), bias)
     return activate(out, activation, training)
 
 
 def activate(x: Tensor, activation: Activation | None, training: bool | None = None) -> Tensor:
-    """`activation(x)`, or `x` if there is none.
-
-    Args:
-        x: float tensor.
-        activation: optional function of a tensor.
-        training: optional bool. Whether gradients are wanted.
-
-    Returns:
-        Float tensor, shaped as `x`.
-    """
+    """`activation(x)`, or `x` if there is none."""
     return x if activation is None else activation(x)
 
 
 def layer_norm(
     x: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, training: bool | None = None
 ) -> Tensor:
-    """Normalises the last axis.
-
-    Args:
-        x: float tensor `(..., C)`.
-        gamma: float tensor or variable `(C,)`.
-        beta: float tensor or variable `(C,)`.
-        epsilon: float.
-        training: optional bool. Whether gradients are wanted.
-
-    Returns:
-        Float tensor, shaped as `x`.
-    """
+    """Normalises the last axis."""
     return ops.layer_normalization(x, gamma, beta, -1, epsilon)
 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:
-    """`x @ y` of the last two axes.
-
-    Args:
-        x: float tensor `(..., A, C)`.
-        y: float tensor `(..., C, B)`.
-
-    Returns:
-        Float tensor `(..., A, B)`.
-    """
+    """`x @ y` of the last two axes."""
     return ops.matmul(x, y)
 
 
 def matmul_transposed(x: Tensor, y: Tensor) -> Tensor:
-    """`x @ y.T` of the last two axes.
-
-    Args:
-        x: float tensor `(..., A, C)`.
-        y: float tensor `(..., B, C)`.
-
-    Returns:
-        Float tensor `(..., A, B)`.
-    """
+    """`x @ y.T` of the last two axes."""
     return ops.matmul(x, ops.swapaxes(y, -1, -2))
 
 
@@ -129,14 +83,8 @@ def decomposed_rel_pos(
 ) -> tuple[Tensor, Tensor]:
     """The two parts of the relative-position bias, which uses the unscaled query.
 
-    Args:
-        query: float tensor `(N, D, h * w, c)`.
-        rel_pos_h: float tensor `(2 h - 1, c)`.
-        rel_pos_w: float tensor `(2 w - 1, c)`.
-        grid: tuple `(h, w)`.
-
-    Returns:
-        Float tensors `(N, D, h, w, h)`, by key row, and `(N, D, h, w, w)`, by key column.
+    From the query `(N, D, h * w, c)` and tables `(2 h - 1, c)` and `(2 w - 1, c)` to
+    `(N, D, h, w, h)`, by key row, and `(N, D, h, w, w)`, by key column.
     """
     h, w = grid
     heads, channels = query.shape[1], query.shape[3]
@@ -166,10 +114,7 @@ def attention_map(
     grid: Grid,
     softmax: Activation = softmax_float32,
 ) -> Tensor:
-    """The whole attention map, `(N, D, h * w, h * w)`: for small grids, dropout or inspection.
-
-    Arguments are those of `attend`.
-    """
+    """The map of `attend`, `(N, D, h * w, h * w)`: for small grids, dropout or inspection."""
     h, w = grid
     heads, channels = query.shape[1], query.shape[3]
     logits = ops.matmul(query * channels**-0.5, ops.transpose(key, (0, 1, 3, 2)))
@@ -192,17 +137,7 @@ def attend(
 ) -> Tensor:
     """Attention over a grid of tokens: `attention_map(query, key, ...) @ value`.
 
-    Args:
-        query: float tensor `(N, D, h * w, c)`.
-        key: float tensor `(N, D, h * w, c)`.
-        value: float tensor `(N, D, h * w, c)`.
-        rel_pos_bias: `None`, or what `decomposed_rel_pos` returned.
-        grid: tuple `(h, w)`.
-        training: optional bool. Whether gradients are wanted.
-        softmax: function of a tensor, over its last axis.
-
-    Returns:
-        Float tensor `(N, D, h * w, c)`.
+    Query, key, value and result are `(N, D, h * w, c)`; `softmax` is over the last axis.
     """
     if math.prod(grid) >= ROWS_FROM_TOKENS:
         return attend_by_rows(query, key, value, rel_pos_bias, grid, softmax=softmax)
@@ -303,18 +238,22 @@ def pads_prompt_sets() -> bool:
 def compile_program(
     model: keras.Model, variables: Sequence[keras.Variable], prompts: Sequence[str] = ()
 ) -> Callable[[Any], Any]:
-    """`model.predict_on_batch`, compiled once for every shape of the inputs.
+    """`model.predict_on_batch`, compiled once for every shape of an array, or of a dict of them.
 
-    Args:
-        model: the model.
-        variables: its variables.
-        prompts: names of inputs `(B, P, ...)`, of prompt sets that do not see each other and may
-            be computed one after the other. The outputs are a dict then, `(B, P, ...)` each.
-
-    Returns:
-        A function from arrays, or a dict of them, to the model's outputs: tensors, or arrays.
+    `prompts` names inputs `(B, P, ...)`, of prompt sets that do not see each other and may be
+    computed one after the other. The outputs are a dict then, `(B, P, ...)` each.
     """
     return model.predict_on_batch
+
+
+def step_function(model: keras.Model, step: Callable, function: Callable) -> Callable:
+    """What Keras runs for a batch: its own `function`, or one that does the same with `step`."""
+    return function
+
+
+def keeps_weights(model: keras.Model) -> contextlib.AbstractContextManager:
+    """Within it, what interrupts training leaves the variables of the last finished step."""
+    return contextlib.nullcontext()
 
 
 def to_numpy(output: Tensor) -> np.ndarray:
@@ -324,12 +263,9 @@ def to_numpy(output: Tensor) -> np.ndarray:
 
 
 def assign_value(variable: keras.Variable, array: np.ndarray) -> None:
-    """Sets a variable to the values of an array, with as few copies as the backend allows.
+    """Sets a variable that is not in use yet, with as few copies as the backend allows.
 
-    Args:
-        variable: Keras variable, not yet in use.
-        array: float array of its shape, in any order. It may be a view of a file: the variable
-            keeps no view of it.
+    The array has the variable's shape and any order; of a file's view no view is kept.
     """
     variable.assign(row_major_copy(array))
 

@@ -1,12 +1,14 @@
 """What JAX computes differently: products by XLA, and on a CPU one after the other."""
 
+import contextlib
 import math
+import weakref
 
 import jax
 import keras
 from keras import ops
 
-from keras_sam.backends import generic
+from keras_sam.backends import generic, private
 from keras_sam.backends.generic import ROWS_FROM_TOKENS, attend_by_rows, attention_map
 
 # Rows of queries of one head that attend together where heads run one after the other: few enough
@@ -82,6 +84,80 @@ def compile_program(model, variables, prompts=()):
         return run([variable.value for variable in variables], inputs)
 
     return predict
+
+
+def step_function(model, step, function):
+    """Keras's function of a batch that only reads the state it is given, and notes every new one.
+
+    Keras's own donates the state to the computation: what interrupts it leaves deleted arrays. The
+    price is memory for a second copy of what is trained, during a step.
+    """
+    if model.run_eagerly or not model.jit_compile:
+        return function
+    compiled = None
+
+    def run(state, iterator):
+        nonlocal compiled
+        logs = None
+        for _ in range(model.steps_per_execution):
+            if logs is None:
+                data = next(iterator)
+            elif (data := next(iterator, None)) is None:
+                break
+            if compiled is None:
+                shardings = None
+                if keras.distribution.distribution() is not None:
+                    shardings = (None, jax.tree.map(lambda x: x.sharding, state))
+                compiled = jax.jit(step, out_shardings=shardings)
+            is_noted = model in _latest and len(state) == 4  # of training, with the optimizer's
+            if is_noted:
+                _latest[model] = state
+            logs, state = compiled(state, data)
+            if is_noted:
+                _latest[model] = state
+        return logs, state
+
+    return run
+
+
+# The state after the last finished step, of the models that are in `keeps_weights`.
+_latest = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def keeps_weights(model):
+    """Within it, what interrupts training leaves the variables of the last finished step.
+
+    Keras takes the values out of the variables before the first step of an epoch, and puts them
+    back at the end of the epoch or where a callback asks for them.
+    """
+    if model.optimizer is not None and not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    outer = _latest.get(model)  # `evaluate` within `fit`
+    groups = _variables_of_state(model)
+    _latest[model] = [[variable.value for variable in group] for group in groups]
+    try:
+        yield
+    except BaseException:
+        for group, values in zip(_variables_of_state(model), _latest[model]):
+            for variable, value in zip(group, values):
+                if not private.has_value(variable):
+                    variable.assign(value)
+        raise
+    finally:
+        _latest.pop(model)
+        if outer is not None:
+            _latest[model] = outer
+
+
+def _variables_of_state(model):
+    optimizer = model.optimizer
+    return [
+        model.trainable_variables,
+        model.non_trainable_variables,
+        optimizer.variables if optimizer is not None else [],
+        model.metrics_variables,
+    ]
 
 
 def _call_by_prompt(model, inputs, prompts):

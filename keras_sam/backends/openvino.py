@@ -1,5 +1,6 @@
 """What OpenVINO computes differently: fused attention, and programs with their precision."""
 
+import operator
 import os
 
 import keras
@@ -36,11 +37,7 @@ def attend(query, key, value, rel_pos_bias, grid, training=None):
 def precision() -> str | None:
     """The format that OpenVINO is asked to compute in, as its hint; None leaves it the choice.
 
-    `KERAS_SAM_OPENVINO_PRECISION` in the environment says which: `float32`, `bfloat16` or
-    `float16`. OpenVINO's own choice is bfloat16 on processors that have it, else float32.
-
-    Raises:
-        ValueError: if the variable holds something else.
+    Its own choice is bfloat16 on processors that have it, else float32.
     """
     wanted = os.environ.get(PRECISION_VARIABLE)
     if not wanted:
@@ -64,12 +61,17 @@ def compile_program(model, variables, prompts=()):
     dtypes, tensor = (private.look_up(core, x) for x in ("OPENVINO_DTYPES", "OpenVINOKerasTensor"))
     if dtypes is None or tensor is None:
         return generic.compile_program(model, variables)
-    requests = {}
+    requests, weights = {}, []
 
     def parameter(array):
         return tensor(opset15.parameter(list(array.shape), dtypes[str(array.dtype)]).output(0))
 
     def predict(inputs):
+        # What is compiled holds the weights as constants: new weights need new programs.
+        values = [variable.value for variable in variables]
+        if len(values) != len(weights) or any(map(operator.is_not, values, weights)):
+            requests.clear()
+            weights[:] = values
         arrays = [np.ascontiguousarray(array) for array in keras.tree.flatten(inputs)]
         shapes = tuple((array.shape, array.dtype.str) for array in arrays)
         if shapes not in requests:

@@ -12,12 +12,7 @@ import keras
 
 
 def look_up(owner: Any, name: str) -> Any:
-    """`owner.name`, or None if it is missing.
-
-    Args:
-        owner: an object, or the dotted name of a module, which is imported.
-        name: string.
-    """
+    """`owner.name`, or None; an owner may be the dotted name of a module, which is imported."""
     try:
         return getattr(importlib.import_module(owner) if isinstance(owner, str) else owner, name)
     except (ImportError, AttributeError):
@@ -54,6 +49,11 @@ def _attribute_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 def plain_kernel(layer: keras.layers.Layer) -> keras.Variable:
     """The kernel of a layer with LoRA, of which `layer.kernel` is the sum with LoRA's product."""
     return next(variable for variable in layer.variables if variable.name == "kernel")
+
+
+def has_value(variable: keras.Variable) -> bool:
+    """Whether a variable has its value, which Keras's trainer for JAX takes away for a while."""
+    return getattr(variable, "_value", variable) is not None
 
 
 def hook_tables(layer: keras.layers.Layer) -> list[dict | None]:

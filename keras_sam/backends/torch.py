@@ -11,6 +11,7 @@ import torch
 from keras import ops
 
 from keras_sam.backends import generic, private, torch_recorder
+from keras_sam.notices import notice
 
 PROMPT_CHUNK = 8  # the calls share what they know of the image
 
@@ -210,6 +211,12 @@ def compile_program(model, variables, prompts=()):
     """
     recordings = {}
     layers = [model, *private.sublayers(model)]
+    if runs_sequentially() and any(layer.compute_dtype == "float16" for layer in layers):
+        notice(
+            "torch computes float16 on a CPU many times slower than float32. Load the model with "
+            'dtype="float32", or "bfloat16" on processors that have it.',
+            stacklevel=6,
+        )
     hooks = [table for layer in layers for table in private.hook_tables(layer)]
     never_records = (
         not torch_recorder.can_record() or None in hooks or any(map(_has_custom_code, layers))

@@ -27,15 +27,8 @@ def record(
 ) -> tuple[Any, tuple[torch.fx.GraphModule, torch.fx.GraphModule]]:
     """Calls the model with `inputs`, which are made of some of `given` and of `changing`.
 
-    Args:
-        model: the model.
-        inputs: tensor, or dict of them.
-        given: tensors, also the model's variables.
-        changing: tensors.
-
-    Returns:
-        The outputs, and two functions for other numbers: of `given` to a list of tensors, and of
-        these and `changing` to the outputs.
+    Returns the outputs, and two functions for other numbers: of `given`, which holds the model's
+    variables too, to a list of tensors, and of these and `changing` to the outputs.
 
     Raises:
         TypeError: if a layer looks at a tensor's numbers.

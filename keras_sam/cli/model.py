@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from keras_sam.backend_choice import BACKENDS, first_installed, is_installed
@@ -10,10 +11,10 @@ from keras_sam.cli.errors import CommandError, bad_input
 from keras_sam.cli.progress import quiet_stderr
 
 
-def choose_backend(requested: str | None = None) -> str:
+def choose_backend(requested: str | None = None, order: Sequence[str] = BACKENDS) -> str:
     """Sets `KERAS_BACKEND`, before anything imports Keras, and returns it.
 
-    In this order: what was requested, `KERAS_BACKEND`, the first backend that is installed.
+    In this order: what was requested, `KERAS_BACKEND`, the first of `order` that is installed.
     """
     name = requested or os.environ.get("KERAS_BACKEND")
     if name:
@@ -26,7 +27,7 @@ def choose_backend(requested: str | None = None) -> str:
                 f'pip install "keras-sam[{name}]"'
             )
     else:
-        name = first_installed()
+        name = first_installed(order)
         if name is None:
             raise CommandError(
                 "no Keras backend is installed. Install one with: "
@@ -88,10 +89,10 @@ def check_source(source: str, option: str = "--model") -> None:
 
 
 @contextlib.contextmanager
-def open_segmenter(args, progress):
+def open_segmenter(args, progress, order: Sequence[str] = BACKENDS):
     """Chooses backend and device, and yields the `SAMImageSegmenter` that is loaded there."""
     check_source(args.model)
-    backend = choose_backend(args.backend)
+    backend = choose_backend(args.backend, order)
     prepare_device(args.device)
     quiet = contextlib.nullcontext if args.debug else quiet_stderr
     with progress.step(f"Starting {backend}"), quiet():

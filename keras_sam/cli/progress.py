@@ -15,25 +15,27 @@ class Progress:
 
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
+        self.seconds: dict[str, float] = {}  # of each step that has ended
 
     @contextlib.contextmanager
     def step(self, text: str, spinner: bool = True):
         """Shows `text` while the block runs; no spinner for steps that draw bars of their own."""
+        start = time.monotonic()
         if self.quiet:
             yield
+            self.seconds[text] = round(time.monotonic() - start, 3)
             return
         from rich.console import Console
         from rich.text import Text
 
         console = Console(stderr=True, soft_wrap=True)
-        start = time.monotonic()
         if console.is_terminal and spinner:
             with console.status(Text(f"{text} ...")):
                 yield
         else:
             yield
-        seconds = time.monotonic() - start
-        console.print(Text(f"{text}: {seconds:.1f} s"), style="dim")
+        self.seconds[text] = round(time.monotonic() - start, 3)
+        console.print(Text(f"{text}: {self.seconds[text]:.1f} s"), style="dim")
 
     @contextlib.contextmanager
     def bar(self, total: int):

@@ -35,11 +35,7 @@ class KeptArguments:
             cls._arguments = tuple(n for n in names if n not in ("self", "name", "dtype"))
 
     def keep_arguments(self, values: dict[str, Any]) -> None:
-        """Sets the attributes, activations as functions.
-
-        Args:
-            values: dict. The constructor's `locals()`, where it may have normalised arguments.
-        """
+        """Sets the attributes from the constructor's `locals()`, activations as functions."""
         for name in self._arguments:
             value = values[name]
             is_activation = name.endswith("activation")

@@ -29,20 +29,11 @@ def cheapest_order(
     has_bias: bool = False,
     key_is_projected: bool = False,
 ) -> str:
-    """The order that multiplies least: the same on every backend.
+    """The order that multiplies least, one of the three above: the same on every backend.
 
     A cheaper order pays while tokens are fewer than the channels `c` of one head. An image that
     several prompts share is projected once for all of them, which is cheaper still.
-
-    Args:
-        query_shape: tuple `(B, [P,] Tq, C)`.
-        key_shape: tuple `(B, [P,] Tk, C)`.
-        channels_per_head: int, `c`.
-        has_bias: bool. Whether something is added to the logits.
-        key_is_projected: bool. Whether keys and values are projected already.
-
-    Returns:
-        `PROJECT_ALL` (the textbook form), `FEW_QUERIES` or `FEW_KEYS`.
+    Shapes are `(B, [P,] T, C)`; `has_bias`: whether something is added to the logits.
     """
     queries, keys = query_shape[-2], key_shape[-2]
     if None in (queries, keys):
@@ -74,15 +65,8 @@ def attend_from_few_queries(
     Per head, `q (k W_k + b_k)' = (q W_k') k' + q b_k'` and, since each row of the attention map
     `A` sums to 1, `A (v W_v + b_v) = (A v) W_v + b_v`.
 
-    Args:
-        query: float tensor `(B, [P,] D, Tq, c)`, projected.
-        key: float tensor `(B, [P,] Tk, C)`, not projected; `value` likewise.
-        key_weights: `weights_by_head` of the projection; `value_weights` likewise.
-        key_mask: optional bool tensor that broadcasts to the logits, False for padding.
-        attention_bias: optional float tensor that broadcasts to the logits.
-
-    Returns:
-        The heads' outputs `(B, [P,] D, Tq, c)` and the attention map `(B, [P,] D, Tq, Tk)`.
+    The query `(B, [P,] D, Tq, c)` is projected, key and value `(B, [P,] Tk, C)` are not; their
+    weights are by head. Returns the heads' outputs, shaped as the query, and the attention map.
     """
     heads = query.shape[-3]
     query = scaled(query)
@@ -112,16 +96,9 @@ def attend_to_few_keys(
     Per head, `(q W_q + b_q) k' = q (k W_q')' + b_q k'`, and the sum over heads of `A v W_o` is one
     product of all heads' maps with `v W_o`.
 
-    Args:
-        query: float tensor `(B, [P,] Tq, C)`, not projected; or `(B, [P,] Tq, D * c)`, projected
-            once for all prompts.
-        key: float tensor `(B, [P,] D, Tk, c)`, projected; `value` likewise.
-        query_weights: `weights_by_head` of the projection; None for a projected query.
-        out_weights: kernel `(D * c, C)` and bias `(C,)` of the output's projection.
-        key_mask: optional bool tensor that broadcasts to `(B, [P,] D, Tq, Tk)`, False for padding.
-
-    Returns:
-        The output `(B, [P,] Tq, C)` and the attention map `(B, [P,] D, Tq, Tk)`.
+    The query is `(B, [P,] Tq, C)`, or `(B, [P,] Tq, D * c)` and projected once for all prompts if
+    `query_weights` is None; key and value `(B, [P,] D, Tk, c)` are projected; `out_weights` are a
+    kernel `(D * c, C)` and a bias. Returns the output `(B, [P,] Tq, C)` and the attention map.
     """
     heads = key.shape[-3]
     key = scaled(key)

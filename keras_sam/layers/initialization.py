@@ -14,9 +14,8 @@ _SKIPS = contextvars.ContextVar("skips", default=False)
 def skip_init() -> Iterator[None]:
     """Kernels and biases that are built in here have no values: whatever the memory holds.
 
-    Drawing them takes most of the time of building a large model, and as much memory
-    again. A model that is about to be given its weights can do without; every one of them
-    has to be set before it is used.
+    Drawing them takes most of the time of building a large model, and as much memory again. Every
+    one of them has to be set before it is used.
     """
     token = _SKIPS.set(True)
     try:
@@ -30,17 +29,8 @@ def released_initializer(
 ) -> keras.initializers.Initializer:
     """The initialiser of one kernel or bias of the released code.
 
-    The released code leaves its linear and convolution layers at PyTorch's
-    default, which draws kernels *and* biases uniformly within
-    `1 / sqrt(fan_in)`; Keras would draw Glorot kernels and zero biases.
-
-    Args:
-        fan_in: int. Number of inputs that one output sums over.
-        initializer_range: optional float. Standard deviation of a truncated
-            normal distribution to draw from instead.
-
-    Returns:
-        A `keras.initializers.Initializer`.
+    That leaves its layers at PyTorch's default: kernels *and* biases uniform within
+    `1 / sqrt(fan_in)`. `initializer_range` is the deviation of a truncated normal one instead.
     """
     if initializer_range is not None:
         return keras.initializers.TruncatedNormal(stddev=initializer_range)
@@ -53,13 +43,7 @@ def build_part(
 ) -> keras.layers.Layer:
     """Builds a Dense, Conv2D or Conv2DTranspose part with its released initial values.
 
-    Args:
-        layer: an unbuilt `Dense`, `Conv2D` or `Conv2DTranspose` layer.
-        input_shape: tuple. Only the last entry, the channels, has to be known.
-        initializer_range: see `released_initializer`. Biases are then zero.
-
-    Returns:
-        The same layer, built.
+    Of `input_shape` only the channels count. With an `initializer_range`, biases are zero.
     """
     fan_in = input_shape[-1]
     if isinstance(layer, keras.layers.Conv2DTranspose):

@@ -1,5 +1,6 @@
 """Embeddings to masks: tokens and image through the transformer, then one product per mask."""
 
+import inspect
 from typing import Any
 
 import keras
@@ -165,14 +166,7 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
             name=name,
         )
 
-    def build(
-        self,
-        image_embeddings_shape: Shape | None = None,
-        prompt_dense_positional_embeddings_shape: Shape | None = None,
-        prompt_sparse_embeddings_shape: Shape | None = None,
-        prompt_dense_embeddings_shape: Shape | None = None,
-        prompt_sparse_mask_shape: Shape | None = None,
-    ) -> None:
+    def build(self, image_embeddings_shape: Shape | None = None, **shapes: Shape | None) -> None:
         self.iou_token = self._token_weights("iou_token", 1)
         self.mask_tokens = self._token_weights("mask_tokens", self.num_mask_tokens)
         tokens_shape = (None, None, self.hidden_size)
@@ -264,29 +258,17 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
             outputs["attentions"] = attentions[0]
         return outputs
 
-    def compute_output_spec(
-        self,
-        image_embeddings: Tensor | None = None,
-        prompt_dense_positional_embeddings: Tensor | None = None,
-        prompt_sparse_embeddings: Tensor | None = None,
-        prompt_dense_embeddings: Tensor | None = None,
-        prompt_sparse_mask: Tensor | None = None,
-        attention_similarity: Tensor | None = None,
-        target_embedding: Tensor | None = None,
-        return_attentions: bool = False,
-        projected_image: dict[str, Tensor] | None = None,
-        multimask_output: bool | None = None,
-        training: bool | None = None,
-    ) -> dict[str, Any]:
-        *lead, count, _ = prompt_sparse_embeddings.shape
-        image = image_embeddings if projected_image is None else projected_image["image"]
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        given = inspect.signature(self.call).bind(*args, **kwargs).arguments
+        *lead, count, _ = given["prompt_sparse_embeddings"].shape
+        image = (given.get("projected_image") or {}).get("image", given.get("image_embeddings"))
         eh, ew = grid = image.shape[-3:-1]
-        shape = (*lead, len(self._mask_numbers(multimask_output)))
+        shape = (*lead, len(self._mask_numbers(given.get("multimask_output"))))
         outputs = {
             "masks": keras.KerasTensor((*shape, 4 * eh, 4 * ew), dtype=self.compute_dtype),
             "iou_pred": keras.KerasTensor(shape, dtype=self.compute_dtype),
         }
-        if return_attentions:
+        if given.get("return_attentions"):
             lead = (*lead, 1)[:2]  # the maps keep the axis P
             count = count and count + 1 + self.num_mask_tokens
             specs = self._transformer_specs(lead, grid, count)
@@ -303,16 +285,8 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
     ) -> dict[str, Tensor]:
         """What all prompts without a mask have in common, to be computed once per image.
 
-        Only with the decoder's own transformer.
-
-        Args:
-            image_embeddings: float tensor `(B, Eh, Ew, C)`.
-            prompt_dense_embeddings: float tensor `(B, 1, Eh, Ew, C)`, of no mask.
-            prompt_dense_positional_embeddings: float tensor `(1, Eh, Ew, C)`.
-
-        Returns:
-            Dict of tensors: `image` `(B, 1, Eh, Ew, C)`, `positions` `(1, Eh, Ew, C)`, and what
-            `TwoWayTransformer.project_image` returns.
+        Only with the decoder's own transformer. `prompt_dense_embeddings` `(B, 1, Eh, Ew, C)` are
+        those of no mask. Returns a dict for the call argument `projected_image`.
         """
         image = ops.expand_dims(image_embeddings, 1) + prompt_dense_embeddings
         projected = self.transformer.project_image(image, prompt_dense_positional_embeddings)

@@ -13,22 +13,9 @@ from keras_sam.layers.initialization import build_part
 
 @keras.saving.register_keras_serializable(package="keras_sam")
 class MaskUpscaler(KeptArguments, keras.layers.Layer):
-    """Enlarges the decoder's image features four times per side, with an eighth of the channels.
+    """From the decoder's features `(B, Eh, Ew, C)` to `(B, 4 Eh, 4 Ew, C / 8)`.
 
-    Args:
-        hidden_size: int. Input channels `C`, a multiple of 8.
-        activation: str or callable. Defaults to `"gelu"`.
-        layer_norm_epsilon: float. Defaults to `1e-6`.
-        initializer_range: see `SAMMaskDecoder`.
-
-    Call arguments:
-        x: float tensor `(B, Eh, Ew, C)`.
-
-    Returns:
-        Float tensor `(B, 4 Eh, 4 Ew, C / 8)`.
-
-    Raises:
-        ValueError: if `hidden_size` is not a multiple of 8.
+    Arguments are those of `SAMMaskDecoder`.
     """
 
     def __init__(
@@ -70,13 +57,8 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         product, after which a cell holds its own pixels. A caller that reduces the channels, as
         masks do, orders the pixels afterwards and so moves fewer numbers.
 
-        Args:
-            x: float tensor `(B, Eh, Ew, C)`.
-            training: optional bool. Whether gradients are wanted.
-
-        Returns:
-            Float tensor `(B, Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its
-            2 x 2 quarters, then by row and column within them.
+        Returns `(B, Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its 2 x 2
+        quarters, then by row and column within them.
         """
         h, w, channels = x.shape[1:]
         x = ops.reshape(x, (-1, h * w, channels))
@@ -98,15 +80,7 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
 
 
 def depth_to_space(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Puts the pixels of `MaskUpscaler.upscale_unordered` in order.
-
-    Args:
-        x: tensor `(B, Eh * Ew * 16, c)`, with any number of channels.
-        grid: tuple `(Eh, Ew)`.
-
-    Returns:
-        Tensor `(B, 4 Eh, 4 Ew, c)`.
-    """
+    """`upscale_unordered`'s pixels `(B, Eh * Ew * 16, c)` in order: `(B, 4 Eh, 4 Ew, c)`."""
     h, w = grid
     channels = x.shape[-1]
     x = ops.reshape(x, (-1, h, w, 2, 2, 2, 2, channels))

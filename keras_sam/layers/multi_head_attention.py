@@ -84,12 +84,7 @@ class MultiHeadAttentionWithDownsampling(KeptArguments, keras.layers.Layer):
     def _inner_channels(self):
         return self.num_heads * max(self.key_dim // self.downsample_rate, 1)
 
-    def build(
-        self,
-        query_shape: Shape | None = None,
-        value_shape: Shape | None = None,
-        key_shape: Shape | None = None,
-    ) -> None:
+    def build(self, input_shape: Shape | None = None, **shapes: Shape | None) -> None:
         outer = (None, self.num_heads * self.key_dim)
         inner = (None, self._inner_channels)
         for dense in (self.query_proj, self.key_proj, self.value_proj):
@@ -127,16 +122,10 @@ class MultiHeadAttentionWithDownsampling(KeptArguments, keras.layers.Layer):
         value: Tensor | None = None,
         key: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Projects what all prompts share, for `projected`.
+        """Projects what all prompts share, `(B, 1, T, C)`, for `projected`.
 
-        Args:
-            query: optional float tensor `(B, 1, Tq, C)`.
-            value: optional float tensor `(B, 1, Tk, C)`.
-            key: optional float tensor `(B, 1, Tk, C)`.
-
-        Returns:
-            Dict of a tensor for each argument that is given: `query` `(B, 1, Tq, D * c)`, `value`
-            and `key` `(B, 1, D, Tk, c)`.
+        Returns a dict of what is given: `query` `(B, 1, Tq, D * c)`, `value` and `key`
+        `(B, 1, D, Tk, c)`.
         """
         projected = {}
         if query is not None:

@@ -59,14 +59,7 @@ class RandomFrequencyPositionalEmbeddings(KeptArguments, keras.layers.Layer):
         return self.encode_image(size)
 
     def encode_image(self, size: tuple[int, int]) -> Tensor:
-        """Encodes the cell centres of a grid.
-
-        Args:
-            size: tuple of ints `(height, width)`.
-
-        Returns:
-            Float32 tensor `(height, width, C)`.
-        """
+        """Encodes the cell centres of a grid `(height, width)` as float32 `(height, width, C)`."""
         if not self.built:
             self.build()
         height, width = size
@@ -102,16 +95,7 @@ class RandomFrequencyPositionalEmbeddings(KeptArguments, keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_sam")
 class PositionEmbedding(keras.layers.Layer):
-    """Adds a learned embedding to every cell of a feature map of fixed size.
-
-    Starts at zero, as the released code's absolute positions do.
-
-    Call arguments:
-        x: float tensor `(B, Eh, Ew, C)`.
-
-    Returns:
-        Float tensor `(B, Eh, Ew, C)`, in the layer's compute dtype.
-    """
+    """Adds a learned embedding, at first zero, to every cell of a feature map `(B, Eh, Ew, C)`."""
 
     def build(self, input_shape: Shape) -> None:
         self.embeddings = self.add_weight(
@@ -120,6 +104,9 @@ class PositionEmbedding(keras.layers.Layer):
 
     def call(self, x: Tensor) -> Tensor:
         return x + self.embeddings
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config()  # of its own: Keras's refuses a policy as `dtype`
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape

@@ -15,21 +15,9 @@ from keras_sam.prompts import PADDING
 
 @keras.saving.register_keras_serializable(package="keras_sam")
 class MaskDownscaler(KeptArguments, keras.layers.Layer):
-    """Reduces mask logits four times per side, to a feature map of the image embedding's size.
+    """From mask logits `(B, 4 Eh, 4 Ew, 1)` to a feature map `(B, Eh, Ew, C)`.
 
-    Args:
-        hidden_size: int. Output channels `C`.
-        mask_in_channels: int. Channels between the two strided convolutions and the
-            last one; a multiple of 4.
-        activation: str or callable. Defaults to `"gelu"`.
-        layer_norm_epsilon: float. Defaults to `1e-6`.
-        initializer_range: see `SAMPromptEncoder`.
-
-    Call arguments:
-        masks: float tensor `(B, 4 Eh, 4 Ew, 1)`.
-
-    Returns:
-        Float tensor `(B, Eh, Ew, C)`.
+    Arguments are those of `SAMPromptEncoder`.
     """
 
     def __init__(
@@ -173,15 +161,7 @@ class SAMPromptEncoder(KeptArguments, keras.layers.Layer):
         """Size `(Lh, Lw)` of a mask prompt."""
         return tuple(4 * n for n in self.image_embedding_size)
 
-    def build(
-        self,
-        points_shape: Shape | None = None,
-        labels_shape: Shape | None = None,
-        boxes_shape: Shape | None = None,
-        masks_shape: Shape | None = None,
-        mask_given_shape: Shape | None = None,
-        images_shape: Shape | None = None,
-    ) -> None:
+    def build(self, input_shape: Shape | None = None, **shapes: Shape | None) -> None:
         self.positional_embedding.build()
         self.mask_downscaler.build()
         stddev = 1.0 if self.initializer_range is None else self.initializer_range

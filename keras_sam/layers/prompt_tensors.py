@@ -28,18 +28,9 @@ def canonical_inputs(
 ) -> tuple[dict[str, Tensor], bool]:
     """Every tensor form of images and prompts, as the five canonical inputs.
 
-    Args:
-        inputs: dict of `images` `(B, H, W, channels)` and any of `points`, `labels`,
-            `boxes`, `masks` in the forms of `canonical_prompts`. A dict that holds
-            `mask_given` is canonical already.
-        mask_size: tuple `(Lh, Lw)` of mask prompts.
-
-    Returns:
-        Tuple of the canonical dict and whether every prompt came in the single-object
-        form, so that the prompt axis is to be dropped from outputs.
-
-    Raises:
-        ValueError: for another key or a mask of another size, and see `canonical_prompts`.
+    Prompts have the forms of `canonical_prompts`; a dict that holds `mask_given` is canonical
+    already. Returns the dict and whether every prompt came in the single-object form, so that the
+    prompt axis is to be dropped from outputs.
     """
     unknown = set(inputs) - {"images", *_KEYS, *_FACTS}
     if unknown:
@@ -73,15 +64,8 @@ def canonical_prompts(
 ) -> tuple[dict[str, Tensor | None], bool]:
     """Turns every tensor form of a prompt into points, labels and masks with a prompt axis.
 
-    Args:
-        points: optional tensor `(B, N, 2)` or `(B, P, N, 2)`, pixels of the model frame.
-        labels: optional tensor, as `points` without the last axis. By default all points are
-            foreground.
-        boxes: optional tensor `(B, P, 4)`, `(B, P, 2, 2)` or `(B, P, M, 4)`, x1, y1, x2, y2.
-        masks: optional tensor `(B, P, Lh, Lw, 1)` of logits.
-        mask_given: optional bool tensor `(B, P)`, True where a prompt set has a mask.
-
-    A static length of zero on axis 1 means that no image has that prompt.
+    Arguments have the shapes of `SAMPromptEncoder`'s; without labels all points are foreground. A
+    static length of zero on axis 1 means that no image has that prompt.
 
     Returns:
         Tuple of a dict and a bool. The dict holds `points` `(B, P, T, 2)`, `labels`
@@ -111,13 +95,7 @@ def canonical_prompts(
 def append_not_a_point(points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Appends one token: not-a-point where there are points but no box, otherwise padding.
 
-    Args:
-        points: float32 tensor `(B, P, T, 2)`.
-        labels: int32 tensor `(B, P, T)`.
-
-    Returns:
-        The two tensors with one more token. A prompt set that already has a
-        not-a-point token gets padding.
+    A prompt set that already has a not-a-point token gets padding.
     """
     is_point = ops.logical_or(labels == BACKGROUND, labels == FOREGROUND)
     settles = ops.logical_or(labels >= TOP_LEFT, labels == NOT_A_POINT)

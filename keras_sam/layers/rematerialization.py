@@ -7,18 +7,11 @@ from keras import ops
 
 
 def rematerialized(layer: keras.layers.Layer, function: Callable) -> Callable:
-    """A function of a layer whose insides are computed again for gradients, instead of kept.
+    """A function of a built layer whose insides are computed again for gradients, not kept.
 
     `keras.remat` alone would draw other random numbers in the second run, because the layer's
     seed generators have moved on by then. So their state goes in as an argument and comes out as
     a result, and the function has no side effects.
-
-    Args:
-        layer: the built layer that the function belongs to.
-        function: function of tensors, which uses the layer's weights and seed generators.
-
-    Returns:
-        A function of the same tensors with the same result.
     """
     seeds = [v for v in layer.non_trainable_variables if v.path.endswith("seed_generator_state")]
 

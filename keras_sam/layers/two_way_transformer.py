@@ -116,13 +116,7 @@ class TwoWayMultiHeadAttention(KeptArguments, keras.layers.Layer):
             epsilon=self.layer_norm_epsilon, dtype=self.dtype_policy, name=name
         )
 
-    def build(
-        self,
-        queries_shape: Shape | None = None,
-        keys_shape: Shape | None = None,
-        query_pos_embedding_shape: Shape | None = None,
-        key_pos_embedding_shape: Shape | None = None,
-    ) -> None:
+    def build(self, input_shape: Shape | None = None, **shapes: Shape | None) -> None:
         shape = (None, None, self.num_heads * self.key_dim)
         self.self_attention.build(shape)
         self.cross_attention_token_to_image.build(shape)
@@ -192,12 +186,7 @@ class TwoWayMultiHeadAttention(KeptArguments, keras.layers.Layer):
     def project_image(self, keys: Tensor, key_pos_embedding: Tensor) -> dict[str, Tensor]:
         """Projects an image for the two cross-attentions: the part that no token changes.
 
-        Args:
-            keys: float tensor `(B, 1, Eh * Ew, C)`, the image that all prompts share.
-            key_pos_embedding: float tensor that broadcasts to `keys`.
-
-        Returns:
-            Dict of tensors, see `MultiHeadAttentionWithDownsampling.project`.
+        The image `(B, 1, Eh * Ew, C)` is one that all prompts share.
         """
         positioned = keys + key_pos_embedding
         return {
@@ -317,12 +306,7 @@ class TwoWayTransformer(KeptArguments, keras.layers.Layer):
         )
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy, name="dropout")
 
-    def build(
-        self,
-        image_embedding_shape: Shape | None = None,
-        image_positional_embeddings_shape: Shape | None = None,
-        point_embedding_shape: Shape | None = None,
-    ) -> None:
+    def build(self, input_shape: Shape | None = None, **shapes: Shape | None) -> None:
         shape = (None, None, self.hidden_size)
         for block in self.blocks:
             block.build(shape)
@@ -380,15 +364,7 @@ class TwoWayTransformer(KeptArguments, keras.layers.Layer):
     def project_image(
         self, image_embedding: Tensor, image_positional_embeddings: Tensor
     ) -> dict[str, Tensor]:
-        """`TwoWayMultiHeadAttention.project_image` of the first block.
-
-        Args:
-            image_embedding: float tensor `(B, 1, Eh, Ew, C)`.
-            image_positional_embeddings: float tensor `(1, Eh, Ew, C)` or `(B, Eh, Ew, C)`.
-
-        Returns:
-            Dict of tensors.
-        """
+        """`TwoWayMultiHeadAttention.project_image` of the first block."""
         positions = ops.expand_dims(_flatten_grid(image_positional_embeddings), 1)
         return self.blocks[0].project_image(_flatten_grid(image_embedding), positions)
 

@@ -15,26 +15,10 @@ from keras_sam.layers.rematerialization import rematerialized
 
 @keras.saving.register_keras_serializable(package="keras_sam")
 class DropPath(KeptArguments, keras.layers.Layer):
-    """Drops a residual branch for whole samples in training (stochastic depth).
+    """Drops a residual branch `(B, ...)` for whole samples in training (stochastic depth).
 
-    The branches that stay are divided by the chance to stay, so that the
-    expectation does not change.
-
-    Args:
-        rate: float in `[0, 1)`. Chance to drop a sample's branch.
-        seed: optional int.
-
-    Call arguments:
-        x: float tensor `(B, ...)`.
-
-    Returns:
-        Float tensor of the same shape.
-
-    Raises:
-        ValueError: if `rate` is outside `[0, 1)`.
-
-    Source:
-        Huang et al. 2016, https://arxiv.org/abs/1603.09382.
+    The branches that stay are divided by the chance to stay, so that the expectation does not
+    change: Huang et al. 2016, https://arxiv.org/abs/1603.09382.
     """
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs: Any):

@@ -1,6 +1,8 @@
 """Training with less: frozen parts, LoRA, and blocks that are recomputed for their gradients."""
 
+import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 from keras import ops
@@ -115,6 +117,21 @@ class FineTuning:
             block.rematerialize = enabled
         self.uncompile()
 
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Quantizes the dense layers, as `keras.Model.quantize` does; the other layers stay."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method")
+            super().quantize(*args, **kwargs)
+
+    def half(self) -> None:
+        """Raises an error: torch's way to half precision would leave Keras's layers in float32."""
+        raise NotImplementedError(
+            "A Keras model computes in the dtype that it was made with: load it with "
+            '`from_preset(..., dtype="float16")`, or "bfloat16", instead of casting its weights.'
+        )
+
+    bfloat16 = double = half
+
     def save_own_variables(self, store):
         # Layers save merged kernels. To continue training, LoRA's matrices are needed too.
         for i, layer in enumerate(_lora_layers(self.image_encoder)):
@@ -125,10 +142,10 @@ class FineTuning:
         self._saved_lora = {name: store[name][...] for name in store.keys()}  # noqa: SIM118
 
     def restore_lora(self) -> None:
-        """After weights were loaded, sets LoRA's matrices and takes them out of the merged kernels.
+        """After weights were loaded, takes LoRA's matrices out of the merged kernels.
 
-        Keras leaves both matrices at zero, where every gradient is zero. If the file has no
-        matrices of this rank, the first one is initialised at random.
+        Keras leaves both at zero, where every gradient is zero. If the file has no matrices of this
+        rank, the first one is initialised at random.
         """
         saved, self._saved_lora = self._saved_lora or {}, None
         layers = _lora_layers(self.image_encoder)

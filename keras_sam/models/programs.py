@@ -27,12 +27,8 @@ _PROMPTS_TO_PROJECT = 3
 class Program:
     """A Keras model that runs batch by batch, compiled once per input shape.
 
-    Threads take turns, so that several need no more memory than one.
-
-    Args:
-        model: the model.
-        is_decoder: bool. Whether its inputs are an embedding and prompt sets that do not affect
-            each other, so that they may be decoded one after the other.
+    Threads take turns, so that several need no more memory than one. The inputs of a decoder are an
+    embedding and prompt sets that do not affect each other, and may be decoded one by one.
     """
 
     def __init__(self, model: keras.Model, is_decoder: bool = False):

@@ -11,7 +11,7 @@ from keras_sam.layers.prompt_encoder import SAMPromptEncoder
 from keras_sam.layers.prompt_tensors import canonical_inputs
 from keras_sam.models import preset_models
 from keras_sam.models.backbone import Backbone
-from keras_sam.models.vit_det_backbone import ViTDetBackbone
+from keras_sam.models.vit_det_backbone import ViTDetBackbone, check_frame
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -128,6 +128,7 @@ class SAMBackbone(KeptArguments, Backbone):
     def call(
         self, inputs: dict[str, Tensor], training: bool | None = None, mask: Tensor | None = None
     ) -> dict[str, Tensor]:
+        check_frame(inputs["images"], self.image_shape)
         inputs, single_object = canonical_inputs(inputs, self.mask_size)
         outputs = super().call(inputs, training=training)
         if single_object:

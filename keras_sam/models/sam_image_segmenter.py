@@ -18,6 +18,7 @@ from keras_sam.models.image_segmenter import ImageSegmenter
 from keras_sam.models.programs import Programs, join_batches
 from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.trainable import TrainableSegmenter
+from keras_sam.models.vit_det_backbone import check_frame
 from keras_sam.preprocessing.batches import Batch, iterate_batches
 from keras_sam.preprocessing.converter import ExactFrame
 from keras_sam.preprocessing.preprocessor import (
@@ -133,6 +134,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
             prompts = self.prompt_encoder(**{name: inputs[name] for name in CANONICAL_KEYS})
             embeddings = inputs["image_embeddings"]
             return self.mask_decoder(image_embeddings=embeddings, **prompts, training=training)
+        check_frame(inputs["images"], self.image_shape)
         inputs, single_object = canonical_inputs(inputs, self.mask_size)
         outputs = super().call(inputs, training=training)
         if single_object:

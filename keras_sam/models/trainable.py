@@ -13,7 +13,13 @@ from keras_sam.losses import VOID, SAMLoss, lone_click, selected_iou
 from keras_sam.models.programs import pad_prompts
 from keras_sam.preprocessing.batches import Batch, TrainingBatches
 from keras_sam.preprocessing.targets import prompt_weights, targets_to_frames
-from keras_sam.prompts.reading import no_prompt
+
+_NOT_IN_FIT = {
+    "class_weight": "`class_weight` has no meaning here: a mask has no classes. To count some "
+    "images or objects more, pass `sample_weight`, (B,) or (B, P).",
+    "validation_split": "`validation_split` is not supported: which images to keep out is left to "
+    "you, since several may show one scene. Pass them as `validation_data=(x, y)`.",
+}
 
 
 class _FitState:
@@ -31,9 +37,6 @@ class _Watch(keras.callbacks.Callback):
 
     Also passes the number of the epoch to the data, so that a resumed run draws the same samples as
     an uninterrupted one.
-
-    Args:
-        batches: the `TrainingBatches` that are trained on, in their order.
     """
 
     def __init__(self, batches):
@@ -206,6 +209,10 @@ class TrainableSegmenter:
                 message names the batch and its images.
         """
         self._require_compiled("fit")
+        self._require_master_weights()
+        for name in ("class_weight", "validation_split"):
+            if kwargs.get(name):
+                raise ValueError(_NOT_IN_FIT[name])
         batches = self._batches(x, y, sample_weight, batch_size or 1, shuffle)
         if validation_data is not None:
             size = validation_batch_size or batch_size or 1
@@ -219,7 +226,8 @@ class TrainableSegmenter:
             callbacks = [_Watch(batches), *keras.tree.flatten(callbacks or [])]
         # Otherwise Keras shuffles a data set's batches with Python's global random generator.
         kwargs = {"shuffle": False, "callbacks": callbacks, **kwargs}
-        return super().fit(batches, validation_data=validation_data, **kwargs)
+        with backends.keeps_weights(self):
+            return super().fit(batches, validation_data=validation_data, **kwargs)
 
     def evaluate(
         self,
@@ -233,13 +241,27 @@ class TrainableSegmenter:
         """Loss and metrics over a data set, as `keras.Model.evaluate`; arguments as in `fit`."""
         self._require_compiled("evaluate")
         batches = self._batches(x, y, sample_weight, batch_size or 1)
-        return super().evaluate(batches, verbose=verbose, **kwargs)
+        with backends.keeps_weights(self):
+            return super().evaluate(batches, verbose=verbose, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            self.train_function = backends.step_function(self, self.train_step, self.train_function)
+        return self.train_function
+
+    def make_test_function(self, force: bool = False) -> Any:
+        if self.test_function is None or force:
+            super().make_test_function(force)
+            self.test_function = backends.step_function(self, self.test_step, self.test_function)
+        return self.test_function
 
     def train_on_batch(
         self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any
     ) -> Any:
         """One optimizer step, as `keras.Model.train_on_batch`; arguments as in `fit`."""
         self._require_compiled("train_on_batch")
+        self._require_master_weights()
         return super().train_on_batch(*self.prepare_training(x, y, sample_weight), **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
@@ -250,19 +272,12 @@ class TrainableSegmenter:
     def prepare_training(self, x: Any, y: Any, sample_weight: Any = None) -> tuple:
         """One batch in the model frame, padded so that few shapes are ever compiled.
 
-        Args:
-            x: dict of images and prompts, or of `image_embeddings`, `original_sizes` and prompts.
-            y: dict of `masks`: `(B, H0, W0)` or `(B, P, H0, W0)`, or ragged lists, values 0, 1
-                and 255 for void, each the size of its image.
-            sample_weight: optional array `(B,)` or `(B, P)`.
+        Arguments are `fit`'s; `x` may hold `image_embeddings` and `original_sizes` for `images`.
 
         Returns:
             Tuple of the canonical inputs, `{"masks": uint8 (B, P, Lh, Lw)}`, and, if weights were
             given, float32 weights `(B, P)`. Targets of prompt sets that are padding are entirely
             void, and so is the padding of every image.
-
-        Raises:
-            ValueError: if targets do not fit images and prompts, or hold other values.
         """
         batch = Batch.read(
             x,
@@ -279,7 +294,12 @@ class TrainableSegmenter:
         check_encoder_is_frozen(self, batch)
         prepared = self.prepare_batch(batch)
         if prepared.prompts is None:
-            raise no_prompt("the whole call")
+            raise ValueError(
+                "At least one prompt is needed to train: `points` with `labels`, `boxes` or "
+                "`masks`. Received: none for the whole call. With `ObjectBatches`, pass "
+                '`prompts="boxes"`, or train '
+                "with `keras_sam.training.SAMTrainer`, which simulates prompts."
+            )
         prompts = pad_prompts(prepared.prompts)
         canonical = prompts.arrays()
         shape = prompts.labels.shape[:2]
@@ -314,6 +334,15 @@ class TrainableSegmenter:
                 "`segmenter.compile(optimizer=keras.optimizers.AdamW(1e-4))` first."
             )
 
+    def _require_master_weights(self):
+        small = sorted({str(v.dtype) for v in self.trainable_variables} & {"bfloat16", "float16"})
+        if small:
+            raise ValueError(
+                "Training needs weights in float32, because steps are smaller than half precision "
+                f"can tell apart. Received: weights in {', '.join(small)}. Load the model with "
+                f'dtype="mixed_{small[0]}", which computes in {small[0]} and keeps float32 weights.'
+            )
+
 
 def with_targets(inputs: dict[str, Any], targets: np.ndarray, sample_weight: Any = None) -> tuple:
     """The tuple that Keras trains on: inputs, targets `(B, P, Lh, Lw)`, and weights if any."""
@@ -332,16 +361,7 @@ def check_encoder_is_frozen(segmenter: Any, batch: Batch) -> None:
 
 
 def mean_over_prompts(loss: Any, targets: Any, sample_weight: Any = None) -> Any:
-    """The weighted mean over the prompt sets that have a target.
-
-    Args:
-        loss: float32 tensor `(B, P)`.
-        targets: tensor `(B, P, Lh, Lw)`, entirely void where there is no target.
-        sample_weight: optional tensor that broadcasts to `(B, P)`.
-
-    Returns:
-        Float32 scalar tensor.
-    """
+    """The weighted mean of a loss `(B, P)` over the prompt sets whose target is not all void."""
     weight = ops.cast(ops.any(ops.not_equal(targets, VOID), axis=(-2, -1)), "float32")
     if sample_weight is not None:
         weight = weight * ops.cast(sample_weight, "float32")

@@ -144,6 +144,16 @@ class ViTDetBackbone(KeptArguments, Backbone):
         super().__init__(inputs=images, outputs=x, dtype=dtype, **kwargs)
         self.keep_arguments(locals())
 
+    def call(
+        self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        check_frame(inputs, self.image_shape)
+        return super().call(inputs, training=training, mask=mask)
+
+    @property
+    def input_spec(self) -> None:
+        return None  # `call` says more
+
     @property
     def embedding_size(self) -> tuple[int, int]:
         """Size `(Eh, Ew)` of the embedding."""
@@ -248,6 +258,18 @@ def encoder_fingerprint(encoder: keras.Model) -> str:
     if hasattr(encoder, "fingerprint"):
         return encoder.fingerprint()
     return _hash_model(encoder, encoder.input.shape)
+
+
+def check_frame(images: Tensor, image_shape: tuple[int | None, ...]) -> None:
+    """Raises unless images `(B, H, W, channels)` have the shape of the model frame."""
+    shape = tuple(images.shape)
+    wanted = (None, *image_shape)
+    if len(shape) != 4 or any(a != b for a, b in zip(shape, wanted) if None not in (a, b)):
+        raise ValueError(
+            f"`images` must have shape {('B', *image_shape)}, the model's frame, when a model is "
+            f"called directly. Received: shape={shape}. `predict` takes images of any size, and "
+            "`at_image_shape` gives a model with another frame."
+        )
 
 
 def _checked_image_shape(image_shape, patch_size):

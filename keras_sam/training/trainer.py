@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from keras_sam.geometry import SIZES
+from keras_sam.layers.arguments import KeptArguments
 from keras_sam.losses import VOID, Tensor, choose_mask, lone_click, selected_iou, take_mask
 from keras_sam.models.encode_decode import check_segmenter
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
@@ -25,7 +26,7 @@ from keras_sam.training import clicks
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
-class SAMTrainer(TrainableSegmenter, keras.Model):
+class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
     """Trains a segmenter on images and target masks, with simulated prompts.
 
     Each object gets a first prompt, a click or a box, then `num_clicks` clicks where
@@ -89,12 +90,7 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
                 f"Received: num_clicks={num_clicks}, mask_rounds={mask_rounds}."
             )
         check_segmenter(segmenter)
-        self.segmenter = segmenter
-        self.num_clicks = num_clicks
-        self.mask_rounds = mask_rounds
-        self.box_probability = box_probability
-        self.parallel = parallel
-        self.seed = seed
+        self.keep_arguments(locals())
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape: Any = None) -> None:
@@ -226,17 +222,6 @@ class SAMTrainer(TrainableSegmenter, keras.Model):
     def _per_round(self, y_pred):
         rounds = y_pred["masks"].shape[2]
         return [{k: v[:, :, r] for k, v in y_pred.items()} for r in range(rounds)]
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "segmenter": keras.layers.serialize(self.segmenter),
-            "num_clicks": self.num_clicks,
-            "mask_rounds": self.mask_rounds,
-            "box_probability": self.box_probability,
-            "parallel": self.parallel,
-            "seed": self.seed,
-        }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SAMTrainer:

@@ -336,6 +336,34 @@ def test_mixed_bfloat16_trains_float32_weights():
     assert losses[0] == pytest.approx(reference.test_on_batch(x, y)[0], rel=0.05)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_in_half_precision_are_refused_before_the_first_batch(dtype):
+    segmenter, (x, y) = small_segmenter(dtype=dtype), ragged_data()
+    segmenter.compile(optimizer=keras.optimizers.AdamW(1e-3))
+    for train in (segmenter.fit, segmenter.train_on_batch):
+        with pytest.raises(ValueError, match=f'weights in {dtype}.*dtype="mixed_{dtype}"'):
+            train({**x, "images": ["never.jpg", "read.jpg"]}, y)
+    assert np.isfinite(segmenter.evaluate(x, y, verbose=0)[0])
+
+
+@pytest.mark.parametrize(
+    ("argument", "instead"),
+    [({"class_weight": {0: 1.0, 1: 2.0}}, "sample_weight"), ({"validation_split": 0.5}, "data=")],
+)
+def test_arguments_that_have_no_meaning_name_what_to_pass_instead(fresh, argument, instead):
+    segmenter, x, y = fresh
+    with pytest.raises(ValueError, match=f"{[*argument][0]}.*{instead}"):
+        segmenter.fit(x, y, **argument)
+
+
+def test_objects_without_prompts_name_both_remedies():
+    segmenter, (x, y) = small_segmenter(), ragged_data()
+    segmenter.compile(optimizer="adamw")
+    source = [*zip(x["images"], y["masks"], strict=True)]
+    with pytest.raises(ValueError, match=r'`prompts="boxes"`.*`keras_sam.training.SAMTrainer`'):
+        segmenter.fit(ObjectBatches(source), verbose=0)
+
+
 def test_targets_are_checked_with_embeddings_too(fresh):
     segmenter, x, y = fresh
     with pytest.raises(ValueError, match=r"image 0 must have shape \(2, 60, 90\)"):
