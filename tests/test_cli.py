@@ -15,7 +15,7 @@ from PIL import Image
 
 import keras_sam
 from keras_sam.backend_choice import BACKENDS
-from keras_sam.cli import main
+from keras_sam.cli import main, parse_arguments
 from keras_sam.cli.errors import CommandError
 from keras_sam.cli.model import choose_backend
 from keras_sam.cli.output import format_table, output_files
@@ -103,6 +103,21 @@ def test_a_wrong_call_fails_before_keras_is_imported(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "none.jpg" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["segment", "everything"])
+def test_photographs_by_address_and_in_the_home_folder(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = {"segment": "photo", "everything": "photos"}[command]
+    rest = ["--model", "sam_base_sa1b", "--out", "out"]
+    rest += ["--format", "png"] if command == "everything" else []
+    args = parse_arguments([command, "~/a.jpg", *rest])
+    assert getattr(args, name) == tmp_path / "a.jpg"
+    config = tmp_path / "run.toml"
+    config.write_text(f'{name} = "http://host/a.jpg"')
+    for call in ([command, "https://host/a.jpg", *rest], [command, *rest, "--config", str(config)]):
+        with pytest.raises(CommandError, match=r"on this machine.* Received: https?://host/a.jpg"):
+            parse_arguments(call)
 
 
 def test_version_and_python_m():
@@ -407,6 +422,10 @@ def test_a_click(cli, photo, checkpoint, predictor, tmp_path):
     )
     np.testing.assert_array_equal(overlay, expected)
     assert np.asarray(Image.open(out / "photo_candidates.png")).shape[1] > 3 * W0
+    for path in out.glob("*.png"):
+        data = path.read_bytes()
+        stream = data.index(b"IDAT") + 4
+        assert data[stream : stream + 2] == b"\x78\x01"  # zlib's mark of the fastest level
     assert "Encoding photo.png" in err
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     again = ("segment", photo, "--model", checkpoint, "--out", out, "--box", "10,5,70,45")

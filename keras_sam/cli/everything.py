@@ -55,7 +55,10 @@ examples:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
     parser.add_argument(
-        "photos", type=Path, metavar="PHOTO_OR_FOLDER", help="the picture, or a folder of them"
+        "photos",
+        type=options.photograph,
+        metavar="PHOTO_OR_FOLDER",
+        help="the picture, or a folder of them",
     )
     parser.add_argument("--recursive", action="store_true", help="look into subfolders, too")
     results = parser.add_argument_group("results")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,15 @@ def numbers(given: str | list, allowed_counts: tuple[int, ...], form: str) -> li
     if len(values) not in allowed_counts or not all(map(math.isfinite, values)):
         raise argparse.ArgumentTypeError(f"expected {form}, received {given!r}")
     return values
+
+
+def photograph(text: str) -> Path:
+    """The path of a picture or a folder on this machine, with `~` for the home folder."""
+    if re.match("https?://", text):
+        raise CommandError(
+            f"photographs must be on this machine: download it and give its path. Received: {text}"
+        )
+    return Path(os.path.expanduser(text))
 
 
 def point(given: str | list) -> tuple[float, float, int]:

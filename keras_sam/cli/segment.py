@@ -4,6 +4,7 @@ import argparse
 import io
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,9 @@ _PIXELS_AT_ONCE = 1 << 28  # of full-size masks that one call may return, at a b
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
-    parser.add_argument("photo", type=Path, metavar="PHOTO", help="the picture to segment")
+    parser.add_argument(
+        "photo", type=options.photograph, metavar="PHOTO", help="the picture to segment"
+    )
     prompts = parser.add_argument_group("prompts")
     prompts.add_argument(
         "--point",
@@ -293,23 +296,29 @@ def _draw(stem, pixels, objects, results, files):
         "boxes": [prompt.box for prompt in objects if prompt.box] or None,
     }
 
-    def write(kind, draw, masks):
+    def png(drawing):
+        draw, masks = drawing
         scores = [mask["score"] for mask in masks]
-        picture = draw(pixels, [mask["rle"] for mask in masks], scores=scores, **marks)
-        return {kind: files.write(f"{stem}_{kind}.png", _png(picture)).name}
+        return _png(draw(pixels, [mask["rle"] for mask in masks], scores=scores, **marks))
 
     best = [mask for masks in results for mask in masks if mask["best"]]
-    written = write("overlay", visualization.overlay, best)
+    drawings = {"overlay": (visualization.overlay, best)}
     if len(results) == 1 and len(results[0]) > 1:
-        written |= write("candidates", visualization.candidates, results[0])
-    return written
+        drawings["candidates"] = (visualization.candidates, results[0])
+    with ThreadPoolExecutor() as pool:
+        pngs = list(pool.map(png, drawings.values()))
+    return {
+        kind: files.write(f"{stem}_{kind}.png", data).name
+        for kind, data in zip(drawings, pngs, strict=True)
+    }
 
 
 def _png(array):
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(np.asarray(array)).save(buffer, "png")
+    # Level 6, the default, takes three to four times as long, for files a tenth smaller.
+    Image.fromarray(np.asarray(array)).save(buffer, "png", compress_level=1)
     return buffer.getvalue()
 
 
