@@ -59,6 +59,7 @@ def _register_classes():
         {
             *_HOMES.values(),
             "keras_sam.compat.keras_cv",
+            "keras_sam.compat.tfimm",
             "keras_sam.training.layerwise_decay",
             "keras_sam.training.trainer",
         }

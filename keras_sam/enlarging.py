@@ -82,6 +82,25 @@ def enlarged_rows(
         yield slice(some.start - top, some.stop - top), made
 
 
+def enlarge_masks(
+    masks: np.ndarray, rows: AxisWeights, columns: AxisWeights, mask_threshold: float | None = None
+) -> np.ndarray:
+    """Masks `(..., Lh, Lw)` at the image's size, float32, or which values are above the threshold.
+
+    With a threshold, the values of a whole mask are never held in memory.
+    """
+    dtype = "float32" if mask_threshold is None else bool
+    size = (len(rows.weights), len(columns.weights))
+    original = np.empty(masks.shape[:-2] + size, dtype)
+    for index in np.ndindex(masks.shape[:-2]):
+        for some, values in enlarged_rows(masks[index], rows, columns):
+            if mask_threshold is None:
+                original[index][some] = values
+            else:
+                np.greater(values, mask_threshold, out=original[index][some])
+    return original  # (..., H0, W0)
+
+
 def _blocks(start: int, stop: int, size: int) -> Iterator[slice]:
     return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from keras_sam.enlarging import AxisWeights, axis_weights, enlarged_rows
+from keras_sam.enlarging import AxisWeights, axis_weights, enlarge_masks
 
 __all__ = ["ResizePlan", "xywh_to_xyxy", "xyxy_to_xywh"]
 
@@ -227,16 +227,7 @@ class ResizePlan:
                 "`masks` must have shape (..., Lh, Lw), mask logits of the model's frame. "
                 f"Received: shape={masks.shape}."
             )
-        rows, columns = mask_axes(self, masks.shape[-2:])
-        dtype = "float32" if mask_threshold is None else bool
-        original = np.empty(masks.shape[:-2] + self.original_size, dtype)
-        for index in np.ndindex(masks.shape[:-2]):
-            for some, values in enlarged_rows(masks[index], rows, columns):
-                if mask_threshold is None:
-                    original[index][some] = values
-                else:
-                    np.greater(values, mask_threshold, out=original[index][some])
-        return original  # (..., H0, W0)
+        return enlarge_masks(masks, *mask_axes(self, masks.shape[-2:]), mask_threshold)
 
     # --- inside ---
 

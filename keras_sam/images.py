@@ -1,17 +1,21 @@
 """Images as one numpy array, read from arrays, tensors, pillow images and files.
 
-Numpy and pillow only.
+Numpy and pillow only, and tifffile for what pillow does not read of TIFF, if it is installed.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import os
-import warnings
-from collections.abc import Iterable
+import re
+import struct
 from typing import Any
 
 import numpy as np
 
+from keras_sam.notices import notice
+from keras_sam.pixel_values import to_pixel_values
 from keras_sam.prompts.nested import to_numpy
 
 # Mean and standard deviation of RGB in 0..255 that every released checkpoint was trained with.
@@ -24,61 +28,54 @@ IMAGE_ENDINGS: tuple[str, ...] = (
     *(".gif", ".tif", ".tiff", ".jp2", ".ppm", ".pgm"),
 )
 
+_GDAL_NODATA = 42113  # TIFF tag, the number as text
 
-def load_image(image: Any, *args: Any, **kwargs: Any) -> np.ndarray:
-    """`read_image`, with a warning if floats do not look like 0..255."""
-    loaded = read_image(image, *args, **kwargs)
-    warn_of_range([loaded])
-    return loaded
+# What pillow's decoders raise for broken files.
+_PILLOW_ERRORS = (
+    *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, KeyError),
+    struct.error,
+)
 
 
-def read_image(
+def load_image(
     image: Any,
     channel_order: str = "rgb",
     num_channels: int = 3,
     convert_rgb: bool = True,
     data_format: str = "channels_last",
+    value_range: Any = "auto",
 ) -> np.ndarray:
     """Reads one image as uint8 or float32 `(H0, W0, num_channels)`, RGB, which may share memory.
 
-    `image` is an array or tensor `(H0, W0, C)` or `(H0, W0)`, a pillow image, or a path. Values
-    are 0..255: uint8 unchanged, uint16 divided by 257, other integers if they are within 0..255,
-    floats unchanged. Pillow images and files are turned upright by their EXIF orientation;
+    `image` is an array or tensor `(H0, W0, C)` or `(H0, W0)`, a pillow image, or a file: its path,
+    its bytes, or opened. Pillow images and files are turned upright by their EXIF orientation;
     `channel_order` and `data_format` are those of arrays. `convert_rgb` repeats a grey channel and
-    drops alpha where the model takes three channels.
+    drops alpha where the model takes three channels. `value_range` is `SAMImageConverter`'s; with
+    None the values and their type stay as they are.
     """
     check_choice(channel_order, "channel_order", ("rgb", "bgr"))
     check_choice(data_format, "data_format", ("channels_last", "channels_first"))
-    if isinstance(image, (str, bytes, os.PathLike)):
-        array = _read_file(os.fsdecode(image), convert_rgb and num_channels == 3)
+    if getattr(image, "shape", None) == ():
+        image = to_numpy(image).item()  # a path, in TensorFlow's data sets
+    is_array = False
+    if is_image_file(image):
+        array = _read_file(image, num_channels, convert_rgb)
     elif is_pillow_image(image):
         array = _read_pillow(image, convert_rgb and num_channels == 3)
     else:
-        array = _to_array(image)
+        array, is_array = _to_array(image), True
         if array.ndim == 3 and data_format == "channels_first":
             array = np.moveaxis(array, 0, -1)
-        array = _to_pixel_values(array)
-        array = _match_channels(array, num_channels, convert_rgb)
-        return array[..., ::-1] if channel_order == "bgr" and num_channels == 3 else array
-    return _match_channels(_to_pixel_values(array), num_channels, convert_rgb)
+    array = _match_channels(_with_channels(array), num_channels, convert_rgb)
+    array = to_pixel_values(array, value_range)
+    return array[..., ::-1] if is_array and channel_order == "bgr" and num_channels == 3 else array
 
 
-def warn_of_range(images: Iterable[np.ndarray]) -> None:
-    """Warns, once for all images of a call, if floats do not look like 0..255."""
-    extremes = [(i.min(), i.max()) for i in images if i.dtype.kind == "f"]
-    if any(low >= 0 and 0 < high <= 1 for low, high in extremes):
-        warnings.warn(
-            "A float image lies within 0..1. Images are always 0..255 and never rescaled: this "
-            "one is nearly black. Multiply it by 255 if it is not.",
-            stacklevel=3,
-        )
-    elif any(low < -16 or high > 271 for low, high in extremes):
-        # The margin is the overshoot of filters with negative lobes.
-        warnings.warn(
-            "A float image lies far outside 0..255. Images are always 0..255: the model "
-            "normalises them itself.",
-            stacklevel=3,
-        )
+def is_image_file(image: Any) -> bool:
+    """Whether this stands for a file: a path, the bytes of one, or an open one."""
+    if isinstance(image, (str, bytes, bytearray, os.PathLike)):
+        return True
+    return hasattr(image, "read") and not hasattr(image, "shape")
 
 
 def is_pillow_image(image: Any) -> bool:
@@ -94,57 +91,213 @@ def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}.")
 
 
-def _read_file(path: str, convert_rgb: bool) -> np.ndarray:
+# --- files ---
+
+
+def _read_file(image: Any, num_channels: int, convert_rgb: bool) -> np.ndarray:
     from PIL import Image
 
+    source, name = _open_source(image)
+    to_rgb = convert_rgb and num_channels == 3
+    reason = None
     try:
-        with Image.open(path) as image:
-            return _read_pillow(image, convert_rgb)
+        with Image.open(source) as opened:
+            if not _needs_tifffile(opened, to_rgb):
+                return _read_pillow(opened, to_rgb)
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no image file at {path!r}.") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # Some of pillow's decoders raise SyntaxError for a broken file.
+        raise FileNotFoundError(f"There is no image file at {name}.") from None
+    except (*_PILLOW_ERRORS, Image.DecompressionBombError) as error:
+        head = _head_of(source)
+        if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # of TIFF and BigTIFF
+            raise _unreadable(name, _kind_of(head) or error) from error
+        reason = error
+    return _read_tiff(source, name, to_rgb, reason)
+
+
+def _open_source(image: Any) -> tuple[Any, str]:
+    """A path or binary file that pillow opens, and what messages call it."""
+    if isinstance(image, (bytes, bytearray)):
+        # Paths are short and have neither of these bytes, one of which image formats start with.
+        if len(image) > 4096 or b"\0" in image or b"\n" in image:
+            return io.BytesIO(image), f"{len(image)} bytes"
+        image = bytes(image)
+    if hasattr(image, "read"):
+        if isinstance(image, io.TextIOBase):
+            raise ValueError(
+                "An open image file must be open for bytes. Received: a text file. Open it with "
+                '`open(path, "rb")`.'
+            )
+        name = getattr(image, "name", None)
+        return image, f"an open file, {type(image).__name__}" + (f" of {name!r}" if name else "")
+    path = os.fsdecode(image)
+    address = re.match(r"([a-zA-Z][\w+.-]+):/+", path)  # a drive has one letter
+    if address and address[1].lower() == "file":
+        from urllib.parse import urlsplit
+        from urllib.request import url2pathname
+
+        path = url2pathname(urlsplit(path).path)
+    elif address and not os.path.exists(path):
         raise ValueError(
-            f"The file must be an image that pillow can read. Received: {path!r} ({error}). "
-            "Open it yourself and pass an array (height, width, channels)."
-        ) from error
+            f"An image must be on this machine. Received: the address {path!r:.200}. Download it "
+            "first, for instance with `path = keras.utils.get_file(origin=address)`, and pass the "
+            "path; or pass the bytes that your client reads."
+        )
+    path = os.path.expanduser(path)
+    return path, f"{path!r:.200}"
 
 
-def _read_pillow(image: Any, convert_rgb: bool) -> np.ndarray:
+def _head_of(source: Any) -> bytes:
+    """The first bytes of a path or binary file, if they can be read."""
+    try:
+        if hasattr(source, "read"):
+            source.seek(0)
+            return source.read(64)
+        with open(source, "rb") as file:
+            return file.read(64)
+    except (OSError, ValueError, AttributeError):
+        return b"?"
+
+
+def _kind_of(head: bytes) -> str | None:
+    """What a file is that is no image, where that can be told by its first bytes."""
+    if not head:
+        return "the file is empty"
+    if head.lstrip()[:1] == b"<":
+        return "it holds a web page or other markup"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS: get the file with `git lfs pull`"
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypheif"):
+        return "HEIC: install pillow-heif and call `pillow_heif.register_heif_opener()`"
+    return None
+
+
+def _unreadable(name: str, reason: Any) -> ValueError:
+    return ValueError(
+        f"The file must be an image that pillow can read. Received: {name} ({reason}). "
+        "Open it yourself and pass an array (height, width, channels)."
+    )
+
+
+def _read_pillow(image: Any, to_rgb: bool) -> np.ndarray:
     from PIL import ImageOps
 
     # Before the transposition, which makes a new image without its file's format.
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    nodata = getattr(image, "tag_v2", {}).get(_GDAL_NODATA)
     if 0 in image.size:
         raise _empty_error((image.size[1], image.size[0]))
+    # The second picture of an MPO file is a phone's preview.
+    if getattr(image, "is_animated", False) and image.tell() == 0 and image.format != "MPO":
+        _tell_of_first()
+    upper_bits = image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", ())[:1])
     image = ImageOps.exif_transpose(image)
     if sixteen_bits:
-        return np.asarray(image).astype("uint16")
+        return _without_nodata(np.asarray(image).astype("uint16"), nodata)
     if image.mode in ("I", "F"):
-        return np.asarray(image)
+        return _without_nodata(np.asarray(image), nodata)
     if image.mode in ("P", "PA", "La", "RGBa"):
         # Palettes and premultiplied colours must be resolved before alpha can be dropped.
         image = image.convert("LA" if image.mode == "La" else "RGBA")
-        image = image if convert_rgb else image.convert("RGB")
+        image = image if to_rgb else image.convert("RGB")
     elif image.mode == "1":
         image = image.convert("L")
-    if convert_rgb and image.mode != "RGB":
+    if to_rgb and image.mode != "RGB":
         image = image.convert("RGB")
-    return np.asarray(image)
+    array = np.asarray(image)
+    if upper_bits and 0 < array.max() < 64:
+        notice(
+            "An image file has 16 bits per colour, of which pillow reads the upper 8: they are "
+            f"within 0..{array.max()}, nearly black. Read it otherwise, TIFF with "
+            '`pip install "keras_sam[tiff]"`, PNG for instance with OpenCV, and say with '
+            "`SAMImageConverter(value_range=...)` which values it has.",
+            "upper bits",
+        )
+    return array
+
+
+def _needs_tifffile(image: Any, to_rgb: bool) -> bool:
+    """Whether an opened image is a TIFF of which pillow would lose bands or bits."""
+    if image.format != "TIFF" or image.tag_v2.get(262) not in (1, 2):  # intensities or RGB
+        return False
+    bands, bits = image.tag_v2.get(277, 1), max(image.tag_v2.get(258, (8,)))
+    if bands > 4 and not (to_rgb and image.mode == "RGB" and image.tag_v2.get(262) == 2):
+        return True
+    return bands > 1 and bits > 8 and importlib.util.find_spec("tifffile") is not None
+
+
+def _read_tiff(source: Any, name: str, to_rgb: bool, reason: Any) -> np.ndarray:
+    """The first page of a TIFF through tifffile."""
+    try:
+        import tifffile
+    except ImportError:
+        reason = f"{reason}; " if reason else ""
+        raise _unreadable(
+            name, f'{reason}tifffile may read it: pip install "keras_sam[tiff]"'
+        ) from None
+    try:
+        if hasattr(source, "seek"):
+            source.seek(0)
+        with tifffile.TiffFile(source) as file:
+            page = file.pages[0]
+            if len(file.pages) > 1:
+                _tell_of_first()
+            array = page.asarray()
+            array = np.moveaxis(array, 0, -1) if page.axes == "SYX" else array  # bands in planes
+            if to_rgb and page.photometric == 2 and page.samplesperpixel > 4:
+                array = array[..., :3]  # the others are no colours
+            orientation, nodata = (
+                None if tag is None else tag.value
+                for tag in (page.tags.get(274), page.tags.get(_GDAL_NODATA))
+            )
+    except Exception as error:  # of any of its decoders
+        raise _unreadable(name, error) from error
+    return _without_nodata(_upright(array, int(orientation or 1)), nodata)
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns an image by its EXIF orientation, 1 to 8."""
+    if orientation > 4:
+        array, orientation = array.swapaxes(0, 1), orientation - 4
+    array = array[:, ::-1] if orientation in (2, 3) else array
+    return array[::-1] if orientation in (3, 4) else array
+
+
+def _without_nodata(array: np.ndarray, nodata: Any) -> np.ndarray:
+    """Masks the number that a GeoTIFF declares to be no value, given as text."""
+    try:
+        number = float(str(nodata).strip(" \0"))
+    except ValueError:
+        return array
+    if array.dtype == np.uint8:
+        return array
+    return np.ma.array(array, mask=np.isnan(array) if np.isnan(number) else array == number)
+
+
+def _tell_of_first() -> None:
+    notice(
+        "An image file has several frames or pages, of which the first is used. For another one "
+        "pass a pillow image: `image = PIL.Image.open(path); image.seek(1)`.",
+        "first frame",
+    )
+
+
+# --- arrays ---
 
 
 def _to_array(image: Any) -> np.ndarray:
+    if isinstance(image, np.ma.MaskedArray):
+        return image
     try:
         return to_numpy(image)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(
-            "`image` must be an array (height, width, channels), a pillow image or a path. "
-            f"Received: {type(image).__name__} ({error})."
+            "`image` must be an array (height, width, channels), a pillow image, or a file: its "
+            f"path, its bytes, or open. Received: {type(image).__name__} ({error})."
         ) from error
 
 
-def _to_pixel_values(array: np.ndarray) -> np.ndarray:
-    """`(H0, W0, C)` uint8 or float32, 0..255."""
+def _with_channels(array: np.ndarray) -> np.ndarray:
+    """`(H0, W0, C)`, with at least one pixel."""
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3:
@@ -154,33 +307,7 @@ def _to_pixel_values(array: np.ndarray) -> np.ndarray:
         )
     if array.size == 0:
         raise _empty_error(array.shape)
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.uint16:
-        return array.astype("float32") / np.float32(257)
-    if array.dtype.kind in "iu":
-        if array.min() < 0 or array.max() > 255:
-            raise ValueError(
-                f"An image of {array.dtype} must have values within 0..255. Received: "
-                f"{array.min()}..{array.max()}. Pass 16-bit images as uint16; scale others first."
-            )
-        return array.astype("uint8")
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            array = array.astype("float32")
-        if not np.isfinite(array).all():
-            raise ValueError(
-                "An image must be finite. Received: "
-                f"{int((~np.isfinite(array)).sum())} values that are NaN or infinite. "
-                "Replace them first, for instance with `np.nan_to_num`."
-            )
-        return array
-    raise ValueError(
-        "An image must be uint8, uint16, or numbers within 0..255. Received: "
-        f"dtype={array.dtype}. Convert it with `(image * 255).astype('uint8')`."
-        if array.dtype.kind == "b"
-        else f"An image must hold numbers within 0..255. Received: dtype={array.dtype}."
-    )
+    return array
 
 
 def _match_channels(array: np.ndarray, num_channels: int, convert_rgb: bool) -> np.ndarray:

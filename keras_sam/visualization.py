@@ -5,12 +5,14 @@
 """
 
 import io
+import os
 
 import numpy as np
 from PIL import Image
 
 from keras_sam import drawing
 from keras_sam.drawing import mask_colors
+from keras_sam.files import whole_file
 from keras_sam.images import load_image
 from keras_sam.mask_generator.records import MaskRecords
 from keras_sam.masks import decode_rle
@@ -23,9 +25,32 @@ class Picture(np.ndarray):
     Everything else about it is NumPy's; `np.asarray(picture)` is a plain array.
     """
 
-    def save(self, path) -> None:
-        """Saves the picture to `path`, in the format of its file ending."""
-        Image.fromarray(np.asarray(self)).save(path)
+    def save(self, path, **options) -> None:
+        """Saves the picture to `path`, whole or not at all, in the format of its file ending.
+
+        Args:
+            path: file to write, or an open file with `format=`.
+            **options: what pillow's `Image.save` takes for the format, such as `quality=90`.
+
+        Raises:
+            ValueError: if the ending is of no format that pillow writes.
+            OSError: if the file cannot be written.
+        """
+        image = Image.fromarray(np.asarray(self))
+        if hasattr(path, "write"):
+            image.save(path, **options)
+            return
+        ending = os.path.splitext(path)[1].lower()
+        kind = options.pop("format", None) or Image.registered_extensions().get(ending)
+        if kind is None:
+            raise ValueError(
+                "`path` must end in a format that pillow writes, such as .png or .jpg. Received: "
+                f"{os.fspath(path)!r}. Rename it, or pass `format=`."
+            )
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        with whole_file(path) as file:
+            file.write(buffer.getvalue())
 
     def _repr_png_(self):
         if self.dtype != np.uint8 or self.ndim != 3 or self.shape[-1] != 3 or not self.size:

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import keras_sam
 from keras_sam import evaluation
@@ -45,6 +45,54 @@ def test_every_layout_is_measured_alike(cli, data, expected, layout):
     assert (summary["images"], summary["objects"]) == (2, len(expected.objects))
     for name, value in expected.summary.items():
         assert summary[name] == pytest.approx(value, abs=1e-3), name
+
+
+def test_masks_of_any_kind_are_measured_alike(cli, data, tmp_path):
+    """One object per picture: an indexed mask, one in colour that went through JPEG, and soft."""
+    kinds = {"ones": {}, "green": {}, "soft": {}}
+    for kind in kinds:
+        (tmp_path / kind).mkdir()
+    for name, objects in zip(("p0", "p1"), data.objects, strict=True):
+        mask = np.kron(objects[0][::4, ::4], np.ones((4, 4), "uint8"))
+        picture = Image.fromarray(mask * 255)
+        Image.fromarray(mask).save(tmp_path / "ones" / f"{name}.png")
+        green = Image.merge(
+            "RGB", (Image.new("L", picture.size), picture, picture.point(lambda v: 0))
+        )
+        green.save(tmp_path / "green" / f"{name}_mask.jpg", quality=95, subsampling=0)
+        picture.filter(ImageFilter.GaussianBlur(0.4)).save(tmp_path / "soft" / f"{name}.tif")
+    summaries = []
+    for kind in kinds:
+        words = ("--data", data.folder / "photos", "--masks", tmp_path / kind)
+        code, out, err = cli("evaluate", *words, *MODEL, *FEW, "--json")
+        assert code == 0, err
+        assert not err or "black and white with values between" in err  # said once
+        summaries.append(json.loads(out))
+    assert summaries[0]["objects"] == 2
+    assert summaries[1] == summaries[2] == summaries[0]
+
+
+def test_void_and_the_size_of_the_pictures_may_be_said(cli, data, tmp_path):
+    """Grey masks of two numbers, and a COCO file for pictures of half the size."""
+    for name in ("p0", "p1"):
+        values = np.zeros((60, 80), "uint8")
+        values[10:30, 10:40], values[40:50, 50:70] = 128, 255
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    words = ("evaluate", *MODEL, *FEW, "--json", "--data", data.folder / "photos")
+    code, _, err = cli(*words, "--masks", tmp_path)
+    assert code != 0 and "--void none" in err
+    for void, objects in (("none", 4), ("255", 2)):
+        code, out, err = cli(*words, "--masks", tmp_path, "--label-map", "--void", void)
+        assert (code, err, json.loads(out)["objects"]) == (0, "", objects)
+    (tmp_path / "large").mkdir()
+    for name, image in zip(("p0", "p1"), data.images, strict=True):
+        large = np.kron(image, np.ones((2, 2, 1), "uint8"))
+        Image.fromarray(large).save(tmp_path / "large" / f"{name}.png")
+    words = ("evaluate", *MODEL, *FEW, "--json", "--data", data.folder / "coco.json")
+    code, _, err = cli(*words, "--images", tmp_path / "large")
+    assert code != 0 and "--rescale" in err
+    code, out, err = cli(*words, "--images", tmp_path / "large", "--rescale")
+    assert (code, err) == (0, "") and json.loads(out)["objects"] > 0
 
 
 def test_table_and_files(cli, data, expected, tmp_path):
@@ -123,6 +171,8 @@ def test_images_that_cannot_be_read_are_named_and_left_out_only_if_asked(cli, da
         (("--data", "DIR/photos", "--masks", "DIR/pairs2"), "no such folder"),
         (("--data", "DIR/masks", "--masks", "DIR"), "must have a mask for every image"),
         (("--data", "DIR/photos", "--label-map"), "--label-map says how to read --masks"),
+        (("--data", "DIR/photos", "--void", "255"), "--void says how to read --masks"),
+        (("--data", "DIR/photos", "--rescale"), "--rescale is for a COCO file"),
         (("--data", "DIR/photos", "--images", "DIR"), "--images belongs to a COCO file"),
         (("--data", "DIR/coco.json", "--masks", "DIR"), "--masks belongs to a folder"),
         (("--data", "DIR/coco.json"), "2 of 2 images of"),

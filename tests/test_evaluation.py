@@ -172,6 +172,15 @@ def test_evaluate_counts_clicks_and_averages(tmp_path):
     assert read == {k: str(v) for k, v in row.items()}
 
 
+def test_evaluate_reads_targets_by_the_rule_of_training():
+    image, target = np.zeros((40, 60, 3), "uint8"), rectangle(10, 10, 30, 30)
+    wanted = evaluate(KnownPredictor(), [(image, [target])], clicks=(1, 2)).objects
+    for targets in ([target * 255], target == 1, (target * 1.0)[None], target[..., None] * 255):
+        assert evaluate(KnownPredictor(), [(image, targets)], clicks=(1, 2)).objects == wanted
+    with pytest.raises(ValueError, match="holds no object"):  # all of it is void
+        evaluate(KnownPredictor(), [(image, [target * 255])], void=255)
+
+
 def test_an_object_that_is_never_reached_counts_the_most_clicks():
     target = rectangle(35, 10, 55, 30)  # the predictor knows another object
     data = [(np.zeros((40, 60, 3), "uint8"), [target])]

@@ -30,6 +30,7 @@ LEVELS = {
     "masks": 0,
     "namespaces": 0,
     "notices": 0,
+    "pixel_values": 0,
     "presets": 0,
     "prompts": 0,
     # 1: Keras layers
@@ -76,6 +77,7 @@ OPTIONAL = {
     "scipy",
     "skimage",
     "supervision",
+    "tifffile",
     "torchvision",
     "transformers",
 }

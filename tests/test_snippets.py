@@ -51,6 +51,9 @@ FILES = {
     "photo.jpg": lambda path: Image.fromarray(photograph((400, 600))).save(path),
     "other.jpg": lambda path: Image.fromarray(photograph((300, 250), seed=1)).save(path),
     "sam_vit_b_01ec64.pth": lambda path: write_meta_checkpoint(path),
+    "decoder.pth": lambda path: write_meta_checkpoint(path, "decoder"),
+    "parameters.pth": lambda path: write_meta_checkpoint(path, "parameters"),
+    "facebook/sam-vit-base": lambda path: write_transformers_folder(path),
     "--masks masks": lambda path: write_photos_and_masks(path.parent),
 }
 
@@ -94,12 +97,26 @@ def predictor_of(image):
     return predictor
 
 
-def write_meta_checkpoint(path):
-    """A small random model in the layout of the released files."""
+def write_meta_checkpoint(path, what="whole"):
+    """A small random model in the layout of the released files, or what one saved of it."""
     torch = pytest.importorskip("torch", reason="the example's checkpoint is written with torch")
     from tests.parity.oracles import meta_model
 
-    torch.save(meta_model().state_dict(), path)
+    model = meta_model()
+    saved = {
+        "whole": model.state_dict,
+        "decoder": model.mask_decoder.state_dict,
+        "parameters": lambda: dict(model.named_parameters()),
+    }
+    torch.save(saved[what](), path)
+
+
+def write_transformers_folder(path):
+    """A small random model as `save_pretrained` of transformers writes it."""
+    preset = path.parent.parent / "small_preset"
+    tiny_segmenter(image_shape=(112, 112, 3)).save_to_preset(preset)
+    path.parent.mkdir()
+    keras_sam.presets.convert_checkpoint(preset, path, "transformers")
 
 
 def run_code(code, namespace, name, first_line=0):
@@ -144,7 +161,7 @@ def tiny_presets(tiny_preset, monkeypatch):
 
     def read_tiny(preset, *arguments):
         known = {*keras_sam.presets.list_presets(), *locate.aliases()}
-        elsewhere = preset in known or ADDRESS.match(preset)
+        elsewhere = locate.full_name(preset) in known or ADDRESS.match(preset)
         return read_here(str(tiny_preset) if elsewhere else preset, *arguments)
 
     monkeypatch.setattr(read, "_read", read_tiny)

@@ -1,5 +1,6 @@
 """Pictures: what is drawn where, in which colour, and what is refused."""
 
+import io
 import itertools
 import os
 import sys
@@ -350,6 +351,26 @@ def test_a_picture_shows_itself_in_a_notebook_and_saves_itself(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "saved.png")), picture)
     for part in (picture[0], picture[..., 0], picture / 255, picture[:0]):  # no pictures any more
         assert part._repr_png_() is None
+
+
+def test_a_picture_is_saved_with_pillows_options_and_whole(tmp_path):
+    picture = overlay(photograph(), MASK)
+    for quality in (20, 95):
+        picture.save(tmp_path / f"{quality}.JPG", quality=quality)
+    coarse, fine = ((tmp_path / f"{quality}.JPG").stat().st_size for quality in (20, 95))
+    assert coarse < 0.7 * fine
+    picture.save(str(tmp_path / "new" / "no ending"), format="png")
+    saved = np.asarray(Image.open(tmp_path / "new" / "no ending"))
+    np.testing.assert_array_equal(saved, picture)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png")
+    assert buffer.getvalue() == (tmp_path / "new" / "no ending").read_bytes()
+    with pytest.raises(ValueError, match=r"must end in a format.*'.*a\.jgp'.*format="):
+        picture.save(tmp_path / "a.jgp")
+    with pytest.raises(ValueError, match="(?i)quality"):  # pillow's, and the file stays
+        picture.save(tmp_path / "95.JPG", quality="much")
+    assert (tmp_path / "95.JPG").stat().st_size == fine
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["20.JPG", "95.JPG", "new"]
 
 
 @pytest.fixture

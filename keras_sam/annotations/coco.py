@@ -91,31 +91,23 @@ def read_coco(path: str | os.PathLike) -> tuple[list[ImageAnnotations], dict[int
     data = read_json(path)
     where = f"`{os.fspath(path)}`"
     _require(data, ("images", "annotations"), where)
-    records: dict[Any, list[dict]] = {}
     for image in data["images"]:
         _require(image, ("id", "width", "height", "file_name"), f"an image in {where}")
-        if image["id"] in records:
-            raise ValueError(f"Images in {where} must have ids of their own: {image['id']}.")
-        records[image["id"]] = []
-    for annotation in data["annotations"]:
-        _require(annotation, ("image_id",), f"an annotation in {where}")
-        if annotation["image_id"] not in records:
-            raise ValueError(
-                f"Annotations in {where} must belong to its images. "
-                f"Received: image_id={annotation['image_id']!r}, which no image has."
-            )
-        record = {key: value for key, value in annotation.items() if key != "image_id"}
-        records[annotation["image_id"]].append(record)
-    images = [
-        ImageAnnotations(
-            image["file_name"], (image["height"], image["width"]), records[image["id"]], image["id"]
+    by_image, unknown = annotations_by_image(data, where)
+    if unknown:
+        raise ValueError(
+            f"Annotations in {where} must belong to its images. "
+            f"Received: image_id={unknown[0]['image_id']!r}, which no image has."
         )
-        for image in data["images"]
-    ]
+    images = []
+    for image, of_image in zip(data["images"], by_image, strict=True):
+        records = [{k: v for k, v in entry.items() if k != "image_id"} for entry in of_image]
+        size = (image["height"], image["width"])
+        images.append(ImageAnnotations(image["file_name"], size, records, image["id"]))
     return images, {entry["id"]: entry["name"] for entry in data.get("categories", [])}
 
 
-def annotations_by_image(data: Mapping) -> tuple[list[list[dict]], list[dict]]:
+def annotations_by_image(data: Mapping, where: str) -> tuple[list[list[dict]], list[dict]]:
     """The annotations of each image of COCO's `images`, and those of images that are not there.
 
     Ids are compared as they are, and then as numbers: some files have them as text.
@@ -124,10 +116,14 @@ def annotations_by_image(data: Mapping) -> tuple[list[list[dict]], list[dict]]:
     as_number: dict[Any, int] = {}
     as_is: dict[Any, int] = {}
     for index, image in enumerate(data["images"]):
+        _require(image, ("id", "file_name"), f"an image in {where}")
+        if image["id"] in as_is:
+            raise ValueError(f"Images in {where} must have ids of their own: {image['id']}.")
         as_is[image["id"]] = index
         as_number.setdefault(_number(image["id"]), index)
     unknown = []
     for annotation in data["annotations"]:
+        _require(annotation, ("image_id",), f"an annotation in {where}")
         image_id = annotation["image_id"]
         index = as_is.get(image_id, as_number.get(_number(image_id)))
         (unknown if index is None else records[index]).append(annotation)

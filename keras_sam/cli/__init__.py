@@ -54,7 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    version = f"keras-sam {__version__}"
+    parser.add_argument("--version", action="version", version=version, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         command_parser = commands.add_parser(
@@ -85,17 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """Reads a call, and the file that its `--config` names.
-
-    Args:
-        argv: list of str, the command and its arguments.
-
-    Returns:
-        The command's arguments; the command line overrides the file.
-
-    Raises:
-        CommandError: if an argument is wrong or missing.
-    """
+    """Reads a call, and the file that its `--config` names, which the call overrides."""
     argv = _join_negative_numbers(argv)
     args = build_parser().parse_args(argv)
     config = args.config or getattr(args, "config_file", None)
@@ -109,14 +100,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        argv: list of str. Defaults to the arguments that the process was called with.
-
-    Returns:
-        int, the exit code.
-    """
+    """Runs a call, by default that of this process, and returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = parse_arguments(argv)
@@ -172,12 +156,3 @@ def _join_negative_numbers(argv):
         else:
             joined.append(argument)
     return joined
-
-
-class _Version(argparse.Action):
-    def __init__(self, option_strings, dest, help):  # noqa: A002 - argparse's name
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        print(f"keras-sam {__version__}")
-        parser.exit()

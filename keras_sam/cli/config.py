@@ -15,16 +15,7 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> argparse.Namespa
 
     `epochs = 20` is `--epochs 20`, `flips = true` is `--flips`, and `point = [[1, 2], [3, 4]]`
     is `--point 1,2 --point 3,4`; positional arguments go by their names, `photo = "a.jpg"`.
-
-    Args:
-        path: Path of the file. Relative paths in it start from its folder.
-        parser: of the command. It must not require anything.
-
-    Returns:
-        The command's arguments that are in the file.
-
-    Raises:
-        CommandError: if the file cannot be read, or a name or a value in it is wrong.
+    Relative paths start from the file's folder. The parser must not require anything.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -8,8 +8,9 @@ from keras_sam.cli.errors import CommandError, bad_input
 HELP = """\
 --data coco.json                  COCO instances; --images is the folder of the images (default:
                                   the folder of the file)
---data photos --masks masks       a folder of images, and one PNG per image of the same name:
-                                  black and white, or with --label-map one object per value
+--data photos --masks masks       a folder of images, and one mask per image of the same name:
+                                  black and white, a colour on black, or with --label-map one
+                                  object per value or colour
 --data folder                     name.jpg and name.json side by side, as in SA-1B"""
 
 
@@ -35,6 +36,18 @@ def add_reading_options(group) -> None:
     """Adds the options on reading, which hold for all data sets of a command."""
     group.add_argument("--label-map", action="store_true", help="masks hold one object per value")
     group.add_argument(
+        "--void",
+        type=_void,
+        default="auto",
+        metavar="N",
+        help="the value of --masks that is void, or none (default: 255 in label maps of 8 bits)",
+    )
+    group.add_argument(
+        "--rescale",
+        action="store_true",
+        help="scale COCO objects to pictures of another size than the file says",
+    )
+    group.add_argument(
         "--skip-unreadable", action="store_true", help="leave out images that cannot be read"
     )
 
@@ -58,11 +71,19 @@ def open_data(args: argparse.Namespace, prefix: str = ""):
         raise CommandError(f"--{prefix}images belongs to a COCO file, not to the folder {path}")
     if args.label_map and masks is None:
         raise CommandError(f"--label-map says how to read --{prefix}masks, which is missing")
+    if args.void != "auto" and masks is None:
+        raise CommandError(f"--void says how to read --{prefix}masks, which is missing")
+    if args.rescale and not is_file:
+        raise CommandError(f"--rescale is for a COCO file, not for the folder {path}")
     from keras_sam.training.sources import CocoObjects, MaskFolder, SA1BFolder
 
     with bad_input():
         if is_file:
-            return CocoObjects(path, images or path.parent)
+            return CocoObjects(path, images or path.parent, rescale=args.rescale)
         if masks is not None:
-            return MaskFolder(path, masks, label_map=args.label_map)
+            return MaskFolder(path, masks, args.label_map, args.void)
         return SA1BFolder(path)
+
+
+def _void(text: str) -> int | str | None:
+    return {"auto": "auto", "none": None}[text] if text in ("auto", "none") else int(text)

@@ -4,12 +4,7 @@ import contextlib
 
 
 class CommandError(Exception):
-    """Ends a command with a one-line message.
-
-    Args:
-        message: str. What is wrong, and what to do.
-        code: int. Exit code: 2 for wrong input, 1 for the rest.
-    """
+    """Ends a command with a line on what is wrong and what to do; `code` is its exit code."""
 
     def __init__(self, message: str, code: int = 2):
         super().__init__(one_line(message))

@@ -184,10 +184,10 @@ def _check_outputs(args):
 
 def _check_photo(photo):
     """A lone photograph is read before the model is loaded."""
-    from keras_sam.images import read_image
+    from keras_sam.images import load_image
 
     with bad_input():
-        read_image(photo.path)
+        load_image(photo.path, value_range=None)
 
 
 def _is_done(args, log, photo):

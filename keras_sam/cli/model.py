@@ -11,14 +11,9 @@ from keras_sam.cli.progress import quiet_stderr
 
 
 def choose_backend(requested: str | None = None) -> str:
-    """Sets `KERAS_BACKEND`, before anything imports Keras.
+    """Sets `KERAS_BACKEND`, before anything imports Keras, and returns it.
 
-    Args:
-        requested: str, `--backend`. Defaults to `KERAS_BACKEND`, or without that to the first
-            backend that is installed.
-
-    Returns:
-        str, the backend's name.
+    In this order: what was requested, `KERAS_BACKEND`, the first backend that is installed.
     """
     name = requested or os.environ.get("KERAS_BACKEND")
     if name:

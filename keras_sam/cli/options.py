@@ -75,15 +75,11 @@ def fraction(text: str) -> float:
 
 def positive_integer(text: str) -> int:
     """A whole number from 1 on."""
-    return _integer(text, 1)
+    return whole_number(text, 1)
 
 
-def whole_number(text: str) -> int:
-    """A whole number from 0 on."""
-    return _integer(text, 0)
-
-
-def _integer(text, least):
+def whole_number(text: str, least: int = 0) -> int:
+    """A whole number from `least` on."""
     if not re.fullmatch(r"\d{1,9}", text) or int(text) < least:
         raise argparse.ArgumentTypeError(
             f"expected a whole number, at least {least}, received {text!r}"
@@ -109,23 +105,12 @@ class Repeated(argparse.Action):
 
 def add_hidden_alias(group, name: str, option: argparse.Action) -> None:
     """Adds an earlier name of an option, which still works but is not in the help."""
-    group.add_argument(
-        name,
-        dest=option.dest,
-        type=option.type,
-        choices=option.choices,
-        default=option.default,
-        help=argparse.SUPPRESS,
-    )
+    same = {name: getattr(option, name) for name in ("dest", "type", "choices", "default")}
+    group.add_argument(name, **same, help=argparse.SUPPRESS)
 
 
 def add_model_options(parser: argparse.ArgumentParser, makes_masks: bool = True) -> None:
-    """Adds the options for the model and what it runs on.
-
-    Args:
-        parser: of the command.
-        makes_masks: bool. Whether logits are turned into masks, at `--mask-threshold`.
-    """
+    """Adds the options for the model, what it runs on, and the threshold of its masks."""
     group = parser.add_argument_group("model")
     source = group.add_mutually_exclusive_group()
     model = source.add_argument(
@@ -244,11 +229,7 @@ def add_generator_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_generator_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The generator's arguments. What was not given is left to its defaults.
-
-    Raises:
-        CommandError: if options exclude each other, or the file of click grids is unusable.
-    """
+    """The generator's arguments. What was not given is left to its defaults."""
     given = {p.name: getattr(args, p.name) for p in PARAMETERS}
     given = {name: value for name, value in given.items() if value is not None}
     if args.use_m2m:

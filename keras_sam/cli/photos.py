@@ -11,17 +11,12 @@ from keras_sam.images import IMAGE_ENDINGS
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-    """One photograph.
-
-    Args:
-        path: Path of the file.
-        name: str. Its path within the folder, with `/` on every system.
-        result: str. What its results are called: the name without its ending, or with it where
-            another photograph or a folder has the same name up to the ending.
-    """
+    """One photograph."""
 
     path: Path
-    name: str
+    name: str  # its path within the folder, with `/` on every system
+    # What its results are called: the name without its ending, or with it where another photograph
+    # or a folder has the same name up to the ending.
     result: str
 
     def stamp(self) -> dict:
@@ -33,13 +28,7 @@ class Photo:
 def find_photos(place: Path, recursive: bool, not_in: tuple[Path, ...] = ()) -> list[Photo]:
     """Finds one photograph, or those of a folder, in the order of their names.
 
-    Args:
-        place: Path of a photograph or a folder.
-        recursive: bool. Whether to look into subfolders, too.
-        not_in: folders inside `place` that are left out, such as that of the results.
-
-    Raises:
-        CommandError: if the place does not exist, or the folder has no photograph.
+    Folders `not_in`, such as that of the results, are left out.
     """
     if not place.is_dir():
         if not place.exists():

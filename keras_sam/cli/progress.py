@@ -11,9 +11,6 @@ class Progress:
     """Shows each step while it runs, and how long it took.
 
     On a terminal a running step has a spinner; in a log file only its line at the end appears.
-
-    Args:
-        quiet: bool. Shows nothing at all.
     """
 
     def __init__(self, quiet: bool = False):
@@ -21,12 +18,7 @@ class Progress:
 
     @contextlib.contextmanager
     def step(self, text: str, spinner: bool = True):
-        """Shows `text` while the block runs.
-
-        Args:
-            text: str, such as `"Encoding truck.jpg"`.
-            spinner: bool. False for steps that draw bars of their own, such as downloads.
-        """
+        """Shows `text` while the block runs; no spinner for steps that draw bars of their own."""
         if self.quiet:
             yield
             return
@@ -45,15 +37,9 @@ class Progress:
 
     @contextlib.contextmanager
     def bar(self, total: int):
-        """Shows a bar with the remaining time while the block runs, on a terminal.
+        """Shows a bar with the remaining time while the block runs, and yields a `Bar`.
 
         In a log file only the lines of `Bar.say` appear.
-
-        Args:
-            total: int. How many steps there are.
-
-        Yields:
-            `Bar`.
         """
         if self.quiet:
             yield Bar()

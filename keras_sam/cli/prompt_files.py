@@ -15,19 +15,12 @@ _COLUMNS = ("object", "x", "y", "label", "x1", "y1", "x2", "y2", "mask")
 
 @dataclasses.dataclass(frozen=True)
 class ObjectPrompt:
-    """The prompts of one object. Coordinates are pixels of the photograph.
+    """The prompts of one object. Coordinates are pixels of the photograph."""
 
-    Args:
-        name: str. Different for each object of a photograph.
-        points: tuple of (x, y, label).
-        box: (x1, y1, x2, y2), or None.
-        mask: Path of a mask picture or logits, or None.
-    """
-
-    name: str
-    points: tuple = ()
-    box: tuple | None = None
-    mask: Path | None = None
+    name: str  # different for each object of a photograph
+    points: tuple = ()  # of (x, y, label)
+    box: tuple | None = None  # (x1, y1, x2, y2)
+    mask: Path | None = None  # a picture or logits
 
 
 def prompts_from_options(points, boxes, mask) -> list[ObjectPrompt]:

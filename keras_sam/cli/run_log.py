@@ -19,11 +19,8 @@ FILE = "keras_sam_run.jsonl"
 class RunLog:
     """The log of one folder. Nothing is written before `start`.
 
-    Args:
-        folder: Path of the folder.
-        settings: dict, ready for JSON: everything that the results depend on. Results that are
-            there already must have the same settings.
-        overwrite: bool. Whether to start from scratch, whatever the folder holds.
+    `settings`, ready for JSON, are everything that the results depend on: results that are there
+    already must have the same, unless `overwrite` starts from scratch.
     """
 
     def __init__(self, folder: Path, settings: dict, overwrite: bool = False):

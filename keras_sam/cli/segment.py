@@ -98,8 +98,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Checks what can be checked without the model, loads it, and writes the results."""
     objects = _read_objects(args)
-    pixels = _read_photograph(args.photo)
-    masks = {prompt.mask: _read_mask(prompt.mask, pixels.shape[:2]) for prompt in objects}
+    photo = _read_photograph(args.photo)
+    masks = {prompt.mask: _read_mask(prompt.mask, photo.shape[:2]) for prompt in objects}
     check_output_folder(args.out)
     names = (f"{args.photo.stem}{end}" for end in (".json", "_overlay.png", "_mask_0.png"))
     check_nothing_is_lost((args.out / name for name in names), args.overwrite)
@@ -110,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
         predictor = SAMPredictor(segmenter)
         with progress.step(f"Encoding {args.photo.name}"), bad_input():
             takes_rgb = segmenter.image_shape[-1] == 3
-            predictor.set_image(pixels if takes_rgb else args.photo)
+            predictor.set_image(photo if takes_rgb else args.photo, channel_order="rgb")
+            pixels = _shown(photo, predictor.preprocessor.image_converter.value_range)
         with output_files(args.out) as files:
             with progress.step("Segmenting"), bad_input():
                 results = _segment(predictor, objects, masks, args)
@@ -129,12 +130,21 @@ def _read_objects(args):
 
 
 def _read_photograph(path):
+    """The values in the file. Which of them become 0..255 is the model's setting."""
     from keras_sam.images import load_image
 
     if path.is_dir():
         raise CommandError(f"{path} is a folder, not a photograph")
     with bad_input():
-        return np.clip(np.rint(load_image(path)), 0, 255).astype("uint8")
+        return load_image(path, value_range=None)
+
+
+def _shown(photo, value_range):
+    """The photograph as the model sees it, uint8."""
+    from keras_sam.images import load_image
+
+    pixels = load_image(photo, value_range=value_range)
+    return np.clip(np.rint(pixels), 0, 255).astype("uint8")
 
 
 def _read_mask(path, size):
@@ -152,7 +162,7 @@ def _read_mask(path, size):
             return logits
         from keras_sam.images import load_image
 
-        mask = np.asarray(load_image(path)).max(axis=-1)
+        mask = np.asarray(load_image(path, value_range=None)).max(axis=-1)
     except (OSError, ValueError, EOFError) as error:
         raise CommandError(f"mask {path}: {error}") from error
     values = np.unique(mask)

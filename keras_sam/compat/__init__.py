@@ -1,9 +1,11 @@
 """What the sources call their own: code written for another package, with only the import changed.
 
-`from keras_sam.compat import keras_cv` or `keras_hub` stands in for `import keras_cv` or
-`keras_hub`, as far as Segment Anything goes.
+`from keras_sam.compat import keras_cv` stands in for `import keras_cv`, as far as Segment
+Anything goes; `keras_hub`, `segment_anything`, `tfimm` and `transformers` likewise.
 """
 
-from keras_sam.compat import keras_cv, keras_hub
+from keras_sam.namespaces import lazy_names
 
-__all__ = ["keras_cv", "keras_hub"]
+_ROOMS = ("keras_cv", "keras_hub", "segment_anything", "tfimm", "transformers")
+
+__all__, __getattr__, __dir__ = lazy_names(globals(), {}, _ROOMS)

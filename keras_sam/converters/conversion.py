@@ -7,7 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_sam.converters import keras_tables, torch_tables
-from keras_sam.converters.tables import Tensor, count_matches, to_foreign, to_ours
+from keras_sam.converters.tables import (
+    Tensor,
+    count_matches,
+    is_average,
+    several_models,
+    to_foreign,
+    to_ours,
+)
 
 # What other programs store in a Keras file besides the model's weights.
 KERAS_EXTRAS = (r"(.*/)?seed_generator(_\d+)?/.*", r"(.*/)?optimizer/.*", r"(.*/)?metrics?/.*")
@@ -16,30 +23,55 @@ KERAS_EXTRAS = (r"(.*/)?seed_generator(_\d+)?/.*", r"(.*/)?optimizer/.*", r"(.*/
 class Format(NamedTuple):
     """A family of checkpoints.
 
-    `signature` is a tensor name that every such file has, perhaps after a wrapper's prefix.
+    Every such file has one of the tensors in `signatures`, perhaps after a wrapper's prefix.
     `add` is put before all names of a file that holds only a part of the model.
     """
 
     name: str
-    signature: str
+    signatures: tuple[str, ...]
     rows: Callable
     add: str = ""
 
 
+_DECODER, _PROMPTS = torch_tables.DECODER_SIGNATURE, torch_tables.PROMPTS_SIGNATURE
+_WITHOUT_ENCODER = (f"mask_decoder.{_DECODER}", f"prompt_encoder.{_PROMPTS}")
+
+
+def _meta_rows(_):
+    return torch_tables.META_ROWS
+
+
+def _transformers_rows(tensors):
+    inner = _count(tensors, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.weight")
+    return torch_tables.transformers_rows(inner + 2)
+
+
 FORMATS = (
-    Format("Meta", torch_tables.META_SIGNATURE, lambda _: torch_tables.META_ROWS),
-    Format("transformers", torch_tables.TRANSFORMERS_SIGNATURE, lambda x: _transformers_rows(x)),
-    Format("KerasCV", keras_tables.KERAS_HUB_SIGNATURE, lambda _: keras_tables.KERAS_CV_ROWS),
-    Format("KerasHub", keras_tables.KERAS_HUB_SIGNATURE, lambda _: keras_tables.KERAS_HUB_ROWS),
-    Format("keras_sam", "patch_embedding/kernel", lambda _: ()),
+    Format("Meta", (torch_tables.META_SIGNATURE, *_WITHOUT_ENCODER), _meta_rows),
     Format(
-        "keras_sam, saved by Keras", keras_tables.OWN_SIGNATURE, lambda _: keras_tables.OWN_ROWS
+        "transformers",
+        (torch_tables.TRANSFORMERS_SIGNATURE, *_WITHOUT_ENCODER),
+        _transformers_rows,
+    ),
+    Format("KerasCV", (keras_tables.KERAS_HUB_SIGNATURE,), lambda _: keras_tables.KERAS_CV_ROWS),
+    Format("KerasHub", (keras_tables.KERAS_HUB_SIGNATURE,), lambda _: keras_tables.KERAS_HUB_ROWS),
+    Format("keras_sam", ("patch_embedding/kernel",), lambda _: ()),
+    Format(
+        "keras_sam, saved by Keras", (keras_tables.OWN_SIGNATURE,), lambda _: keras_tables.OWN_ROWS
     ),
     Format(
         "Meta, image encoder alone",
-        torch_tables.ENCODER_SIGNATURE,
+        (torch_tables.ENCODER_SIGNATURE,),
         lambda _: torch_tables.ENCODER_ROWS,
         add="image_encoder.",
+    ),
+    Format("Meta, mask decoder alone", (_DECODER,), _meta_rows, add="mask_decoder."),
+    Format("Meta, prompt encoder alone", (_PROMPTS,), _meta_rows, add="prompt_encoder."),
+    Format(
+        "transformers, mask decoder alone", (_DECODER,), _transformers_rows, add="mask_decoder."
+    ),
+    Format(
+        "transformers, prompt encoder alone", (_PROMPTS,), _transformers_rows, add="prompt_encoder."
     ),
 )
 
@@ -51,7 +83,23 @@ _OTHERS = (
     (r".*(vision_encoder\.backbone\.|memory_encoder\.).*", "transformers' SAM 2"),
     (r".*(detector\.|vision_backbone\.).*", "SAM 3"),
     (r".*adapter.*", "a SAM with adapters"),
-    (r".*\b(lora_[aAbB]|linear_[ab]_[qv]).*", "LoRA weights that are not merged"),
+    (
+        r".*\.lora_[AB]\..*",
+        "LoRA weights of peft that are not merged (`lora_A`, `lora_B`). Merge them where the model "
+        "was trained, `model = model.merge_and_unload()`, and save the state dict of that",
+    ),
+    (
+        r".*\.lora_[AB]",
+        "LoRA weights of loralib (`lora_A`, `lora_B`). `model.eval()` merges them: save the state "
+        'dict after it, and load that with `ignore=[r".*lora_[AB]"]`',
+    ),
+    (
+        r".*(linear_[ab]_[qv]|\bw_[ab]_(linear_[qv]|\d+)).*",
+        "LoRA weights around `qkv` that are not merged. Add their products to the rows of q and v, "
+        "`w[:C] += b_q @ a_q` and `w[-C:] += b_v @ a_v` with `w` of shape (3 C, C), and save the "
+        "result as `attn.qkv.weight`, with the other weights of the model",
+    ),
+    (r".*\b[lL]o[rR][aA].*", "LoRA weights that are not merged"),
     (r"(model\.)?(cls_token|blocks\.0\.attn\.qkv\.weight)", "a plain vision transformer"),
     (r".*embeddings\.cls_token", "a plain vision transformer of transformers"),
 )
@@ -107,6 +155,15 @@ def convert(tensors: dict, hints: dict | None = None) -> tuple[dict, dict[str, T
     ```
     """
     arrays, statistics = rename(tensors)
+    lacking = [part for part in PARTS if part not in set(map(part_of, arrays))]
+    if lacking not in ([], ["prompt_encoder", "mask_decoder"], list(PARTS)):  # or an encoder alone
+        held = " and ".join(f"`{part}`" for part in PARTS if part not in lacking)
+        kept = ", ".join(f'"{part}/.*"' for part in lacking if part != "image_encoder")
+        how = f"keep=[{kept}]" if "image_encoder" not in lacking else f"part={held.split('`')[1]!r}"
+        raise ValueError(
+            f"It holds {held} alone. Load the model that was trained, and then this file with "
+            f"`segmenter.load_checkpoint(path, {how})`."
+        )
     try:
         config = infer_config({name: array.shape for name, array in arrays.items()}, hints)
     except ValueError as error:
@@ -121,15 +178,33 @@ def rename(tensors: dict) -> tuple[dict[str, Tensor], dict]:
     Raises:
         ValueError: if the names belong to no known format.
     """
-    known, prefix = _recognise(tensors)
+    known, prefixes = _recognise(tensors)
     if known is None:
         raise ValueError(_not_sam(tensors))
+    prefix, *others = prefixes
+    if others:
+        several_models("The checkpoint", prefix[:-1], others[0][:-1])
+        others = tuple(other for other in others if not prefix.startswith(other))
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(others)}
     tensors = _without_prefix(tensors, prefix, known.add)
     statistics = _pixel_statistics(tensors)
     arrays = to_ours(_one_positional(tensors), known.rows(tensors))
     extras = [re.compile(pattern) for pattern in KERAS_EXTRAS]
     arrays = {k: v for k, v in arrays.items() if not any(p.fullmatch(k) for p in extras)}
     return arrays, statistics
+
+
+# The parts of a SAM, and what the paths of their variables start with.
+PARTS = {
+    "image_encoder": r"(patch_embedding|position_embedding|block_\d+|neck_(conv|norm)\d)/",
+    "prompt_encoder": "prompt_encoder/",
+    "mask_decoder": "mask_decoder/",
+}
+
+
+def part_of(path: str) -> str | None:
+    """The part of a SAM that a variable's path belongs to, or None."""
+    return next((part for part, start in PARTS.items() if re.match(start, path)), None)
 
 
 def format_of(tensors: dict) -> str | None:
@@ -160,24 +235,26 @@ def to_hugging_face(arrays: dict) -> dict[str, Tensor]:
 
 
 def _recognise(tensors):
-    """The format that matches most names, and the prefix of these names in this file."""
-    best = (0, None, "")
+    """The format that matches most names, and their prefixes, the model's own before averages."""
+    best = (0, None, ())
     for known in FORMATS:
-        prefix = _prefix(tensors, known.signature)
-        if prefix is None:
+        prefixes = next(filter(None, (_prefixes(tensors, s) for s in known.signatures)), None)
+        if prefixes is None:
             continue
+        prefix = prefixes[0]
         names = _without_prefix(tensors, prefix, known.add)
         rows = known.rows(names)
         matches = count_matches(names, rows) if rows else len(names)
         if matches > best[0]:
-            best = (matches, known, prefix)
+            best = (matches, known, prefixes)
     return best[1:]
 
 
-def _prefix(tensors, signature):
-    """What precedes the signature, such as `module.` or nothing; None without the signature."""
+def _prefixes(tensors, signature):
+    """What precedes the signature, such as `module.` or nothing, one for each model in the file."""
     matches = (re.fullmatch(rf"((?:.*[./])?){re.escape(signature)}", name) for name in tensors)
-    return min((match.group(1) for match in matches if match), key=len, default=None)
+    found = {match.group(1) for match in matches if match}
+    return sorted(found, key=lambda prefix: (is_average(prefix), len(prefix)))
 
 
 def _without_prefix(tensors, prefix, add):
@@ -185,11 +262,6 @@ def _without_prefix(tensors, prefix, add):
         add + name[len(prefix) :] if name.startswith(prefix) else name: tensor
         for name, tensor in tensors.items()
     }
-
-
-def _transformers_rows(tensors):
-    inner = _count(tensors, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.weight")
-    return torch_tables.transformers_rows(inner + 2)
 
 
 def _one_positional(tensors):
@@ -210,7 +282,7 @@ def _not_sam(tensors):
     names = sorted(tensors)
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     guess = looks_like(tensors) or "Its names look like no SAM that this package knows."
-    wanted = ", ".join(f"{known.signature!r} ({known.name})" for known in FORMATS)
+    wanted = ", ".join(f"{known.signatures[0]!r} ({known.name})" for known in FORMATS)
     return f"{guess} It has none of these: {wanted}. Its tensors are: {shown or 'none'}."
 
 

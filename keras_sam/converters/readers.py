@@ -4,15 +4,18 @@ import io
 import json
 import math
 import os
+import re
 import struct
 import zipfile
 
 import numpy as np
 
-from keras_sam.converters.tables import Tensor, widen_bfloat16
+from keras_sam.converters.tables import Tensor, under_key, widen_bfloat16
 from keras_sam.converters.torch_files import map_file, read_torch, zip_member
 
 _MAX_HEADER_BYTES = 100 * 10**6  # the safetensors format's own limit
+# The entry in the header's metadata under which our files have their config.
+CONFIG_KEY = "keras_sam_config"
 _SAFETENSORS_TYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -27,7 +30,7 @@ _SAFETENSORS_TYPES = {
 }
 
 
-def read_checkpoint(path) -> dict[str, Tensor]:
+def read_checkpoint(path, checkpoint_key: str | None = None) -> dict[str, Tensor]:
     """Reads a checkpoint file into named tensors, without the framework that wrote it.
 
     The kind of file is recognised by its first bytes where possible, not by its name.
@@ -35,13 +38,16 @@ def read_checkpoint(path) -> dict[str, Tensor]:
     Args:
         path: path of a `.pth`, `.pt`, `.safetensors`, `.safetensors.index.json`, `.h5` or
             `.keras` file.
+        checkpoint_key: optional str. Which weights to read from a file with those of several
+            models: the entry of a `.pth` file, such as `"model_ema"`, or what precedes the names.
 
     Returns:
         Dict from the file's own names to `Tensor`s. HDF5 datasets are named by their path.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, truncated, of another kind, or would run code.
+        ValueError: if the file is damaged, truncated, of another kind, or would run code, or has
+            no such `checkpoint_key`.
 
     Example:
 
@@ -55,12 +61,33 @@ def read_checkpoint(path) -> dict[str, Tensor]:
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no checkpoint file at {path!r}.")
-    with open(path, "rb") as file:
-        start = file.read(16)
     try:
-        return _reader(path, start)(path)
+        reader = _reader(path, first_bytes(path))
+        if reader is read_torch:
+            return read_torch(path, checkpoint_key)
+        tensors = reader(path)
+        return tensors if checkpoint_key is None else under_key(tensors, checkpoint_key)
     except ValueError as error:
         raise ValueError(f"Cannot read the checkpoint {path!r}. {error}") from error
+
+
+def first_bytes(path) -> bytes:
+    """The start of a file, or a ValueError if it is what people get in place of large files."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if start.startswith(b"version https://git-lfs"):
+        size = re.search(rb"\nsize (\d+)", start)
+        size = f" of {size.group(1).decode()} bytes" if size else ""
+        raise ValueError(
+            f"It is a Git LFS pointer to a file{size}, not that file. Get the file with "
+            "`git lfs pull` in its repository, or by the repository's download link."
+        )
+    if re.match(rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml|!--)", start):
+        raise ValueError(
+            "It is a web page, as servers send it in place of a file that needs a login or a "
+            "confirmation. Download the file in a browser."
+        )
+    return start
 
 
 def _reader(path, start):
@@ -88,6 +115,13 @@ def _has_member(path, name):
 
 def read_safetensors(path) -> dict[str, Tensor]:
     """Reads a `.safetensors` file; see `read_checkpoint`."""
+    header, begin = _safetensors_header(path)
+    data = map_file(path)[begin:]
+    header.pop("__metadata__", None)
+    return {name: _safetensor(name, entry, data) for name, entry in header.items()}
+
+
+def _safetensors_header(path):
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
@@ -100,9 +134,7 @@ def read_safetensors(path) -> dict[str, Tensor]:
             raise ValueError(f"Its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise ValueError("Its header is not a table of tensors.")
-    data = map_file(path)[8 + length :]
-    header.pop("__metadata__", None)
-    return {name: _safetensor(name, entry, data) for name, entry in header.items()}
+    return header, 8 + length
 
 
 def _without_repeats(pairs):
@@ -168,21 +200,25 @@ def shard_names(index: dict) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def read_hdf5(file) -> dict[str, Tensor]:
-    """Reads an HDF5 file, given by its path or as a binary file; see `read_checkpoint`."""
+def read_hdf5(path) -> dict[str, Tensor]:
+    """Reads an HDF5 file; see `read_checkpoint`."""
+    return _read_mapped_hdf5(map_file(path))
+
+
+def _read_mapped_hdf5(data):
     import h5py
 
     try:
-        root = h5py.File(file, "r")
+        root = h5py.File(_Window(data), "r")
         tensors = {}
         # Visits hard links only, so a link to another file is never followed.
-        root.visititems(lambda name, entry: _collect_dataset(tensors, name, entry))
+        root.visititems(lambda name, entry: _collect_dataset(tensors, name, entry, data))
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"The file is truncated or damaged: {error}") from error
     return tensors
 
 
-def _collect_dataset(tensors, name, entry):
+def _collect_dataset(tensors, name, entry, data):
     import h5py
 
     bfloat16 = isinstance(entry, h5py.Dataset) and entry.attrs.get("dtype") == "bfloat16"
@@ -195,10 +231,13 @@ def _collect_dataset(tensors, name, entry):
         raise ValueError(f"Its dataset {name!r} is in chunks, which Keras never writes.")
 
     def read():
-        try:
+        begin = entry.id.get_offset()
+        if begin is None:  # empty, or so small that it lies in the header
             values = entry[()]
-        except OSError as error:
-            raise ValueError(f"Its dataset {name!r} is truncated or damaged: {error}") from error
+        elif begin + entry.nbytes > len(data):
+            raise ValueError(f"Its dataset {name!r} is truncated or damaged.")
+        else:
+            values = data[begin : begin + entry.nbytes].view(entry.dtype).reshape(entry.shape)
         return widen_bfloat16(np.asarray(values).view("<u2")) if bfloat16 else values
 
     tensors[name] = Tensor(entry.shape, "f4" if bfloat16 else entry.dtype, read)
@@ -211,16 +250,20 @@ def read_keras(path) -> dict[str, Tensor]:
             info = archive.getinfo("model.weights.h5")
     except (zipfile.BadZipFile, KeyError, OSError) as error:
         raise ValueError(f"The file is truncated or damaged: {error}") from error
-    return read_hdf5(_Window(zip_member(map_file(path), info)))
+    return _read_mapped_hdf5(zip_member(map_file(path), info))
 
 
 def read_keras_config(path) -> dict | None:
-    """The `config.json` in a `.keras` file, or None when the file is of another kind.
+    """The config in a `.keras` file, or in a `.safetensors` file that we wrote, or None.
 
     Raises:
         ValueError: if the config is damaged.
     """
-    if not _has_member(path, "model.weights.h5"):
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if not start.startswith(b"PK") and start[8:] == b"{":
+        return _safetensors_config(path)
+    if not start.startswith(b"PK") or not _has_member(path, "model.weights.h5"):
         return None
     try:
         with zipfile.ZipFile(path) as archive:
@@ -229,6 +272,15 @@ def read_keras_config(path) -> dict | None:
             return json.loads(archive.read("config.json"))
     except (zipfile.BadZipFile, KeyError, OSError, RecursionError, ValueError) as error:
         raise ValueError(f"Cannot read the config of {os.fspath(path)!r}: {error}") from error
+
+
+def _safetensors_config(path):
+    try:
+        metadata = _safetensors_header(path)[0].get("__metadata__")
+        text = metadata.get(CONFIG_KEY) if isinstance(metadata, dict) else None
+        return None if text is None else json.loads(text)
+    except (RecursionError, TypeError, ValueError):
+        return None  # `read_checkpoint` says what is wrong with the file
 
 
 class _Window(io.RawIOBase):

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from keras_sam.notices import notice
+
 
 class Tensor:
     """An array in a file, whose values are read when they are needed.
@@ -56,6 +58,33 @@ def narrow_bfloat16(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values, "float32").view("uint32")
     # Adds half of the last bit that is kept, or one less if that bit is 0: ties go to even.
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("uint16")
+
+
+def is_average(name: str) -> bool:
+    """Whether an entry or a prefix is named like an average of the weights that were trained."""
+    return re.search(r"(?i)(?<![a-z])(ema|avg|swa|teacher)|average", name) is not None
+
+
+def several_models(place: str, taken: str, other: str) -> None:
+    """Says which of several models in a file is read, and how to ask for the other."""
+    taken = f"the entry {taken!r}" if taken else "the one outside"
+    notice(
+        f"{place} holds the weights of more than one model, of which {taken} is read. "
+        f"Pass `checkpoint_key={other!r}` to read the other."
+    )
+
+
+def under_key(tensors: dict, key: str, entries: Iterable[str] = ()) -> dict:
+    """The tensors whose names start with a key, for files without nested dicts."""
+    found = {k: v for k, v in tensors.items() if str(k).startswith((f"{key}.", f"{key}/"))}
+    if not found:
+        first = {re.split("[./]", str(name))[0] for name in tensors}
+        known = ", ".join(sorted({*entries} or first)[:10])
+        raise ValueError(
+            "`checkpoint_key` must be an entry of the file, or what precedes its tensors' names. "
+            f"Received: checkpoint_key={key!r}. The file has: {known}."
+        )
+    return found
 
 
 class Layout(NamedTuple):

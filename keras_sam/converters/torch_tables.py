@@ -10,6 +10,8 @@ from keras_sam.converters.tables import Row, torch_rows, with_prefixes
 # Names that every such file has; anything before them is a wrapper's prefix.
 META_SIGNATURE = "image_encoder.patch_embed.proj.weight"
 ENCODER_SIGNATURE = "patch_embed.proj.weight"
+DECODER_SIGNATURE = "iou_token.weight"
+PROMPTS_SIGNATURE = "no_mask_embed.weight"
 TRANSFORMERS_SIGNATURE = "vision_encoder.patch_embed.projection.weight"
 # transformers saves one matrix under two names; files may have either or both.
 POSITIONAL = "shared_image_embedding.positional_embedding"

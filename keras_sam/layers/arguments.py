@@ -5,6 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
+
+from keras_sam.prompts.nested import to_numpy
 
 # A tensor of the running backend, a `keras.KerasTensor`, or a numpy array, which Keras converts.
 Tensor = Any
@@ -44,6 +48,27 @@ class KeptArguments:
     def get_config(self) -> dict[str, Any]:
         own = {name: _serialized(getattr(self, name)) for name in self._arguments}
         return {**super().get_config(), **own}
+
+
+def of_one_kind(values: Any) -> Any:
+    """Values of a call as Keras takes them: no lists, and only arrays or only tensors in a dict.
+
+    Args:
+        values: dict of arrays, tensors and nested lists. Anything else is returned as it is.
+
+    Returns:
+        Dict of arrays, or of tensors if one of the values is a tensor.
+    """
+    if not isinstance(values, dict):
+        return values
+    values = {k: to_numpy(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()}
+    if not any(ops.is_tensor(v) for v in values.values()):
+        return values
+    dtypes = {"float64": "float32", "int64": "int32"}  # as Keras converts arrays
+    return {
+        k: ops.convert_to_tensor(v, dtypes.get(v.dtype.name)) if isinstance(v, np.ndarray) else v
+        for k, v in values.items()
+    }
 
 
 def _serialized(value):

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
+from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor, of_one_kind
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
@@ -202,6 +202,9 @@ class SAMPromptEncoder(KeptArguments, keras.layers.Layer):
         ]
         self.label_embeddings = embeddings[:5]  # for the labels -1, 0, 1, 2, 3
         self.no_mask_embed = embeddings[5]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return super().__call__(*args, **of_one_kind(kwargs))
 
     def call(
         self,

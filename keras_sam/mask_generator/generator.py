@@ -14,7 +14,6 @@ import numpy as np
 
 from keras_sam import backends
 from keras_sam.boxes import build_layer_point_grids, generate_crop_boxes
-from keras_sam.images import load_image
 from keras_sam.mask_generator.candidates import CandidateFile, Candidates, Crop
 from keras_sam.mask_generator.records import MaskRecords, Thresholds, select_records
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
@@ -299,13 +298,7 @@ class SAMAutomaticMaskGenerator:
         if isinstance(image, _OpenedImage):
             return image
         converter = self.predictor.preprocessor.image_converter
-        pixels = load_image(
-            image,
-            channel_order or converter.channel_order,
-            converter.num_channels,
-            converter.do_convert_rgb,
-            converter.data_format,
-        )
+        pixels = converter.read(image, channel_order=channel_order or converter.channel_order)
         boxes, layers = generate_crop_boxes(
             pixels.shape[:2], self.crop_n_layers, self.crop_overlap_ratio
         )
@@ -318,7 +311,10 @@ class SAMAutomaticMaskGenerator:
         for box, layer in zip(boxes, layers, strict=True):
             x1, y1, x2, y2 = box
             frame, (plan,) = converter.convert(
-                [pixels[y1:y2, x1:x2]], channel_order="rgb", data_format="channels_last"
+                [pixels[y1:y2, x1:x2]],
+                channel_order="rgb",
+                data_format="channels_last",
+                value_range=None,
             )
             embedding = self.segmenter.encode_frames(frame)["image_embeddings"]
             yield Crop(tuple(box), plan), self._candidates(embedding, plan, layer, progress)
@@ -416,7 +412,7 @@ def _check_unusable(unusable):
 
 def _describe_fault(number: int, count: int | None, image: Any, error: Exception) -> str:
     """One sentence that names an image and says what is wrong with it."""
-    name = f" ({os.fsdecode(image)})" if isinstance(image, (str, bytes, os.PathLike)) else ""
+    name = f" ({os.fspath(image):.200})" if isinstance(image, (str, os.PathLike)) else ""
     of = "" if count is None else f" of {count}"
     return f"Image {number}{of}, counted from 0{name}: {error}"
 

@@ -99,22 +99,23 @@ def read_mask(
     return _read_numbers(alpha, None, lossy)._replace(kind="alpha")
 
 
-def tell_of(reading: MaskReading, name: str, inverted_only: bool = False) -> None:
+def tell_of(reading: MaskReading, name: str) -> None:
     """Says once what was chosen when a mask was read; `name` says which mask it was."""
-    if reading.kind == "soft" and not inverted_only:
+    if reading.kind == "soft":
         notice(
             f"{name} is black and white with values between: what is brighter than the middle is "
             "the object.",
             "soft mask",
         )
-    elif reading.kind == "alpha" and not inverted_only:
+    elif reading.kind == "alpha":
         notice(f"{name} is read from its alpha: its colours hold no mask.", "mask in alpha")
     inside = reading.labels > 0
     rim = (inside[0], inside[-1], inside[:, 0], inside[:, -1])
-    if reading.kind != "labels" and inside.mean() > 0.9 and all(side.any() for side in rim):
+    one_object = reading.labels.max() <= 1
+    if one_object and inside.mean() > 0.9 and all(side.any() for side in rim):
         notice(
             f"The object of {name} covers {100 * inside.mean():.0f} % of it and touches all of its "
-            "borders. White is the object: if it is black on white, invert it.",
+            "borders. What is bright is the object: a mask of black on white has to be inverted.",
             "inverted mask",
         )
 
@@ -166,7 +167,8 @@ def _read_numbers(values: np.ndarray, void: int | str | None, lossy: bool) -> Ma
         if found[numbers & stands][0] >= _DARK:
             raise ValueError(
                 f"A mask of the values {', '.join(map(str, found[:8]))} does not say whether 255 "
-                "is void. Pass `void=255`, or `void=None` if it is an object."
+                "is void. Pass `void=255`, or `void=None` if it is an object (`--void 255`, "
+                "`--void none`)."
             )
         void = VOID
     return _as_labels(values, void)

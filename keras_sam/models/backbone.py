@@ -1,10 +1,11 @@
 """The base class of models that turn inputs into embeddings."""
 
+from collections.abc import Iterable
 from typing import Any, Self
 
 import keras
 
-from keras_sam.models import preset_models
+from keras_sam.models import fine_tuning, preset_models
 from keras_sam.presets import Preset
 
 
@@ -27,14 +28,6 @@ class Backbone(preset_models.PresetModel):
     ```
     """
 
-    def __init__(self, *args: Any, dtype: str | keras.DTypePolicy | None = None, **kwargs: Any):
-        unknown = sorted(kwargs.keys() - {"inputs", "outputs", "name", "trainable"})
-        if unknown:  # which Keras's functional models ignore
-            raise TypeError(f"{type(self).__name__} has no argument `{unknown[0]}`.")
-        super().__init__(*args, **kwargs)
-        if dtype is not None:
-            self.dtype_policy = keras.dtype_policies.get(dtype)
-
     def get_config(self) -> dict:
         # The config of a functional model would spell out its whole graph; ours is rebuilt
         # from the arguments that subclasses add here.
@@ -43,6 +36,25 @@ class Backbone(preset_models.PresetModel):
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
         }
+
+    def enable_lora(
+        self, rank: int, target_layer_names: Iterable[str] = ("qkv", "projection")
+    ) -> None:
+        """Freezes everything but low-rank additions to the image encoder's kernels.
+
+        `SAMImageSegmenter.enable_lora` leaves prompt encoder and mask decoder to be trained.
+
+        Args:
+            rank: int, see there.
+            target_layer_names: names of layers, the `targets` there.
+
+        Raises:
+            ValueError: see there.
+        """
+        encoder = getattr(self, "image_encoder", self)
+        fine_tuning.add_lora(encoder, rank, target_layer_names)
+        if encoder is not self:
+            self.prompt_encoder.trainable = self.mask_decoder.trainable = False
 
     @classmethod
     def from_config(cls, config: dict) -> Self:
@@ -55,8 +67,9 @@ class Backbone(preset_models.PresetModel):
         if cls is Backbone and "prompt_encoder" in preset.parts:
             whole = preset_models.registered(preset.backbone["registered_name"])
             return whole.from_loaded_preset(preset, dtype, **kwargs)
+        encoder = preset.parts["image_encoder"]
+        preset_models.check_arguments(preset_models.registered(encoder["registered_name"]), kwargs)
         with preset_models.skip_init_for(preset):
-            encoder = preset.parts["image_encoder"]
             model = preset_models.build_from_config(encoder, dtype, **kwargs)
         if not isinstance(model, cls):
             raise ValueError(

@@ -86,29 +86,7 @@ class FineTuning:
         tiny_segmenter.compile(optimizer=keras.optimizers.AdamW(1e-4))
         ```
         """
-        if rank < 1:
-            raise ValueError(f"`rank` must be at least 1. Received: rank={rank}.")
-        if _lora_layers(self.image_encoder):
-            raise ValueError(
-                "LoRA is enabled already. To start over, save the preset, which merges what LoRA "
-                "has learnt, and load it again."
-            )
-        targets = {targets} if isinstance(targets, str) else set(targets)
-        able = [
-            layer
-            for layer in private.sublayers(self.image_encoder)
-            if hasattr(layer, "enable_lora") and layer.weights
-        ]
-        unknown = targets - {layer.name for layer in able}
-        if unknown or not targets:
-            raise ValueError(
-                "`targets` must be names of dense layers of the image encoder: "
-                f"{sorted({layer.name for layer in able})}. Received: {sorted(targets)}."
-            )
-        for layer in able:
-            if layer.name in targets:
-                layer.enable_lora(rank, lora_alpha=alpha)
-        _train_lora_alone(self.image_encoder)
+        add_lora(self.image_encoder, rank, targets, alpha)
         self.uncompile()
 
     def checkpoint_gradients(self, enabled: bool = True) -> None:
@@ -169,6 +147,33 @@ class FineTuning:
             merged = ops.convert_to_numpy(layer.kernel)  # with the additions twice
             plain = private.plain_kernel(layer)
             plain.assign(2 * ops.convert_to_numpy(plain) - merged)
+
+
+def add_lora(encoder, rank, targets, alpha=None):
+    """Trains low-rank additions to an image encoder's kernels alone; see `FineTuning`."""
+    if rank < 1:
+        raise ValueError(f"`rank` must be at least 1. Received: rank={rank}.")
+    if _lora_layers(encoder):
+        raise ValueError(
+            "LoRA is enabled already. To start over, save the preset, which merges what LoRA "
+            "has learnt, and load it again."
+        )
+    targets = {targets} if isinstance(targets, str) else set(targets)
+    able = [
+        layer
+        for layer in private.sublayers(encoder)
+        if hasattr(layer, "enable_lora") and layer.weights
+    ]
+    unknown = targets - {layer.name for layer in able}
+    if unknown or not targets:
+        raise ValueError(
+            "`targets` must be names of dense layers of the image encoder: "
+            f"{sorted({layer.name for layer in able})}. Received: {sorted(targets)}."
+        )
+    for layer in able:
+        if layer.name in targets:
+            layer.enable_lora(rank, lora_alpha=alpha)
+    _train_lora_alone(encoder)
 
 
 def _checked(parts):

@@ -58,8 +58,9 @@ class ImageSegmenter(preset_models.PresetModel):
                 f"`preset` must be of class {cls.__name__}. Received: one of class "
                 f"{task['registered_name']!r}."
             )
+        own, preset = preset_models.split_arguments(saved, preset, kwargs)
         backbone = saved.backbone_cls.from_loaded_preset(preset, dtype)
-        arguments = {**task["config"], **kwargs}
+        arguments = {**task["config"], **own}
         if dtype is not None:
             arguments["dtype"] = dtype
         if "preprocessor" not in arguments:

@@ -1,18 +1,23 @@
 """Keras models from presets, and presets from Keras models."""
 
 import contextlib
+import copy
+import dataclasses
 import datetime
+import difflib
+import inspect
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import keras
 import numpy as np
 
-from keras_sam import backends
+from keras_sam import backends, converters
 from keras_sam.backends import private
 from keras_sam.layers.initialization import skip_init
 from keras_sam.presets import Preset, list_presets, read_preset
+from keras_sam.presets.adapt import IMAGE_ENCODER_CLASS, fit_position_tables
 from keras_sam.presets.assign import assign
 from keras_sam.presets.locate import (
     CONFIG_FILE,
@@ -59,6 +64,14 @@ class PresetModel(keras.Model):
 
     presets = _ClassPresets()
 
+    def __init__(self, *args: Any, dtype: str | keras.DTypePolicy | None = None, **kwargs: Any):
+        unknown = kwargs.keys() - {"inputs", "outputs", "name", "trainable"}
+        if unknown:  # which Keras's functional models ignore
+            raise _unknown_argument(type(self), min(unknown), _arguments_of(type(self)))
+        super().__init__(*args, **kwargs)
+        if dtype is not None:
+            self.dtype_policy = keras.dtype_policies.get(dtype)
+
     @classmethod
     def from_preset(
         cls,
@@ -69,6 +82,8 @@ class PresetModel(keras.Model):
         num_channels: int | None = None,
         pixel_mean: Sequence[float] | None = None,
         pixel_std: Sequence[float] | None = None,
+        checkpoint_key: str | None = None,
+        ignore: str | Iterable[str] = (),
         **kwargs: Any,
     ) -> Self:
         """Loads a model by name, address or path, whoever trained it.
@@ -89,16 +104,27 @@ class PresetModel(keras.Model):
                 `keras_sam.presets.adapt.adapt_channels`.
             pixel_mean: optional sequence of floats, one per channel, 0..255.
             pixel_std: optional sequence of floats, likewise.
-            **kwargs: passed on to the class: `name`; for a task also `mask_threshold`, and
-                `preprocessor`, another one than the saved one or None.
+            checkpoint_key: optional str. Which weights to read from a file with those of several
+                models: the entry of a `.pth` file, such as `"model_ema"`, or what precedes the
+                names of its tensors. By default the model, not an average of it.
+            ignore: str or iterable of str, regular expressions of whole names. Tensors of these
+                names are left out, such as those of other heads that were trained together
+                with the model.
+            **kwargs: other arguments of the class: `name`; for a task also `mask_threshold`, and
+                `preprocessor`, another one than the saved one or None. Then arguments of its
+                parts, such as `drop_path_rate` of the image encoder; where several parts have
+                one, `mask_decoder={"activation": "relu"}` sets that of one part. `dropout_rate`
+                and `initializer_range` alone set all parts. `input_shape` is another name for
+                `image_shape`.
 
         Returns:
             A model of this class; for `Backbone` and `ImageSegmenter`, of the subclass that was
             saved. Files that name no task become a `SAMImageSegmenter`.
 
         Raises:
-            ValueError: if there is no such preset, the file is damaged or not a SAM, or the
-                preset is of another class.
+            ValueError: if there is no such preset, the file is damaged or not a SAM, the
+                preset is of another class, or weights are NaN or infinite.
+            TypeError: if neither the class nor one of its parts has an argument of that name.
             ConnectionError: if a download fails; the message says what has been tried.
 
         Example:
@@ -107,6 +133,8 @@ class PresetModel(keras.Model):
         segmenter = keras_sam.SAMImageSegmenter.from_preset("sam_base_sa1b", load_weights=False)
         ```
         """
+        if "input_shape" in kwargs and image_shape is None:
+            image_shape = kwargs.pop("input_shape")
         loaded = read_preset(
             preset,
             load_weights=load_weights,
@@ -114,6 +142,8 @@ class PresetModel(keras.Model):
             num_channels=num_channels,
             pixel_mean=pixel_mean,
             pixel_std=pixel_std,
+            checkpoint_key=checkpoint_key,
+            ignore=ignore,
         )
         return cls.from_loaded_preset(loaded, dtype, **kwargs)
 
@@ -123,6 +153,60 @@ class PresetModel(keras.Model):
     ) -> Self:
         """The model of what `keras_sam.presets.read_preset` returned; see `from_preset`."""
         raise NotImplementedError
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike,
+        part: str | None = None,
+        ignore: str | Iterable[str] = (),
+        keep: str | Iterable[str] = (),
+        checkpoint_key: str | None = None,
+    ) -> None:
+        """Loads a checkpoint file into this model, or into one of its parts.
+
+        The file may hold the whole model or only what was trained: SAM with a fine-tuned decoder
+        is `from_preset("sam_base_sa1b")`, then `load_checkpoint("decoder.pth", "mask_decoder")`.
+        All weights are compared before one is set.
+
+        Args:
+            path: path of a file of any format that `from_preset` reads.
+            part: optional, one of `"image_encoder"`, `"prompt_encoder"` and `"mask_decoder"`.
+                The others stay as they are, whether the file has them or not.
+            ignore: see `from_preset`.
+            keep: str or iterable of str, regular expressions of whole variable paths. The file
+                may lack these variables, which stay as they are then.
+            checkpoint_key: see `from_preset`.
+
+        Raises:
+            ValueError: if the file does not fit the model or that part, is damaged or not a
+                SAM's, or weights are NaN or infinite. The model stays as it was.
+
+        Example:
+
+        ```python
+        tiny_segmenter.save_to_preset("fine_tuned")
+        tiny_segmenter.load_checkpoint("fine_tuned/model.weights.h5", part="mask_decoder")
+        ```
+        """
+        backbone = getattr(self, "backbone", self)
+        parts = [name for name in converters.PARTS if hasattr(backbone, name)]
+        if not parts:  # it is one itself
+            parts, part = ["image_encoder"], part or "image_encoder"
+        if part not in (None, *parts):
+            raise ValueError(f"`part` must be one of {parts}. Received: part={part!r}.")
+        path = os.path.expanduser(path)
+        arrays, _ = converters.rename(converters.read_checkpoint(path, checkpoint_key))
+        encoder = getattr(backbone, "image_encoder", backbone)
+        if keras.saving.get_registered_name(type(encoder)) == IMAGE_ENCODER_CLASS:
+            arrays = fit_position_tables(arrays, encoder.get_config())
+        if part is not None:
+            arrays = {k: x for k, x in arrays.items() if converters.part_of(k) in (part, None)}
+            backbone = getattr(backbone, part, backbone)
+        ignore, keep = ([x] if isinstance(x, str) else x for x in (ignore, keep))
+        # Not `backends.assign_value`, which is for variables that nothing uses yet.
+        assign(
+            backbone.weights, arrays, lambda v, x: v.assign(np.array(x, "float32")), ignore, keep
+        )
 
     def save_to_preset(self, folder: str | os.PathLike) -> None:
         """Writes config, metadata and weights to a folder, and the preprocessor if it is a task.
@@ -137,6 +221,72 @@ class PresetModel(keras.Model):
             ValueError: if the model is quantized.
         """
         save(folder, self)
+
+
+# What changes no prediction: a wish for these is one for the whole model.
+_SET_EVERYWHERE = ("dropout_rate", "initializer_range")
+
+
+def split_arguments(cls: type, preset: Preset, arguments: dict) -> tuple[dict, Preset]:
+    """The arguments that are the class's own, and the preset whose parts have the others."""
+    parts = copy.deepcopy(preset.parts)
+    own_names = _arguments_of(cls)
+    names = {part: _arguments_of(registered(parts[part]["registered_name"])) for part in parts}
+    own = {}
+    for name, value in sorted(arguments.items(), key=lambda item: item[0] in parts):
+        having = [part for part in parts if name in names[part]]
+        if name in parts:
+            if not isinstance(value, Mapping):
+                raise TypeError(
+                    f"`{name}` must be a dict of arguments that replace those of the preset's "
+                    f"{name}. Received: {name}={value!r}."
+                )
+            for inner in value:
+                if inner not in names[name]:
+                    raise _unknown_argument(name, inner, names[name])
+            parts[name]["config"].update(value)
+        elif name in own_names:
+            own[name] = value
+        elif not having:
+            check_arguments(cls, [name], parts.keys() | set().union(*names.values()))
+        elif len(having) > 1 and name not in _SET_EVERYWHERE:
+            raise TypeError(
+                f"`{name}` is an argument of {' and '.join(having)}. Pass it to one of them: "
+                f"`{having[0]}={{{name!r}: {value!r}}}`."
+            )
+        else:
+            for part in having:
+                parts[part]["config"][name] = value
+    return own, dataclasses.replace(preset, parts=parts)
+
+
+def check_arguments(cls: type, arguments: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Refuses an argument that neither `from_preset` nor the class has, nor is among the others."""
+    loading = inspect.signature(PresetModel.from_preset).parameters
+    known = _arguments_of(cls).union(loading, others)
+    for name in arguments:
+        if name not in known:
+            raise _unknown_argument(cls, name, known)
+
+
+def _arguments_of(cls):
+    """Names of what a class and its base classes take, down to those of Keras."""
+    classes = [c for c in cls.__mro__ if "__init__" in vars(c) and c.__module__ != "builtins"]
+    parameters = [
+        p
+        for c in classes
+        if not c.__module__.startswith("keras.")
+        for p in inspect.signature(c.__init__).parameters.values()
+    ]
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return (named - {"self"}) | {"name", "trainable", "dtype"}
+
+
+def _unknown_argument(owner, name, known):
+    owner = getattr(owner, "__name__", owner)
+    close = difflib.get_close_matches(name, sorted(known - {"self", "cls", "kwargs"}), n=1)
+    hint = f" Did you mean `{close[0]}`?" if close else ""
+    return TypeError(f"{owner} has no argument `{name}`.{hint}")
 
 
 def build_from_config(part: dict, dtype: str | keras.DTypePolicy | None = None, **kwargs: Any):

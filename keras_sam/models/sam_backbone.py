@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_sam import presets
-from keras_sam.layers.arguments import DType, KeptArguments, Tensor
+from keras_sam.layers.arguments import DType, KeptArguments, Tensor, of_one_kind
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
 from keras_sam.layers.prompt_tensors import canonical_inputs
@@ -122,6 +122,9 @@ class SAMBackbone(KeptArguments, Backbone):
         """Shape `(H, W, channels)` of the model frame."""
         return tuple(self.image_encoder.input.shape[1:])
 
+    def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return super().__call__(of_one_kind(inputs), *args, **kwargs)
+
     def call(
         self, inputs: dict[str, Tensor], training: bool | None = None, mask: Tensor | None = None
     ) -> dict[str, Tensor]:
@@ -155,9 +158,11 @@ class SAMBackbone(KeptArguments, Backbone):
     ) -> "SAMBackbone":
         if "prompt_encoder" not in preset.parts:
             raise ValueError(
-                "The preset holds an image encoder alone. Load it with ViTDetBackbone.from_preset."
+                "The preset holds an image encoder alone. Load it with ViTDetBackbone.from_preset, "
+                'or into a SAM with `segmenter.load_checkpoint(path, part="image_encoder")`.'
             )
-        own = {**preset.backbone["config"], **kwargs}
+        own, preset = preset_models.split_arguments(cls, preset, kwargs)
+        own = {**preset.backbone["config"], **own}
         if dtype is not None:
             own["dtype"] = dtype
         with preset_models.skip_init_for(preset):

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_sam import backends
 from keras_sam.geometry import SIZES, sizes_of
+from keras_sam.layers.arguments import of_one_kind
 from keras_sam.layers.prompt_tensors import canonical_inputs
 from keras_sam.models.encode_decode import EncodesAndDecodes, checked_frames
 from keras_sam.models.fine_tuning import FineTuning
@@ -95,9 +96,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         check_preprocessor(preprocessor, backbone)
         inputs = backbone.input
         outputs = backbone.mask_decoder(**backbone(inputs))
-        super().__init__(inputs=inputs, outputs=outputs, **kwargs)
-        if dtype is not None:
-            self.dtype_policy = keras.dtype_policies.get(dtype)
+        super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.mask_threshold = mask_threshold
@@ -125,6 +124,9 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
     def mask_decoder(self) -> keras.layers.Layer:
         """The mask decoder, a layer of its own."""
         return self.backbone.mask_decoder
+
+    def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict:
+        return super().__call__(of_one_kind(inputs), *args, **kwargs)
 
     def call(self, inputs: dict[str, Any], training: bool | None = None, mask: Any = None) -> dict:
         if "image_embeddings" in inputs:  # training on what `CachedEmbeddings` holds

@@ -264,15 +264,19 @@ class TrainableSegmenter:
         Raises:
             ValueError: if targets do not fit images and prompts, or hold other values.
         """
-        batch = Batch.read(x, y, sample_weight, allow_embeddings=True, any_keys=self.takes_any_keys)
+        batch = Batch.read(
+            x,
+            y,
+            sample_weight,
+            allow_none=True,
+            allow_embeddings=True,
+            any_keys=self.takes_any_keys,
+        )
         return self.prepare_training_batch(batch)
 
     def prepare_training_batch(self, batch: Batch) -> tuple:
         """`prepare_training` of a batch whose prompts are read already."""
         check_encoder_is_frozen(self, batch)
-        given = batch.prompts
-        if given is not None and not batch.in_model_frame and not given.num_prompts.any():
-            raise no_prompt("any image of a batch")
         prepared = self.prepare_batch(batch)
         if prepared.prompts is None:
             raise no_prompt("the whole call")

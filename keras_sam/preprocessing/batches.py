@@ -143,7 +143,9 @@ class TrainingBatches(keras.utils.PyDataset):
         names = ("workers", "use_multiprocessing", "max_queue_size") if is_data_set else ()
         super().__init__(**{name: getattr(x, name) for name in names})
         self._prepare = prepare
-        self._read = functools.partial(Batch.read, allow_embeddings=True, any_keys=any_keys)
+        self._read = functools.partial(
+            Batch.read, allow_none=True, allow_embeddings=True, any_keys=any_keys
+        )
         if isinstance(x, dict):
             _check_targets(x, y)
             self._source = DictBatches(self._read(x, y, sample_weight), batch_size, shuffle)

@@ -5,7 +5,6 @@ Everything runs on the host, in numpy and pillow, the same on every backend.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +17,22 @@ from keras_sam.images import (
     PIXEL_MEAN,
     PIXEL_STD,
     check_choice,
+    is_image_file,
     is_pillow_image,
-    read_image,
-    warn_of_range,
+    load_image,
 )
+from keras_sam.pixel_values import check_finite, check_value_range
+from keras_sam.preprocessing.tensorflow_graph import call_on_host, is_graph_tensor
 from keras_sam.prompts import CANONICAL_KEYS, KEYS
 from keras_sam.prompts.nested import describe_value, is_ragged_tensor, read_ragged, to_numpy
 from keras_sam.prompts.spellings import unknown_names
+
+
+class BuiltInPresets:
+    """`SomeClass.presets`: the built-in presets, all of which have an image converter."""
+
+    def __get__(self, instance: Any, owner: type) -> dict[str, dict]:
+        return presets.list_presets()
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -60,11 +68,22 @@ class SAMImageConverter(keras.layers.Layer):
         channel_order: `"rgb"` or `"bgr"`, the order in arrays.
         data_format: `"channels_last"` or `"channels_first"`, of input arrays;
             the output is channels last.
+        value_range: which values become 0..255. `"auto"` goes by the type:
+            uint8 as it is, uint16 divided by 257, other integers if they are
+            within 0..255, floats as they are, but times 255 if all of an
+            image lie within 0..1. A pair `(low, high)` becomes 0 and 255,
+            and what is beyond is clipped, as for cameras of 12 bits, `(0,
+            4095)`, or a window of CT, `(-160, 240)`; uint8 stays as it is.
+            `"percentile"` takes the 0.5th and 99.5th percentile of each
+            image. NaN, with a range, and masked values become 0. It can be
+            set on the converter, too. Defaults to `"auto"`.
 
     Call arguments:
         images: array or tensor `(B, H0, W0, C)`, or a list of images of any
-            sizes: arrays, tensors, pillow images or paths. One image without
-            a batch axis gives an output without one.
+            sizes: arrays, tensors, pillow images, or files: paths, their
+            bytes, or opened. One image without a batch axis gives an output
+            without one. In `tf.data`, a tensor of one image, of a batch, or
+            of paths: `dataset.map(converter)`.
         **overrides: any of the arguments above, for this call.
 
     Returns:
@@ -80,6 +99,8 @@ class SAMImageConverter(keras.layers.Layer):
     >>> converter([np.zeros((30, 40, 3), "uint8"), np.zeros((9, 7), "uint8")]).shape
     (2, 64, 64, 3)
     """
+
+    presets = BuiltInPresets()
 
     def __init__(
         self,
@@ -98,6 +119,7 @@ class SAMImageConverter(keras.layers.Layer):
         num_channels: int = 3,
         channel_order: str = "rgb",
         data_format: str = "channels_last",
+        value_range: str | Sequence[float] = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -120,12 +142,18 @@ class SAMImageConverter(keras.layers.Layer):
         self.do_convert_rgb = bool(do_convert_rgb)
         self.channel_order = channel_order
         self.data_format = data_format
+        self.value_range = value_range
         if self.do_resize and (self.pad_size[0] < self.size[0] or self.pad_size[1] < self.size[1]):
             raise ValueError(
                 "`pad_size` must not be smaller than `size`. "
                 f"Received: pad_size={self.pad_size}, size={self.size}."
             )
         self.built = True
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Size `(H, W)` in pixels of the images it makes, padding included."""
+        return self.pad_size
 
     @classmethod
     def from_preset(cls, preset: Any, **kwargs: Any) -> SAMImageConverter:
@@ -182,11 +210,22 @@ class SAMImageConverter(keras.layers.Layer):
         names = ("image_shape", "pixel_mean", "pixel_std")
         return cls.for_encoder(**{name: encoder[name] for name in names if name in encoder})
 
+    @property
+    def value_range(self) -> str | tuple[float, float] | None:
+        """Which values become 0..255, see above; None takes them for such already."""
+        return self._value_range
+
+    @value_range.setter
+    def value_range(self, value_range: str | Sequence[float] | None) -> None:
+        self._value_range = check_value_range(value_range)
+
     def __call__(self, images: Any, **overrides: Any) -> np.ndarray:
         # Not `Layer.__call__`, which would cast the pixels and put them on a device.
         return self.call(images, **overrides)
 
     def call(self, images: Any, **overrides: Any) -> np.ndarray:
+        if is_graph_tensor(images):
+            return self._call_in_graph(images, overrides)
         if is_one_image(images):
             return self.convert([images], **overrides)[0][0]
         return self.convert(images, **overrides)[0]
@@ -203,11 +242,8 @@ class SAMImageConverter(keras.layers.Layer):
             `ResizePlan`s.
         """
         if overrides:
-            # Not `from_config`, which would turn the error of a wrong value into a TypeError, nor
-            # `get_config`, for which Keras imports TensorFlow, which is slow and large.
-            return type(self)(**{**self._settings(), **overrides}).convert(images)
-        loaded = [self._read(image) for image in batch_of(images)]
-        warn_of_range(loaded)
+            return self._with(overrides).convert(images)
+        loaded = [self.read(image) for image in batch_of(images)]
         plans = [self.plan(image.shape[:2]) for image in loaded]
         if not self.do_pad and len({plan.scaled_size for plan in plans}) > 1:
             raise ValueError(
@@ -221,6 +257,21 @@ class SAMImageConverter(keras.layers.Layer):
             height, width = plan.scaled_size
             target[:height, :width] = self._scale_values(plan.scale_image(image, self.resample))
         return pixels, plans
+
+    def read(self, image: Any, **overrides: Any) -> np.ndarray:
+        """Reads one image as the model will see it, in its own size: to look at, or to crop.
+
+        Args:
+            image: one image, as for the call.
+            **overrides: any constructor argument, for this call.
+
+        Returns:
+            uint8 or float32 array `(H0, W0, C)`, RGB, 0..255. It may share memory with `image`.
+        """
+        if overrides:
+            return self._with(overrides).read(image)
+        settings = (self.channel_order, self.num_channels, self.do_convert_rgb, self.data_format)
+        return load_image(image, *settings, self.value_range)
 
     def plan(self, original_size: tuple[int, int]) -> ResizePlan:
         """How an image of this size, `(H0, W0)`, is scaled and padded."""
@@ -241,12 +292,28 @@ class SAMImageConverter(keras.layers.Layer):
             "do_pad pad_size pad_value do_convert_rgb num_channels channel_order data_format"
         )
         values = {name: getattr(self, name) for name in names.split()}
+        if self.value_range != "auto":  # the default is left out: earlier versions have no such key
+            values["value_range"] = self.value_range
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
-    def _read(self, image: Any) -> np.ndarray:
-        return read_image(
-            image, self.channel_order, self.num_channels, self.do_convert_rgb, self.data_format
+    def _with(self, overrides: dict[str, Any]) -> SAMImageConverter:
+        # Not `from_config`, which would turn the error of a wrong value into a TypeError, nor
+        # `get_config`, for which Keras imports TensorFlow, which is slow and large.
+        return type(self)(**{**self._settings(), **overrides})
+
+    def _call_in_graph(self, images: Any, overrides: dict[str, Any]) -> Any:
+        converter = self._with(overrides) if overrides else self
+        frame = None  # one image, or several
+        if images.shape.rank is not None:
+            batch = () if is_one_image(images) else images.shape[:1]
+            sides = converter.pad_size if converter.do_pad else (None, None)
+            frame = (*batch, *sides, converter.num_channels)
+        outputs = call_on_host(
+            lambda x: {"images": converter.call(x["images"])},
+            {"images": images},
+            {"images": ("float32", frame)},
         )
+        return outputs["images"]
 
     def _scale_values(self, image: np.ndarray) -> np.ndarray:
         image = image.astype("float32")
@@ -284,7 +351,7 @@ def takes_unit_range(pixel_mean: Sequence[float], pixel_std: Sequence[float]) ->
 class ExactFrame:
     """The converter of a model without a preprocessor: it takes images of the model's own size.
 
-    `unit_range` says that the model takes 0..1, so that such images need no warning.
+    `unit_range` says that the model takes 0..1, so that images stay as they are.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], unit_range: bool = False) -> None:
@@ -303,8 +370,13 @@ class ExactFrame:
     def convert(self, images: Any) -> tuple[np.ndarray, list[ResizePlan]]:
         """Reads a batch, see `SAMImageConverter.convert`; an image of another size is refused."""
         height, width = self.pad_size
-        images = [read_image(x, num_channels=self.num_channels) for x in batch_of(images)]
+        value_range = None if self.unit_range else "auto"
+        images = [
+            load_image(x, num_channels=self.num_channels, value_range=value_range)
+            for x in batch_of(images)
+        ]
         for image in images:
+            check_finite(image)  # "auto" has done so, None has not
             if image.shape[:2] != (height, width):
                 raise ValueError(
                     f"`images` must be {height} pixels high and {width} wide: without a "
@@ -312,8 +384,6 @@ class ExactFrame:
                     f"Received: shape={image.shape}. Resize them, or make the segmenter with "
                     "`preprocessor=`."
                 )
-        if not self.unit_range:
-            warn_of_range(images)
         return np.stack(images).astype("float32"), [self.plan((height, width))] * len(images)
 
     def plan(self, original_size: tuple[int, int]) -> ResizePlan:
@@ -371,12 +441,12 @@ def check_keys(x: Any) -> None:
 
 def is_one_image(images: Any) -> bool:
     """Whether this is one image instead of a batch of them."""
-    if isinstance(images, (str, bytes, os.PathLike)) or is_pillow_image(images):
+    if is_image_file(images) or is_pillow_image(images):
         return True
     shape = getattr(images, "shape", None)
-    if shape is None or getattr(shape, "rank", 0) is None or images.dtype == object:
+    if shape is None or getattr(shape, "rank", 0) is None:
         return False
-    return len(shape) in (2, 3)
+    return len(shape) in (0, 2, 3) and getattr(images, "dtype", None) is not np.dtype("O")
 
 
 def batch_of(images: Any) -> list[Any]:
@@ -385,7 +455,7 @@ def batch_of(images: Any) -> list[Any]:
     check_batch(images)
     if isinstance(images, (list, tuple)):
         return list(images)
-    images = to_numpy(images)
+    images = images if isinstance(images, np.ma.MaskedArray) else to_numpy(images)
     if images.ndim not in (1, 4):  # (B,) of paths or arrays, (B, H0, W0, C)
         raise ValueError(
             "`images` must have shape (B, H0, W0, C) or be a list of images. "
@@ -407,7 +477,8 @@ def check_batch(images: Any) -> None:
     """Raises unless `images` is a batch of images, which are not read."""
     if images is None:
         raise ValueError("`images` must hold at least one image. Received: None.")
-    if is_one_image(images) or not hasattr(images, "__len__"):
+    is_batch = hasattr(images, "__len__") and not isinstance(images, (dict, set))
+    if not is_batch or is_one_image(images):
         raise not_a_batch(images)
     if len(images) == 0:
         raise ValueError("`images` must hold at least one image. Received: an empty batch.")

@@ -15,6 +15,7 @@ import numpy as np
 
 from keras_sam.geometry import ResizePlan, plan_of_sizes, size_pair, sizes_of
 from keras_sam.preprocessing.converter import (
+    BuiltInPresets,
     SAMImageConverter,
     batch_of,
     check_images,
@@ -96,6 +97,8 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
     ([[0.0, 0.0], [512.0, 384.0]], [2, 3])
     """
 
+    presets = BuiltInPresets()
+
     def __init__(
         self,
         image_converter: SAMImageConverter | None = None,
@@ -107,6 +110,11 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         quarter = tuple(max(1, n // 4) for n in self.image_converter.pad_size)
         self.mask_size = quarter if mask_size is None else size_pair(mask_size, "mask_size")
         self.built = True
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Size `(H, W)` in pixels of the model's images, as the converter makes them."""
+        return self.image_converter.pad_size
 
     def __call__(self, x: Any, y: Any = None, sample_weight: Any = None, **overrides: Any) -> Any:
         # Not `Layer.__call__`: see `SAMImageConverter.__call__`.
@@ -137,7 +145,8 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         Args:
             preset: built-in name, address or path, see `Backbone.from_preset`.
             **kwargs: `image_shape`, `num_channels`, `pixel_mean` and `pixel_std` as in
-                `Backbone.from_preset`; anything else goes to the constructor.
+                `Backbone.from_preset`, `value_range` as in `SAMImageConverter`; anything else
+                goes to the constructor.
 
         Returns:
             The preprocessor that was saved with the preset, or the one that fits its model.
@@ -153,14 +162,21 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         ```
         """
         found, kwargs = read_without_weights(preset, kwargs)
+        value_range = kwargs.pop("value_range", None)
         if found.preprocessor is not None:
-            return cls.from_config({**found.preprocessor["config"], **kwargs})
-        converter = SAMImageConverter.for_config(found.encoder)
-        height, width = found.encoder["image_shape"][:2]
-        patch = found.encoder.get("patch_size", 16)
-        mask_size = (4 * height // patch, 4 * width // patch)
-        defaults = {"image_converter": converter, "mask_size": mask_size, "name": "preprocessor"}
-        return cls(**{**defaults, **kwargs})
+            preprocessor = cls.from_config({**found.preprocessor["config"], **kwargs})
+        else:
+            height, width = found.encoder["image_shape"][:2]
+            patch = found.encoder.get("patch_size", 16)
+            defaults = {
+                "image_converter": SAMImageConverter.for_config(found.encoder),
+                "mask_size": (4 * height // patch, 4 * width // patch),
+                "name": "preprocessor",
+            }
+            preprocessor = cls(**{**defaults, **kwargs})
+        if value_range is not None:
+            preprocessor.image_converter.value_range = value_range
+        return preprocessor
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -71,7 +71,9 @@ def read_targets(
     if len(masks) == 0:
         return np.zeros((0, *(size or (0, 0))), "uint8")
     masks = to_numpy(masks) if hasattr(masks, "ndim") else np.stack([to_numpy(m) for m in masks])
-    if masks.shape[-1] == 1 and (masks.ndim == 4 or (masks.ndim == 3 and masks.shape[:2] == size)):
+    if masks.shape[-1] == 1 and (
+        masks.ndim == 4 or masks.ndim == 3 and size in (None, masks.shape[:2])
+    ):
         masks = masks[..., 0]
     masks = masks[None] if masks.ndim == 2 else masks
     if masks.ndim != 3 or 0 in masks.shape:

@@ -9,11 +9,16 @@ import numpy as np
 
 from keras_sam.converters import Tensor, looks_like
 
+_FREQUENCIES = "prompt_encoder/positional_embedding/gaussian_matrix"
 _SHOWN = 40  # names per list in the error
 
 
 def assign(
-    variables: Iterable, arrays: dict, assign_value: Callable, ignore: Iterable[str] = ()
+    variables: Iterable,
+    arrays: dict,
+    assign_value: Callable,
+    ignore: Iterable[str] = (),
+    keep: Iterable[str] = (),
 ) -> None:
     """Sets every variable to the array of its path.
 
@@ -21,7 +26,8 @@ def assign(
     the model as it was; the error lists all that does not. Values are read one at a time.
 
     `assign_value(variable, array)` copies the array, which may be in any memory order and a view of
-    a file. Arrays whose whole name matches a regular expression in `ignore` may be left over.
+    a file. Arrays whose whole name matches a regular expression in `ignore` may be left over;
+    variables whose path matches one in `keep` may be missing, and stay as they are.
     """
     variables = list(variables)
     arrays = {name: Tensor.of(array) for name, array in arrays.items()}
@@ -30,14 +36,10 @@ def assign(
         counts = Counter(v.path for v in variables)
         repeated = sorted(path for path, count in counts.items() if count > 1)
         raise ValueError(f"These paths belong to more than one variable: {', '.join(repeated)}.")
-    extra = {
-        name
-        for name in arrays.keys() - by_path.keys()
-        if not any(re.fullmatch(pattern, name) for pattern in ignore)
-    }
+    missing = by_path.keys() - arrays.keys()
     problems = {
-        "Missing, not in the file": sorted(by_path.keys() - arrays.keys()),
-        "Unexpected, not in the model": sorted(extra),
+        "Missing, not in the file": sorted(without_matches(missing, keep)),
+        "Unexpected, not in the model": sorted(without_matches(arrays.keys() - by_path, ignore)),
         "Of another shape or type": sorted(
             f"{path} (file {_kind(arrays[path])}, model {tuple(variable.shape)})"
             for path, variable in by_path.items()
@@ -46,10 +48,23 @@ def assign(
     }
     if any(problems.values()):
         raise ValueError(_message(problems, arrays))
+    by_path = {path: variable for path, variable in by_path.items() if path in arrays}
+    broken = sorted(path for path in by_path if not np.isfinite(arrays[path]).all())
+    if broken:
+        raise ValueError(
+            "The weights are not all finite numbers, as after a training that diverged; nothing "
+            f"was loaded. NaN or infinite ({len(broken)}): {_shortened(broken)}."
+        )
     # Variables of one size in a row, the largest first: each value then fits into the memory that
     # the one before it has freed. In another order TensorFlow's allocator leaves large holes.
     for path, variable in sorted(by_path.items(), key=lambda item: -math.prod(item[1].shape)):
         assign_value(variable, np.asarray(arrays[path]))
+
+
+def without_matches(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The names that match none of the regular expressions as a whole."""
+    patterns = [re.compile(pattern) for pattern in patterns]
+    return [name for name in names if not any(p.fullmatch(name) for p in patterns)]
 
 
 def _fits(variable, tensor):
@@ -63,7 +78,17 @@ def _kind(tensor):
 def _message(problems, arrays):
     lines = ["The weights do not fit the model; nothing was loaded."]
     for title, names in problems.items():
-        shown = names[:_SHOWN] + ([f"and {len(names) - _SHOWN} more"] if names[_SHOWN:] else [])
-        lines.append(f"{title} ({len(names)}): {', '.join(shown) or 'none'}.")
+        lines.append(f"{title} ({len(names)}): {_shortened(names) or 'none'}.")
     lines.append(looks_like(arrays))
+    if _FREQUENCIES in problems["Missing, not in the file"]:
+        lines.append(
+            f"`{_FREQUENCIES}` holds the frozen frequencies of SAM's positions, which no file of "
+            "the parameters alone has. Load the model that was trained, and then this file with "
+            f'`segmenter.load_checkpoint(path, keep=["{_FREQUENCIES}"])`.'
+        )
     return "\n".join(line for line in lines if line)
+
+
+def _shortened(names):
+    more = [f"and {len(names) - _SHOWN} more"] if names[_SHOWN:] else []
+    return ", ".join(names[:_SHOWN] + more)

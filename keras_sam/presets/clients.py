@@ -175,6 +175,7 @@ class HubSource(_Client):
         hub = import_client("huggingface_hub", "hub")
         from huggingface_hub import errors
 
+        before = hub.try_to_load_from_cache(self.repository, name, revision=self.revision)
         try:
             path = hub.hf_hub_download(self.repository, name, revision=self.revision)
         except errors.LocalEntryNotFoundError as error:
@@ -197,6 +198,8 @@ class HubSource(_Client):
             if isinstance(error, OSError):
                 raise _not_stored(self, name, error, "HF_HOME") from error
             raise
+        if path != before:
+            _check_blob(self, name, path)
         self.revision = _hub_commit(path) or self.revision  # further files must be of this commit
         return path
 
@@ -288,6 +291,19 @@ def _hub_commit(path):
     """The commit that huggingface_hub keeps a file under, or None."""
     match = re.search(r"snapshots[/\\](\w{40})[/\\]", path)
     return match and match.group(1)
+
+
+def _check_blob(source, name, path):
+    """Compares a download with the SHA-256 that the server gave for it, by which it is stored.
+
+    huggingface_hub itself compares sizes alone. Small files have another kind of hash.
+    """
+    blob = os.path.realpath(path)
+    declared = os.path.basename(blob)
+    if re.fullmatch("[0-9a-f]{64}", declared) and downloads.hash_of(blob) != declared:
+        os.remove(path)
+        os.remove(blob)
+        raise ValueError(f"{source}: the download of {name} is damaged and was deleted. Try again.")
 
 
 def _not_stored(source, name, error, variable):

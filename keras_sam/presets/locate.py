@@ -3,7 +3,9 @@
 import difflib
 import json
 import os
+import re
 
+from keras_sam.converters import first_bytes
 from keras_sam.presets.clients import (
     HubSource,
     KaggleSource,
@@ -75,6 +77,12 @@ def aliases() -> dict[str, str]:
     return {alias: name for name in names() for alias in metadata(name).get("encoder_names", [])}
 
 
+def full_name(name: str) -> str:
+    """The built-in name that KerasHub 0.17 shortens to `sam_base`; other names and paths stay."""
+    is_short = f"{name}_sa1b" in names() and not os.path.exists(os.path.expanduser(name))
+    return f"{name}_sa1b" if is_short else name
+
+
 def folder_of(name: str) -> str:
     """The data folder of a built-in preset."""
     return os.path.join(_data_folder(), name)
@@ -97,9 +105,10 @@ def metadata(name: str) -> dict:
 def read_json(path):
     """Reads a JSON file, and names it in the error when it is damaged."""
     try:
+        first_bytes(path)
         with open(path, encoding="utf-8") as file:
             return json.load(file)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"Cannot read {os.fspath(path)!r}, which is not JSON: {error}") from error
 
 
@@ -150,16 +159,40 @@ def locate(preset: str) -> Source:
     path = os.path.expanduser(preset)
     if os.path.isdir(path):
         return FolderSource(path)
+    known = [*names(), *aliases()]
+    close = _close_to(preset, known)
+    hint = f" Did you mean {close!r}?" if close else ""
     if "://" in preset:
         raise ValueError(
-            f"An address must start with kaggle:// or hf://. Received: {preset!r}. Other files can "
-            "be downloaded first, and given by their path."
+            f"An address must start with kaggle:// or hf://. Received: {preset!r}.{hint} Other "
+            "files can be downloaded first, and given by their path."
         )
-    known = [*names(), *aliases()]
-    close = difflib.get_close_matches(preset, known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(
         "A preset must be a built-in name, a `kaggle://` or `hf://` address, or the path of a "
         f"folder or checkpoint file that exists. Received: {preset!r}.{hint} "
         f"Built-in names: {', '.join(known)}."
     )
+
+
+# What people pass in place of an address or a built-in name, and what they mean.
+_MEANT = (
+    (
+        r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:resolve|blob)/([^/]+)/(.+)",
+        r"hf://\1@\2/\3",
+    ),
+    (r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)(/.*)?", r"hf://\1"),
+    (r"https?://(?:www\.)?kaggle\.com/models/((?:[^/]+/){3}[^/]+(?:/\d+)?)", r"kaggle://\1"),
+    (r"((?:[\w-]+/){3}[\w-]+(?:/\d+)?)", r"kaggle://\1"),
+    (r"([\w-]+/[\w.-]+(?<!\.pth)(?<!\.pt)(?<!\.safetensors))", r"hf://\1"),
+    (r"(?:sam[_-]?)?(?:vit[_-]?)?(?:b|base)(?:_01ec64(?:\.pth)?)?", "sam_base_sa1b"),
+    (r"(?:sam[_-]?)?(?:vit[_-]?)?(?:l|large)(?:_0b3195(?:\.pth)?)?", "sam_large_sa1b"),
+    (r"(?:sam[_-]?)?(?:vit[_-]?)?(?:h|huge)(?:_4b8939(?:\.pth)?)?", "sam_huge_sa1b"),
+)
+
+
+def _close_to(preset, known):
+    for pattern, meant in _MEANT:
+        match = re.fullmatch(pattern, preset, re.IGNORECASE)
+        if match:
+            return match.expand(meant)
+    return next(iter(difflib.get_close_matches(preset, known, n=1)), None)

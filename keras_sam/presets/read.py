@@ -1,13 +1,14 @@
 """From everything that `from_preset` takes to a config and arrays, on this machine."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from keras_sam import converters
 from keras_sam.presets import locate
 from keras_sam.presets.adapt import IMAGE_ENCODER_CLASS, Preset, adapt
+from keras_sam.presets.assign import without_matches
 from keras_sam.presets.locate import (
     CONFIG_FILE,
     METADATA_FILE,
@@ -36,6 +37,8 @@ def read_preset(
     num_channels: int | None = None,
     pixel_mean: Sequence[float] | None = None,
     pixel_std: Sequence[float] | None = None,
+    checkpoint_key: str | None = None,
+    ignore: str | Iterable[str] = (),
 ) -> Preset:
     """Finds a preset, downloads what is missing, and adapts it to the wanted frame.
 
@@ -47,6 +50,10 @@ def read_preset(
         num_channels: optional int, likewise.
         pixel_mean: optional sequence of floats, one per channel.
         pixel_std: optional sequence of floats, one per channel.
+        checkpoint_key: optional str. Which weights to read from a file with those of several
+            models: the entry of a `.pth` file, such as `"model_ema"`, or what precedes the names.
+        ignore: regular expressions of whole names. Tensors of these names are left out, such as
+            those of other heads that were trained together with the model.
 
     Returns:
         A `Preset`. Its arrays are read when they are used.
@@ -57,7 +64,7 @@ def read_preset(
         ConnectionError: if it has to be downloaded and cannot be.
     """
     try:
-        found = _read(os.fspath(preset), load_weights is not False)
+        found = _read(os.fspath(preset), load_weights is not False, checkpoint_key)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"The JSON files of {preset!r} are not as a preset's must be: "
@@ -68,33 +75,39 @@ def read_preset(
             f"The preset {preset!r} has no weights. Pass `load_weights=False` to start from "
             "random ones."
         )
+    if ignore and found.arrays is not None:
+        patterns = [ignore] if isinstance(ignore, str) else ignore
+        found.arrays = {
+            name: found.arrays[name] for name in without_matches(found.arrays, patterns)
+        }
     return adapt(found, image_shape, num_channels, pixel_mean, pixel_std)
 
 
-def _read(preset, with_weights):
+def _read(preset, with_weights, key):
     source = locate.local_file(preset)
     if source is not None:
-        return _read_source(source, with_weights)
+        return _read_source(source, with_weights, key)
+    preset = locate.full_name(preset)
     name = locate.aliases().get(preset, preset)
     if name not in locate.names():
-        return _read_source(locate.locate(preset), with_weights)
-    found = _read_native(locate.FolderSource(locate.folder_of(name)), with_weights)
+        return _read_source(locate.locate(preset), with_weights, key)
+    found = _read_native(locate.FolderSource(locate.folder_of(name)), with_weights, key=key)
     if with_weights and found.arrays is None:
         found.arrays = _read_source(locate.weights_source(name), with_weights=True).arrays
     return found if name == preset else _encoder_alone(found)
 
 
-def _read_source(source, with_weights):
+def _read_source(source, with_weights, key=None):
     """A preset of any kind, from a source that has a single file or a whole folder."""
     if source.single_file:
         path = source.fetch(source.single_file)
         if isinstance(source, locate.FolderSource) and source.single_file in _CONFIGURED_FILES:
-            return _beside_config(source, path, with_weights)
-        return _from_file(path, with_weights)
+            return _beside_config(source, path, with_weights, key)
+        return _from_file(path, with_weights, key=key)
     config = read_json(source.fetch(CONFIG_FILE))
     kind = _kind_of(config)
     if kind == "keras_sam":
-        return _read_native(source, with_weights, config)
+        return _read_native(source, with_weights, config, key)
     hints = _hints_of(kind, config)
     if kind == "transformers":
         path = _transformers_weights(source)
@@ -103,20 +116,20 @@ def _read_source(source, with_weights):
             hints["image_encoder"].update(_pixel_statistics(read_json(statistics)))
     else:
         path = source.fetch(WEIGHTS_FILE)
-    return _from_file(path, with_weights, hints)
+    return _from_file(path, with_weights, hints, key)
 
 
-def _beside_config(source, path, with_weights):
+def _beside_config(source, path, with_weights, key):
     """A file that libraries write beside a config.json, which holds what its tensors do not say."""
     beside = source.fetch(CONFIG_FILE, optional=True)
     config = {} if beside is None else read_json(beside)
     try:
         kind = _kind_of(config)
     except ValueError:
-        return _from_file(path, with_weights)
+        return _from_file(path, with_weights, key=key)
     if kind == "keras_sam":
-        return _read_native(source, with_weights, config)
-    return _from_file(path, with_weights, _hints_of(kind, config))
+        return _read_native(source, with_weights, config, key)
+    return _from_file(path, with_weights, _hints_of(kind, config), key)
 
 
 def _transformers_weights(source):
@@ -131,14 +144,14 @@ def _transformers_weights(source):
     raise ValueError(f"{source} has no model.safetensors or pytorch_model.bin.")
 
 
-def _from_file(path, with_weights, hints=None):
+def _from_file(path, with_weights, hints=None, key=None):
     saved = converters.read_keras_config(path)
     if saved is not None:
         kind = _kind_of(saved)
         if kind == "keras_sam":
-            return _from_own_keras_file(path, with_weights, saved)
+            return _from_own_file(path, with_weights, saved, key)
         hints = _hints_of(kind, saved)
-    tensors = converters.read_checkpoint(path)
+    tensors = converters.read_checkpoint(path, key)
     try:
         config, arrays = converters.convert(tensors, hints)
     except ValueError as error:
@@ -150,13 +163,13 @@ def _from_file(path, with_weights, hints=None):
     return Preset(parts, arrays if with_weights else None)
 
 
-def _from_own_keras_file(path, with_weights, saved):
-    """A trainer, a task, a backbone or an encoder that `model.save` wrote."""
+def _from_own_file(path, with_weights, saved, key):
+    """A trainer, a task, a backbone or an encoder that `model.save` or a conversion wrote."""
     task = saved["config"].get("segmenter", saved)
     backbone = task["config"].get("backbone", task)
     found = _native(backbone)
     if with_weights:
-        found.arrays, _ = converters.rename(converters.read_checkpoint(path))
+        found.arrays, _ = converters.rename(converters.read_checkpoint(path, key))
     if task is not backbone:
         config = {k: v for k, v in task["config"].items() if k not in _CONFIGURED_APART}
         found.task = {**_named(task), "config": config}
@@ -165,7 +178,12 @@ def _from_own_keras_file(path, with_weights, saved):
     return found
 
 
-def _read_native(source, with_weights, config=None):
+def _read_native(source, with_weights, config=None, key=None):
+    if key is not None:
+        raise ValueError(
+            "`checkpoint_key` is for checkpoint files that hold several models. "
+            f"Received: checkpoint_key={key!r}, and a preset folder, which holds one."
+        )
     config = config or read_json(source.fetch(CONFIG_FILE))
     files = read_json(source.fetch(METADATA_FILE)).get("files", [])
 
@@ -260,8 +278,12 @@ def _transformers_hints(config):
     vision = config.get("vision_config", {}) if config["model_type"] == "sam" else config
     decoder = config.get("mask_decoder_config") or {}
     vision = vision or {}
+    # 1e-10 is what transformers has for "not given": nothing could be trained from it.
+    spread = vision.get("initializer_range", 1e-10)
+    others = {k: v for k, v in config.items() if k == "initializer_range" and v is not None}
     return {
         "image_encoder": {
+            "initializer_range": None if spread == 1e-10 else spread,
             "num_heads": vision.get("num_attention_heads", 12),
             "window_size": vision.get("window_size", 14),
             "global_attention_layer_indices": list(
@@ -270,7 +292,9 @@ def _transformers_hints(config):
             "layer_norm_epsilon": vision.get("layer_norm_eps", 1e-6),
             "activation": vision.get("hidden_act", "gelu"),
         },
+        "prompt_encoder": others,
         "mask_decoder": {
+            **others,
             "num_heads": decoder.get("num_attention_heads", 8),
             "transformer_activation": decoder.get("hidden_act", "relu"),
         },

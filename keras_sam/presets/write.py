@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,11 @@ _MODULES = {
 
 
 def convert_checkpoint(
-    source: str | os.PathLike, target: str | os.PathLike, layout: str = "keras_sam"
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    layout: str = "keras_sam",
+    checkpoint_key: str | None = None,
+    ignore: str | Iterable[str] = (),
 ) -> str:
     """Converts anything that `from_preset` takes into another library's format.
 
@@ -45,6 +50,8 @@ def convert_checkpoint(
         layout: `"keras_sam"`, a preset folder of ours; `"meta"`, a file with the names and
             shapes of Meta's state dict; `"transformers"`, a folder for
             `SamModel.from_pretrained`.
+        checkpoint_key: see `read_preset`.
+        ignore: see `read_preset`.
 
     Returns:
         What was written, a path.
@@ -61,7 +68,7 @@ def convert_checkpoint(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {LAYOUTS}. Received: layout={layout!r}.")
-    preset = read_preset(source, load_weights=True)
+    preset = read_preset(source, load_weights=True, checkpoint_key=checkpoint_key, ignore=ignore)
     write = {"keras_sam": _write_ours, "meta": _write_meta, "transformers": _write_transformers}
     write[layout](preset, os.fspath(target))
     return os.fspath(target)
@@ -72,14 +79,20 @@ def _write_meta(preset, target):
         raise ValueError(
             f"`target` must end in .safetensors for the layout 'meta'. Received: target={target!r}."
         )
-    save_safetensors(target, converters.to_meta(preset.arrays), {"format": "pt"})
+    # What the tensors do not say, such as heads. Other readers pass over a file's metadata.
+    config = _config(preset)
+    if preset.task is not None:
+        parts = {"backbone": config, "preprocessor": preset.preprocessor}
+        config = {**preset.task, "config": {**preset.task["config"], **parts}}
+    metadata = {"format": "pt", converters.CONFIG_KEY: json.dumps(config)}
+    save_safetensors(target, converters.to_meta(preset.arrays), metadata)
 
 
 def _write_transformers(preset, target):
     parts = {name: part["config"] for name, part in preset.parts.items()}
     if "prompt_encoder" not in parts:
         raise ValueError("The source holds an image encoder alone, not a whole SAM.")
-    config = _transformers_config(parts)
+    config = transformers_config(parts)
     os.makedirs(target, exist_ok=True)
     tensors = converters.to_hugging_face(preset.arrays)
     save_safetensors(os.path.join(target, "model.safetensors"), tensors, {"format": "pt"})
@@ -119,7 +132,7 @@ def _serialized(part):
     }
 
 
-def _transformers_config(parts: dict) -> dict:
+def transformers_config(parts: dict) -> dict:
     """The `config.json` with which `SamModel` reads what `converters.to_hugging_face` wrote."""
     encoder, decoder = parts["image_encoder"], parts["mask_decoder"]
     h, w, channels = encoder["image_shape"]
@@ -145,8 +158,10 @@ def _transformers_config(parts: dict) -> dict:
         "global_attn_indexes": list(encoder["global_attention_layer_indices"]),
         "num_pos_feats": parts["prompt_encoder"]["hidden_size"] // 2,
         "mlp_dim": encoder["intermediate_dim"],
+        **_initializer_range(encoder),
     }
     return {
+        **_initializer_range(decoder),
         "architectures": ["SamModel"],
         "model_type": "sam",
         "dtype": "float32",
@@ -171,6 +186,11 @@ def _transformers_config(parts: dict) -> dict:
             "iou_head_hidden_dim": decoder["iou_head_hidden_dim"],
         },
     }
+
+
+def _initializer_range(part):
+    value = part.get("initializer_range")
+    return {} if value is None else {"initializer_range": value}
 
 
 def _preprocessor_config(encoder: dict) -> dict:

@@ -63,14 +63,16 @@ def jitter_scale(
     scale = rng.uniform(*scales)
     old = image.shape[:2]
     size = tuple(max(1, round(n * scale)) for n in old)
-    image = resize_image(image, size)
+    resized = resize_image(image, size)
+    if image.dtype.kind in "iu" and resized.dtype != image.dtype:
+        resized = np.rint(resized).astype(image.dtype)  # which says how it is taken to 0..255
     rows, columns = (
         ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, old, strict=True)
     )
     targets = targets[:, rows][:, :, columns]
     top, left = (int(rng.integers(max(n - m, 0) + 1)) for n, m in zip(size, old, strict=True))
     window = np.s_[top : top + old[0], left : left + old[1]]
-    return image[window], targets[(slice(None), *window)]
+    return resized[window], targets[(slice(None), *window)]
 
 
 class ObjectBatches(keras.utils.PyDataset):
@@ -175,7 +177,8 @@ class ObjectBatches(keras.utils.PyDataset):
         if not examples:
             raise ValueError(
                 "No image of this batch has an object that can be trained on: "
-                f"{self.describe(index)}. Leave them out of `source`, or use larger batches."
+                f"{self.describe(index)}. Objects larger than `max_area`, {self.max_area:.0%} of "
+                "their image, do not count. Leave them out of `source`, or use larger batches."
             )
         if self._is_cached:
             x = {

@@ -24,14 +24,16 @@ from keras_sam.preprocessing.targets import read_targets
 
 # What a mask's name has after that of its image, in order of preference.
 _MASK_NAMES = ("", "_mask", "-mask", "_seg", "_label", "_gt")
+_OF_CAMERAS = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif")
 _EXIF_ORIENTATION = 274
 
 
 class Source(Sequence):
     """A sequence of images and their objects.
 
-    An item is a tuple of the image, uint8 `(H0, W0, 3)`, and its objects, uint8 `(P, H0, W0)` of
-    0, 1 and 255 for void. Images are read on access; `path(i)` is the file of one.
+    An item is a tuple of the image `(H0, W0, 3)`, with the values of its file, mostly uint8, and
+    its objects, uint8 `(P, H0, W0)` of 0, 1 and 255 for void. Images are read on access; `path(i)`
+    is the file of one.
 
     Args:
         paths: the image files.
@@ -65,7 +67,8 @@ class Source(Sequence):
         return targets
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image = load_image(self.path(index))
+        # Which values become 0..255 is the segmenter's setting, so they stay as they are.
+        image = load_image(self.path(index), value_range=None)
         return image, self.targets(index, image.shape[:2])
 
 
@@ -99,7 +102,9 @@ class MaskFolder(Source):
         paths = _images_in(images)
         if not paths:
             raise ValueError(f"`images` must be a folder with images in it. Received: {images}.")
-        found = {path: _masks_of(path, by_stem) for by_stem in [_by_stem(masks)] for path in paths}
+        together = os.path.isdir(masks) and os.path.samefile(images, masks)
+        by_stem = _by_stem(paths if together else _images_in(masks))
+        found = {path: _masks_of(path, by_stem, together) for path in paths}
         # Where both are in one folder, masks are no images.
         are_masks = {mask for masks_of in found.values() for mask in masks_of}
         super().__init__(path for path in paths if path not in are_masks)
@@ -113,8 +118,8 @@ class MaskFolder(Source):
         twins = [path for path in self._paths if len(found[path]) > 1]
         if twins:
             raise ValueError(
-                f"`masks` must have one mask for every image. Received: for {twins[0].name} "
-                f"{', '.join(mask.name for mask in found[twins[0]])}."
+                f"`masks` must have one mask for every image. Received: {twins[0].name} has "
+                f"{' and '.join(mask.name for mask in found[twins[0]])}."
             )
         self._masks = [found[path][0] for path in self._paths]
         self._label_map, self._void = label_map, void
@@ -142,10 +147,7 @@ class CocoObjects(Source):
     """
 
     def __init__(
-        self,
-        annotations: str | os.PathLike,
-        images: str | os.PathLike,
-        rescale: bool = False,
+        self, annotations: str | os.PathLike, images: str | os.PathLike, rescale: bool = False
     ):
         content = read_json(annotations)
         if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
@@ -153,6 +155,7 @@ class CocoObjects(Source):
                 "`annotations` must be a COCO file with `images` and `annotations`. "
                 f"Received: {annotations}."
             )
+        by_image, unknown = annotations_by_image(content, str(annotations))
         self._name, self._rescale = str(annotations), rescale
         entries = content["images"]
         super().__init__(_find_images(Path(images), [entry["file_name"] for entry in entries]))
@@ -163,7 +166,6 @@ class CocoObjects(Source):
                 f"{images}: {_first(missing)}."
             )
         self._sizes = [_size_of(entry) for entry in entries]
-        by_image, unknown = annotations_by_image(content)
         self._annotations = self._usable(by_image, len(unknown))
 
     def _usable(self, by_image: list[list[dict]], unknown: int) -> list[list[tuple]]:
@@ -179,7 +181,7 @@ class CocoObjects(Source):
                     left_out["annotations without a mask"] += 1
                     boxes += "bbox" in annotation
                 else:
-                    usable[-1].append((segmentation, bool(annotation.get("iscrowd", 0))))
+                    usable[-1].append((segmentation, bool(int(annotation.get("iscrowd") or 0))))
         if boxes and not any(usable):
             raise ValueError(
                 f"{self._name} has boxes but no masks, and targets are masks. Make masks of the "
@@ -194,7 +196,9 @@ class CocoObjects(Source):
         recorded = self._sizes[index] or tuple(size)
         swapped = _why_swapped(self.path(index), size, recorded)
         if recorded != tuple(size) and (swapped or not self._rescale):
-            remedy = swapped or " Pass `rescale=True` to scale its objects to the image."
+            remedy = (
+                swapped or " Pass `rescale=True` (`--rescale`) to scale its objects to the image."
+            )
             raise ValueError(
                 f"`height` and `width` of {self.path(index)} must be its size, {tuple(size)}. "
                 f"Received: {recorded}, in {self._name}.{remedy}"
@@ -299,18 +303,23 @@ def _why_swapped(path: Path, size: tuple[int, int], received: tuple[int, int]) -
     )
 
 
-def _by_stem(folder: str | os.PathLike) -> dict[str, list[Path]]:
-    """The images of a folder by their names without the ending."""
+def _by_stem(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files by their names without the ending."""
     found: dict[str, list[Path]] = {}
-    for path in _images_in(folder):
+    for path in paths:
         found.setdefault(path.stem, []).append(path)
     return found
 
 
-def _masks_of(image: Path, by_stem: dict[str, list[Path]]) -> list[Path]:
-    """The masks of an image under the first kind of name that there is."""
+def _masks_of(image: Path, by_stem: dict[str, list[Path]], together: bool) -> list[Path]:
+    """The masks of an image under the first kind of name that there is.
+
+    Of `a.jpg` and `a.png` in one folder, the photograph is the one in a format of cameras.
+    """
     for stem in (image.name, *(image.stem + end for end in _MASK_NAMES)):
         masks = [path for path in by_stem.get(stem, []) if path != image]
+        if together and stem == image.stem:
+            masks = [path for path in masks if path.suffix.lower() not in _OF_CAMERAS]
         if masks:
             return masks
     return []
@@ -330,10 +339,12 @@ def _find_images(folder: Path, names: Sequence[str]) -> list[Path]:
 
 def _size_of(entry: dict) -> tuple[int, int] | None:
     height, width = entry.get("height"), entry.get("width")
-    return (int(height), int(width)) if height and width else None
+    return (int(float(height)), int(float(width))) if height and width else None
 
 
 def _images_in(folder: str | os.PathLike) -> list[Path]:
+    if not Path(folder).is_dir():
+        raise ValueError(f"There is no folder {os.fspath(folder)!r}.")
     return sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
 
 

@@ -4,6 +4,7 @@ After the docstring of KerasCV 0.9's `SegmentAnythingModel` and the ways its par
 their own, at small sizes.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -25,8 +26,12 @@ from keras_sam.compat.keras_cv import (
     TwoWayTransformer,
     ViTDetBackbone,
 )
+from tests import test_snippets
 from tests.tiny import photograph, randomize
 
+# Its fixtures, by which every preset is a tiny one.
+tiny_preset = test_snippets.tiny_preset
+tiny_presets = test_snippets.tiny_presets
 ROOT = Path(__file__).resolve().parents[2]
 SIDE, WIDTH = 96, 16  # the frame, 6 patches wide, and the embedding's channels
 
@@ -157,6 +162,39 @@ def test_prompt_encoder_takes_any_of_the_prompts(model, inputs, keys, tokens):
     close(padded["dense_embeddings"], outputs["dense_embeddings"])
 
 
+# how each value of the dict is passed
+KINDS = [
+    ("array", "list", "list"),
+    ("tensor", "list", "list"),
+    ("tensor", "array", "list"),
+    ("array", "tensor", "array"),
+    ("list", "list", "list"),
+]
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids="-".join)
+def test_one_dict_mixes_lists_arrays_and_tensors(model, inputs, kinds):
+    def of_kind(value, kind):
+        if kind == "tensor":
+            return keras.ops.convert_to_tensor(value.astype("float32"))
+        return value.tolist() if kind == "list" else value
+
+    names = ("images", "points", "labels")
+    arrays = {name: inputs[name] for name in names}
+    expected = model(arrays)["masks"]
+    mixed = {name: of_kind(inputs[name], kind) for name, kind in zip(names, kinds, strict=True)}
+    close(model(mixed)["masks"], expected)
+    close(
+        model.backbone(mixed)["prompt_sparse_embeddings"],
+        model.backbone(arrays)["prompt_sparse_embeddings"],
+    )
+    prompts = {name: mixed[name] for name in ("points", "labels")}
+    embeddings = model.prompt_encoder(prompts)["sparse_embeddings"]
+    close(embeddings, model.prompt_encoder({n: inputs[n] for n in prompts})["sparse_embeddings"])
+    close(model.prompt_encoder(**prompts)["prompt_sparse_embeddings"], embeddings)
+    close(model.predict(mixed, verbose=0)["masks"], expected)
+
+
 def test_two_way_layers_under_their_names():
     rng = np.random.default_rng(0)
     tokens = rng.standard_normal((1, 5, WIDTH)).astype("float32")
@@ -231,6 +269,7 @@ NAMES = [
         {"img_size": 96, "patch_size": 16, "embed_dim": 8},
         {},
     ),
+    (keras_cv.layers.WindowPartitioning, {"window_size": 4}, {}),
 ]
 
 
@@ -243,6 +282,233 @@ def test_their_names_make_our_layer_and_survive_its_config(cls, theirs, ours):
         assert type(made) is cls
         values = {**theirs, **ours}
         assert {name: getattr(made, name) for name in values} == values
+
+
+# constructor, its arguments in the order of KerasCV's documentation, none of them a default
+POSITIONAL = [
+    (
+        SAMPromptEncoder,
+        {
+            "embed_dim": 16,
+            "image_embedding_size": (4, 6),
+            "input_image_size": (64, 96),
+            "mask_in_chans": 8,
+            "activation": keras.activations.relu,
+        },
+    ),
+    (
+        SAMMaskDecoder,
+        {
+            "transformer_dim": 16,
+            "transformer": None,
+            "num_multimask_outputs": 2,
+            "iou_head_depth": 4,
+            "iou_head_hidden_dim": 24,
+            "activation": keras.activations.relu,
+        },
+    ),
+    (
+        TwoWayTransformer,
+        {
+            "depth": 3,
+            "embed_dim": 16,
+            "num_heads": 4,
+            "mlp_dim": 24,
+            "activation": keras.activations.gelu,
+            "attention_downsample_rate": 4,
+        },
+    ),
+    (
+        TwoWayMultiHeadAttention,
+        {
+            "num_heads": 2,
+            "key_dim": 8,
+            "mlp_dim": 24,
+            "skip_first_layer_pe": True,
+            "attention_downsample_rate": 4,
+            "activation": keras.activations.gelu,
+        },
+    ),
+    (
+        keras_cv.layers.MultiHeadAttentionWithDownsampling,
+        {"num_heads": 2, "key_dim": 8, "downsample_rate": 2},
+    ),
+    (
+        keras_cv.layers.RandomFrequencyPositionalEmbeddings,
+        {"num_positional_features": 8, "scale": 2},
+    ),
+    (
+        keras_cv.layers.WindowedTransformerEncoder,
+        {
+            "project_dim": 12,
+            "mlp_dim": 24,
+            "num_heads": 3,
+            "use_bias": False,
+            "use_rel_pos": True,
+            "window_size": 4,
+            "input_size": (6, 6),
+            "activation": keras.activations.relu,
+            "layer_norm_epsilon": 1e-5,
+        },
+    ),
+    (
+        keras_cv.layers.MultiHeadAttentionWithRelativePE,
+        {
+            "num_heads": 3,
+            "key_dim": 4,
+            "use_bias": False,
+            "use_rel_pos": True,
+            "input_size": (6, 6),
+        },
+    ),
+    (
+        keras_cv.layers.ViTDetPatchingAndEmbedding,
+        {"kernel_size": (8, 8), "strides": (8, 8), "embed_dim": 24},
+    ),
+    (
+        keras_cv.layers.AddPositionalEmbedding,
+        {"img_size": 96, "patch_size": 16, "embed_dim": 8},
+    ),
+    (keras_cv.layers.WindowPartitioning, {"window_size": 4}),
+]
+
+
+@pytest.mark.parametrize(("cls", "given"), POSITIONAL, ids=lambda x: getattr(x, "__name__", ""))
+def test_positional_arguments_are_those_of_the_documentation(cls, given):
+    layer = cls(*given.values())
+    wanted = {k: v for k, v in given.items() if k != "transformer"}  # None makes one
+    assert {name: getattr(layer, name) for name in wanted} == wanted
+    with pytest.raises(TypeError):
+        cls(*given.values(), 1, 2, 3, 4)
+    with pytest.raises(TypeError):
+        cls(*given.values(), **dict([next(iter(given.items()))]))
+
+
+# constructor, what has to be given, and the documented defaults
+DEFAULTS = [
+    (
+        SAMPromptEncoder,
+        {},
+        {
+            "embed_dim": 256,
+            "image_embedding_size": (64, 64),
+            "input_image_size": (1024, 1024),
+            "mask_in_chans": 16,
+            "activation": keras.activations.gelu,
+        },
+    ),
+    (
+        SAMMaskDecoder,
+        {},
+        {
+            "transformer_dim": 256,
+            "num_multimask_outputs": 3,
+            "iou_head_depth": 3,
+            "iou_head_hidden_dim": 256,
+            "activation": keras.activations.gelu,
+        },
+    ),
+    (
+        TwoWayTransformer,
+        {},
+        {
+            "depth": 2,
+            "embed_dim": 256,
+            "num_heads": 8,
+            "mlp_dim": 2048,
+            "activation": keras.activations.relu,
+            "attention_downsample_rate": 2,
+        },
+    ),
+    (
+        TwoWayMultiHeadAttention,
+        {"num_heads": 2, "key_dim": 8, "mlp_dim": 24, "skip_first_layer_pe": True},
+        {"attention_downsample_rate": 2, "activation": keras.activations.relu},
+    ),
+    (
+        keras_cv.layers.MultiHeadAttentionWithDownsampling,
+        {"num_heads": 2, "key_dim": 8},
+        {"downsample_rate": 1},
+    ),
+    (
+        keras_cv.layers.WindowedTransformerEncoder,
+        {"project_dim": 12, "mlp_dim": 24, "num_heads": 3},
+        {
+            "use_bias": True,
+            "use_rel_pos": False,
+            "window_size": 0,
+            "input_size": None,
+            "activation": keras.activations.gelu,
+            "layer_norm_epsilon": 1e-6,
+        },
+    ),
+    (
+        keras_cv.layers.MultiHeadAttentionWithRelativePE,
+        {"num_heads": 3, "key_dim": 4},
+        {"use_bias": True, "use_rel_pos": False, "input_size": None},
+    ),
+    (
+        keras_cv.layers.ViTDetPatchingAndEmbedding,
+        {},
+        {"kernel_size": (16, 16), "strides": (16, 16), "embed_dim": 768},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "defaults"), DEFAULTS, ids=lambda x: getattr(x, "__name__", "")
+)
+def test_defaults_are_those_of_the_documentation(cls, given, defaults):
+    layer = cls(**given)
+    assert {name: getattr(layer, name) for name in defaults} == defaults
+
+
+def test_encoder_has_the_size_of_vit_b_by_default():
+    encoder = ViTDetBackbone(include_rescaling=True, input_shape=(32, 32, 3), depth=1)
+    config = encoder.get_config()
+    documented = {
+        "patch_size": 16,
+        "hidden_size": 768,
+        "intermediate_dim": 768 * 4,
+        "num_heads": 12,
+        "num_output_channels": 256,
+        "use_bias": True,
+        "use_abs_pos": True,
+        "use_rel_pos": True,
+        "window_size": 14,
+        "global_attention_layer_indices": [2, 5, 8, 11],
+        "layer_norm_epsilon": 1e-6,
+    }
+    assert {name: config[name] for name in documented} == documented
+
+
+def test_decoder_of_the_positional_arguments_of_the_released_models():
+    decoder = SAMMaskDecoder(256, None, 3, 3, 256, "gelu")
+    assert decoder.get_config() == SAMMaskDecoder().get_config()
+    transformer = TwoWayTransformer(2, 256, 8, 2048)
+    assert transformer.get_config() == TwoWayTransformer().get_config()
+    encoder = SAMPromptEncoder(256, (64, 64), (1024, 1024), 16)
+    assert encoder.get_config() == SAMPromptEncoder().get_config()
+
+
+def test_too_many_positional_arguments_are_listed():
+    match = r"SAMPromptEncoder takes at most 5 .*: embed_dim, image_embedding_size, input_image_"
+    with pytest.raises(TypeError, match=match):
+        SAMPromptEncoder(16, (4, 4), (64, 64), 8, "gelu", "prompt_encoder")
+    with pytest.raises(TypeError, match="each argument once"):
+        SAMPromptEncoder(16, hidden_size=16)
+
+
+def test_windows_of_a_map_and_back():
+    x = np.arange(2 * 5 * 7 * 3, dtype="float32").reshape(2, 5, 7, 3)
+    layer = keras_cv.layers.WindowPartitioning(4)
+    windows, padded = layer.partition(x)
+    assert padded == (8, 8)
+    whole = np.zeros((2, 8, 8, 3), "float32")
+    whole[:, :5, :7] = x
+    expected = [image[y : y + 4, x : x + 4] for image in whole for y in (0, 4) for x in (0, 4)]
+    np.testing.assert_array_equal(to_numpy(windows), expected)
+    np.testing.assert_array_equal(to_numpy(layer.unpartition(windows, padded, (5, 7))), x)
 
 
 def test_encoder_is_ours_under_their_names():
@@ -308,7 +574,7 @@ def test_model_for_unit_images_predicts_and_serves_a_predictor(inputs):
 def test_aliases_have_the_sizes_of_the_presets(alias, size, preset):
     config = json.loads((ROOT / "presets" / preset / "config.json").read_text())
     encoder = config["config"]["image_encoder"]["config"]
-    sizes = keras_cv._size_arguments(size)
+    sizes = keras_cv.models.backbones.size_arguments(size)
     assert len(sizes) == 5
     assert sizes.items() <= encoder.items()
     # One block only: the whole of ViT-H is 2.5 GB.
@@ -318,6 +584,60 @@ def test_aliases_have_the_sizes_of_the_presets(alias, size, preset):
         for argument in ("hidden_size", "intermediate_dim", "num_heads"):
             assert getattr(made, argument) == encoder[argument]
         assert made.pixel_mean == pytest.approx(encoder["pixel_mean"])  # 0..255
+
+
+def test_presets_of_each_class():
+    sizes = ["vitdet_base", "vitdet_large", "vitdet_huge"]
+    trained = [f"{size}_sa1b" for size in sizes]
+    assert [*ViTDetBackbone.presets] == [*sizes, *trained]
+    assert [*ViTDetBackbone.presets_with_weights] == trained
+    assert [*ViTDetBackbone.presets_without_weights] == sizes
+    for size, cls in zip("BLH", sizes, strict=True):
+        alias = getattr(keras_cv.models, f"ViTDet{size}Backbone")
+        assert [*alias.presets] == [*alias.presets_with_weights] == [f"{cls}_sa1b"]
+    assert ViTDetBackbone.presets["vitdet_base"]["parameters"] == 89_670_912
+    assert [*SegmentAnythingModel.backbone_presets] == [*sizes, *trained]
+    whole = {"sam_base_sa1b", "sam_large_sa1b", "sam_huge_sa1b"}
+    assert whole | {*sizes, *trained} <= SegmentAnythingModel.presets.keys()
+    assert whole | {*trained} <= SegmentAnythingModel.presets_with_weights.keys()
+    assert [*SegmentAnythingModel.presets_without_weights] == sizes
+
+
+def test_encoder_of_a_preset_for_another_frame_and_for_unit_images(tiny_presets, inputs):
+    encoder = ViTDetBackbone.from_preset("vitdet_base_sa1b", input_shape=(SIDE, SIDE, 3))
+    unit = ViTDetBackbone.from_preset(
+        "vitdet_base_sa1b", input_shape=(SIDE, SIDE, 3), include_rescaling=False
+    )
+    close(encoder(inputs["images"]), unit(inputs["images"] / 255))
+
+
+def test_model_of_an_encoder_preset_and_parts(tiny_presets, model):
+    # What `Task.from_preset` of KerasCV does with the preset of a backbone.
+    made = SegmentAnythingModel.from_preset(
+        "vitdet_base_sa1b",
+        input_shape=(SIDE, SIDE, 3),
+        prompt_encoder=model.prompt_encoder,
+        mask_decoder=model.mask_decoder,
+    )
+    assert made.image_shape == (SIDE, SIDE, 3)
+    expected = ViTDetBackbone.from_preset("vitdet_base_sa1b", input_shape=(SIDE, SIDE, 3))
+    image = np.ones((1, SIDE, SIDE, 3), "float32")
+    close(made.image_encoder(image), expected(image))
+
+
+def test_task_and_backbone_know_their_models(tiny_presets, model):
+    models = keras_cv.models
+    task = models.Task.from_preset("sam_base_sa1b", load_weights=False)
+    whole = SegmentAnythingModel.from_preset("sam_base_sa1b", input_shape=(64, 96, 3))
+    assert whole.image_shape == (64, 96, 3)
+    for made in (task, whole, model):
+        assert isinstance(made, models.Task)
+        assert isinstance(made, SegmentAnythingModel)
+        assert not isinstance(made, models.Backbone)
+        assert isinstance(made.image_encoder, models.Backbone)
+        assert isinstance(made.image_encoder, ViTDetBackbone)
+    assert issubclass(SegmentAnythingModel, models.Task)
+    assert issubclass(ViTDetBackbone, models.Backbone)
 
 
 def test_sizes_have_no_weights():
@@ -367,3 +687,12 @@ def test_namespaces_are_those_of_keras_cv():
     assert layers.TwoWayMultiHeadAttention is TwoWayMultiHeadAttention
     same = "MultiHeadAttentionWithDownsampling", "RandomFrequencyPositionalEmbeddings"
     assert all(getattr(layers, name) is getattr(keras_sam, name) for name in same)
+
+
+@pytest.mark.parametrize("place", ["models", "layers", "src.models", "src.layers"])
+def test_everything_can_be_imported_from(place):
+    names = getattr(keras_cv, place.rpartition(".")[2]).__all__
+    module = importlib.import_module(f"keras_sam.compat.keras_cv.{place}")
+    assert [getattr(module, name).__name__ for name in names]
+    expected = getattr(keras_cv, place.rpartition(".")[2])
+    assert all(getattr(module, name) is getattr(expected, name) for name in names)

@@ -4,14 +4,22 @@ After the examples in KerasHub 0.32's docstrings of `models/sam` and `models/vit
 keras.io's guide "Segment Anything in KerasHub", at small sizes.
 """
 
+import importlib
 import inspect
 
 import keras
 import numpy as np
 import pytest
 
+import keras_sam
 from keras_sam.compat import keras_hub
+from keras_sam.presets import list_presets
+from tests import test_snippets
 from tests.tiny import photograph, randomize
+
+# Its fixtures, by which every preset is a tiny one: frame 112 x 144.
+tiny_preset = test_snippets.tiny_preset
+tiny_presets = test_snippets.tiny_presets
 
 SIDE = 128  # of the model frame, in the examples too; 8 patches of 16, masks of 32
 MEAN = np.float32([123.675, 116.28, 103.53])
@@ -411,3 +419,247 @@ ARGUMENTS = {
 )
 def test_arguments_have_their_names(cls, names):
     assert set(names.split()) <= set(inspect.signature(cls.__init__).parameters)
+
+
+# class, its positional arguments in their order, and the documented defaults
+DEFAULTS = [
+    (
+        keras_hub.models.ViTDetBackbone,
+        "hidden_size num_layers intermediate_dim num_heads global_attention_layer_indices "
+        "image_shape patch_size num_output_channels use_bias use_abs_pos use_rel_pos window_size "
+        "layer_norm_epsilon",
+        {
+            "patch_size": 16,
+            "num_output_channels": 256,
+            "use_bias": True,
+            "use_abs_pos": True,
+            "use_rel_pos": True,
+            "window_size": 14,
+            "layer_norm_epsilon": 1e-6,
+        },
+    ),
+    (
+        keras_hub.models.SAMBackbone,
+        "image_encoder prompt_encoder mask_decoder dtype",
+        {"dtype": None},
+    ),
+    (keras_hub.models.SAMImageSegmenter, "backbone preprocessor", {"preprocessor": None}),
+    (keras_hub.models.SAMImageSegmenterPreprocessor, "image_converter", {"image_converter": None}),
+    (
+        keras_hub.layers.SAMPromptEncoder,
+        "",
+        {
+            "hidden_size": 256,
+            "image_embedding_size": (64, 64),
+            "input_image_size": (1024, 1024),
+            "mask_in_channels": 16,
+            "activation": "gelu",
+        },
+    ),
+    (
+        keras_hub.layers.SAMMaskDecoder,
+        "",
+        {
+            "num_multimask_outputs": 3,
+            "iou_head_depth": 3,
+            "iou_head_hidden_dim": 256,
+            "activation": "gelu",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("cls", "order", "defaults"), DEFAULTS, ids=lambda x: getattr(x, "__name__", "")
+)
+def test_arguments_have_their_order_and_defaults(cls, order, defaults):
+    parameters = inspect.signature(cls).parameters
+    assert [*parameters][: len(order.split())] == order.split()
+    assert {name: parameters[name].default for name in defaults} == defaults
+
+
+def test_converter_has_the_order_of_its_arguments():
+    names = "image_size scale offset crop_to_aspect_ratio pad_to_aspect_ratio interpolation "
+    names += "antialias bounding_box_format data_format"
+    made = inspect.signature(keras_hub.layers.ImageConverter.__new__).parameters
+    assert [*made][1:10] == names.split()
+
+
+# --- names, presets, and what presets hold ---
+
+
+@pytest.mark.parametrize("place", ["models", "layers"])
+def test_everything_can_be_imported_from(place):
+    module = importlib.import_module(f"keras_sam.compat.keras_hub.{place}")
+    assert module is getattr(keras_hub, place)
+    assert all(inspect.isclass(getattr(module, name)) for name in module.__all__)
+
+
+def test_base_classes_under_their_names(sam):
+    models, layers = keras_hub.models, keras_hub.layers
+    assert issubclass(models.SAMImageSegmenter, models.ImageSegmenter)
+    assert issubclass(models.SAMImageSegmenter, models.Task)
+    assert issubclass(models.SAMBackbone, models.Backbone)
+    assert issubclass(models.SAMImageSegmenterPreprocessor, models.ImageSegmenterPreprocessor)
+    assert issubclass(models.SAMImageSegmenterPreprocessor, models.Preprocessor)
+    assert issubclass(layers.SAMImageConverter, layers.ImageConverter)
+    assert models.SAMImageSegmenter.backbone_cls is models.SAMBackbone
+    assert models.SAMImageSegmenter.preprocessor_cls is models.SAMImageSegmenterPreprocessor
+    assert isinstance(sam, models.Task)
+    assert isinstance(sam.backbone, models.Backbone)
+    assert isinstance(sam.backbone.image_encoder, models.Backbone)
+
+
+def test_presets_of_each_class():
+    whole = ["sam_base_sa1b", "sam_large_sa1b", "sam_huge_sa1b"]
+    models, layers = keras_hub.models, keras_hub.layers
+    for cls in (
+        models.SAMBackbone,
+        models.SAMImageSegmenter,
+        models.ImageSegmenter,
+        models.SAMImageSegmenterPreprocessor,
+        models.Preprocessor,
+        layers.SAMImageConverter,
+        layers.ImageConverter,
+    ):
+        assert [name for name in cls.presets if name in whole] == whole
+        assert cls.presets["sam_base_sa1b"]["description"]
+    assert "vitdet_base_sa1b" in models.ViTDetBackbone.presets
+
+
+@pytest.mark.parametrize("name", ["base", "large", "huge"])
+def test_short_names_of_its_first_releases(name):
+    short, full = (
+        keras_sam.presets.read_preset(f"sam_{name}{end}", load_weights=False)
+        for end in ("", "_sa1b")
+    )
+    assert short == full
+    assert set(short.parts) == {"image_encoder", "prompt_encoder", "mask_decoder"}
+
+
+def test_a_folder_of_a_short_name_is_that_folder(sam, tmp_path, monkeypatch):
+    sam.save_to_preset(tmp_path / "sam_base")
+    monkeypatch.chdir(tmp_path)
+    preset = keras_sam.presets.read_preset("sam_base", load_weights=False)
+    assert preset.encoder["image_shape"] == [SIDE, SIDE, 3]
+
+
+def test_preprocessor_and_converter_of_a_preset(tiny_presets):
+    models, layers = keras_hub.models, keras_hub.layers
+    frame = (112, 144)
+    for cls in (models.SAMImageSegmenterPreprocessor, models.ImageSegmenterPreprocessor):
+        preprocessor = cls.from_preset("sam_base_sa1b")
+        assert preprocessor.image_size == preprocessor.image_converter.image_size == frame
+        made = preprocessor({"images": [photograph((60, 90))], "boxes": [[[1, 2, 30, 20]]]})
+        assert made["images"].shape == (1, *frame, 3)
+    for cls in (layers.SAMImageConverter, layers.ImageConverter):
+        converter = cls.from_preset("sam_base_sa1b")
+        assert isinstance(converter, layers.ImageConverter)
+        assert converter.image_size == frame
+        assert converter(photograph((60, 90))).shape == (*frame, 3)
+        assert cls.from_preset("sam_base_sa1b", image_size=(64, 96)).image_size == (64, 96)
+    task = models.Task.from_preset("sam_base_sa1b")
+    assert isinstance(task, models.SAMImageSegmenter)
+    assert task.preprocessor.image_converter.image_size == frame
+
+
+# arguments, and pixels 0, 51 and 255 of a channel afterwards
+SCALES = [
+    ({}, [0, 51, 255]),
+    ({"scale": 1 / 255}, [0, 0.2, 1]),
+    ({"scale": 2 / 255, "offset": -1}, [-1, -0.6, 1]),
+    ({"offset": 5.0}, [5, 56, 260]),
+    ({"scale": (1, 1, 0.5), "offset": (9, 9, -2)}, [-2, 23.5, 125.5]),
+    ({"scale": (1, 1, 0.5)}, [0, 25.5, 127.5]),
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), SCALES)
+def test_converter_scales_and_adds(settings, expected):
+    images = np.tile(np.uint8([0, 51, 255])[None, :, None, None], (2, 1, 3, 3))
+    converter = keras_hub.layers.ImageConverter((3, 3), **settings)
+    np.testing.assert_allclose(converter(images)[1, :, 2, 2], expected, rtol=1e-5, atol=1e-5)
+    again = type(converter).from_config(converter.get_config())
+    np.testing.assert_array_equal(again(images), converter(images))
+
+
+def test_converter_of_its_docstring():
+    converter = keras_hub.layers.ImageConverter(image_size=(128, 128), scale=1.0 / 255)
+    images = np.random.default_rng(0).integers(0, 256, (2, 512, 512, 3))
+    made = converter(images)
+    assert made.shape == (2, 128, 128, 3)
+    assert 0 <= made.min() < made.max() <= 1
+    assert type(converter) is keras_sam.SAMImageConverter
+    assert isinstance(converter, keras_hub.layers.SAMImageConverter)
+
+
+def test_converter_without_a_size_leaves_images_as_they_are():
+    images = photograph((20, 30))[None]
+    np.testing.assert_array_equal(keras_hub.layers.ImageConverter()(images), images)
+
+
+def test_converter_reads_channels_first_and_interpolates():
+    image = photograph((40, 50))
+    settings = {"interpolation": "lanczos3", "antialias": False}
+    last = keras_hub.layers.ImageConverter((24, 24), **settings)
+    first = keras_hub.layers.ImageConverter((24, 24), data_format="channels_first", **settings)
+    assert last.resample == "lanczos"
+    np.testing.assert_array_equal(first(np.moveaxis(image, -1, 0)), last(image))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"crop_to_aspect_ratio": True}, {"pad_to_aspect_ratio": False}]
+)
+def test_converter_neither_crops_nor_distorts(settings):
+    with pytest.raises(ValueError, match="must be False and `pad_to_aspect_ratio` True"):
+        keras_hub.layers.SAMImageConverter(image_size=(128, 128), **settings)
+
+
+def test_enable_lora_of_a_backbone():
+    backbone = make_backbone()
+    backbone.enable_lora(4)
+    names = {v.path.rsplit("/", 1)[1] for v in backbone.trainable_variables}
+    assert names == {"lora_kernel_a", "lora_kernel_b"}
+    assert len(backbone.trainable_variables) == 2 * 2 * 3  # two layers of three blocks
+    encoder = make_backbone().image_encoder
+    encoder.enable_lora(rank=4, target_layer_names=["qkv"])
+    assert len(encoder.trainable_variables) == 2 * 3
+    with pytest.raises(ValueError, match="names of dense layers.*Received: .'query'"):
+        make_backbone().enable_lora(4, ["query"])
+
+
+def test_backbone_with_lora_learns_in_its_task():
+    backbone = make_backbone()
+    backbone.enable_lora(2)
+    sam = keras_hub.models.SAMImageSegmenter(backbone=backbone)
+    before = {v.path: to_numpy(v) for v in sam.weights}
+    sam.compile(optimizer=keras.optimizers.SGD(0.1))
+    target = np.zeros((1, SIDE, SIDE), "uint8")
+    target[:, 20:60, 30:80] = 1
+    inputs = {"images": photograph((SIDE, SIDE))[None], "boxes": [[[[30, 20], [80, 60]]]]}
+    sam.fit(inputs, {"masks": target}, verbose=0)
+    changed = {p for p in before if np.any(before[p] != to_numpy(dict_of(sam.weights)[p]))}
+    assert changed
+    assert all("lora_kernel" in path for path in changed)
+
+
+def dict_of(variables):
+    return {v.path: v for v in variables}
+
+
+def test_upload_preset_takes_their_arguments(sam, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(keras_sam.presets, "upload_preset", lambda *a, **k: calls.append((a, k)))
+    keras_hub.upload_preset(uri="hf://me/sam", preset=tmp_path)
+    keras_hub.upload_preset("kaggle://me/sam/keras/base", tmp_path)
+    assert calls == [
+        (("hf://me/sam", tmp_path), {}),
+        (("kaggle://me/sam/keras/base", tmp_path), {}),
+    ]
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="one that `save_to_preset` wrote"):
+        keras_hub.upload_preset("hf://me/sam", tmp_path / "nothing")
+
+
+def test_preset_names_are_the_built_in_ones():
+    assert keras_hub.models.SAMBackbone.presets == list_presets()

@@ -1,5 +1,6 @@
 """Masks from each format equal those of the library that wrote the file."""
 
+import pickle
 from pathlib import Path
 
 import keras
@@ -39,12 +40,35 @@ WRAPPERS = [
     (lambda sd: {f"_orig_mod.{k}": v for k, v in sd.items()}, "torch.compile"),
     (lambda sd: {k: v.double() for k, v in sd.items()}, "double precision"),
     (lambda sd: {k: v.clone().contiguous() for k, v in sd.items()}, "storages of their own"),
+    (lambda sd: {"model_state_dict": sd, "loss": sd[NO_MASK].sum()}, "PyTorch's tutorial"),
+    (lambda sd: {"model": sd, "mean": sd[NO_MASK], "std": sd[NO_MASK]}, "tensors beside it"),
+    (lambda sd: {"checkpoint": {"model": sd, "epoch": 3}}, "one more level"),
+    (lambda sd: ({"lr": 1}, [{"weights": {"sam": sd}}]), "in a list in a tuple"),
+    (lambda sd: {part: under(sd, part) for part in converters.PARTS}, "a dict of each part"),
+    (
+        lambda sd: {
+            "optimizer": {"state": {"exp_avg": sd}},
+            "net": {k: v.double().float() for k, v in sd.items()},
+        },
+        "an optimizer's averages by name",
+    ),
+    (lambda sd: {k: v.numpy() for k, v in sd.items()}, "arrays of numpy"),
+    (lambda sd: {"state_dict": {k: v.numpy() for k, v in sd.items()}}, "arrays in a dict"),
+    (
+        lambda sd: {k: np.asfortranarray(v.numpy().astype(">f4")) for k, v in sd.items()},
+        "arrays of another order of axes and bytes",
+    ),
 ]
+NO_MASK = "prompt_encoder.no_mask_embed.weight"
 
 
-def assert_same_weights(file, meta):
+def under(state, part):
+    return {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(part)}
+
+
+def assert_same_weights(file, meta, **arguments):
     """The file gives the config of Meta's model, and its state dict bit by bit."""
-    preset = keras_sam.presets.read_preset(file)
+    preset = keras_sam.presets.read_preset(file, **arguments)
     assert preset.encoder["num_heads"] == 3
     assert preset.encoder["global_attention_layer_indices"] == [1]
     found = converters.to_meta(preset.arrays)
@@ -60,6 +84,137 @@ def test_meta_weights_as_training_scripts_save_them(wrap, reason, meta, tmp_path
 
     torch.save(wrap(meta.state_dict()), tmp_path / "sam.pt")
     assert_same_weights(tmp_path / "sam.pt", meta)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_pickle_of_numpy_arrays(protocol, meta, tmp_path):
+    arrays = {k: v.numpy() for k, v in meta.state_dict().items()}
+    (tmp_path / "sam.pkl").write_bytes(pickle.dumps({"model": arrays}, protocol))
+    assert_same_weights(tmp_path / "sam.pkl", meta)
+
+
+AVERAGES = [
+    (lambda a, b: {"model": a, "model_ema": b}, "model", "model_ema"),
+    (lambda a, b: {"ema_state_dict": b, "epoch": 1, "state_dict": a}, "state_dict", None),
+    (lambda a, b: {"ema": {"module": b}, "model": a}, "model", "ema"),
+    (lambda a, b: {"checkpoint": {"ema": b, "sam": a}}, "checkpoint/sam", "checkpoint/ema"),
+    (lambda a, b: {**a, "ema": b}, "the one outside", "ema"),
+    (lambda a, b: {"student": a, "teacher": b}, "student", "teacher"),
+    (lambda a, b: named(a, "model.") | named(b, "ema_model."), "model", "ema_model"),
+    (lambda a, b: {"state_dict": named(b, "ema.") | a}, "the one outside", "ema"),
+]
+
+
+def named(state, prefix):
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(("wrap", "taken", "key"), AVERAGES, ids=range(len(AVERAGES)))
+def test_a_model_and_its_average(wrap, taken, key, meta, tmp_path):
+    import torch
+
+    average = checkpoints.meta_model(seed=5)
+    torch.save(wrap(meta.state_dict(), average.state_dict()), tmp_path / "sam.pt")
+    with pytest.warns(UserWarning, match=f"more than one model, of which.*{taken}.*checkpoint_key"):
+        assert_same_weights(tmp_path / "sam.pt", meta)
+    key = key or "ema_state_dict"
+    for name in {key, key.rsplit("/")[-1]}:  # the last key is enough
+        assert_same_weights(tmp_path / "sam.pt", average, checkpoint_key=name)
+    with pytest.raises(
+        ValueError, match=r"`checkpoint_key` must be an entry.*'best'.*The file has"
+    ):
+        keras_sam.presets.read_preset(tmp_path / "sam.pt", checkpoint_key="best")
+
+
+def test_averages_in_safetensors(meta, tmp_path):
+    from safetensors.torch import save_file
+
+    average = checkpoints.meta_model(seed=5)
+    state = named(meta.state_dict(), "model.") | named(average.state_dict(), "ema.")
+    save_file(state, tmp_path / "sam.safetensors")
+    with pytest.warns(UserWarning, match="'model' is read. Pass `checkpoint_key='ema'`"):
+        assert_same_weights(tmp_path / "sam.safetensors", meta)
+    assert_same_weights(tmp_path / "sam.safetensors", average, checkpoint_key="ema")
+
+
+def test_a_preset_folder_has_no_entries(segmenter, tmp_path):
+    segmenter.save_to_preset(tmp_path)
+    for source in (tmp_path, tmp_path / "model.weights.h5", "sam_tiny_demo"):
+        with pytest.raises(ValueError, match="`checkpoint_key` is for checkpoint files"):
+            keras_sam.presets.read_preset(source, checkpoint_key="ema")
+
+
+def around_qkv(state, change):
+    """The state dict with other tensors in place of each `attn.qkv.weight`."""
+    changed = {}
+    for name, value in state.items():
+        layer = name.removesuffix(".weight")
+        changed |= change(layer, value) if layer.endswith("attn.qkv") else {name: value}
+    return changed
+
+
+def low_rank(layer, names, rank=2):
+    import torch
+
+    return {f"{layer}.{name}": torch.zeros(rank, rank) for name in names}
+
+
+LORA = [
+    (
+        lambda layer, w: {
+            f"{layer}.base_layer.weight": w,
+            **low_rank(layer, ["lora_A.default.weight", "lora_B.default.weight"]),
+        },
+        "of peft that are not merged.*merge_and_unload",
+    ),
+    (
+        lambda layer, w: {f"{layer}.weight": w, **low_rank(layer, ["lora_A", "lora_B"])},
+        r"of loralib.*model.eval\(\)",
+    ),
+    (
+        lambda layer, w: {
+            f"{layer}.qkv.weight": w,
+            **low_rank(layer, [f"linear_{ab}_{qv}.weight" for ab in "ab" for qv in "qv"]),
+        },
+        r"around `qkv` that are not merged.*w\[:C\] \+= b_q @ a_q",
+    ),
+    (
+        lambda layer, w: {
+            f"{layer}.qkv_proj.weight": w,
+            **low_rank(layer, [f"w_{ab}_linear_{qv}.weight" for ab in "ab" for qv in "qv"]),
+        },
+        r"around `qkv` that are not merged.*w\[:C\] \+= b_q @ a_q",
+    ),
+    (
+        lambda layer, w: {f"{layer}.weight": w, **low_rank(layer, ["lora.down.weight"])},
+        "look like LoRA weights that are not merged",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), LORA, ids=range(len(LORA)))
+def test_lora_that_is_not_merged(change, message, meta, tmp_path):
+    import torch
+
+    torch.save(around_qkv(meta.state_dict(), change), tmp_path / "sam.pth")
+    with pytest.raises(ValueError, match=message) as error:
+        load(tmp_path / "sam.pth")
+    assert "image_encoder.blocks.0.attn.qkv." in str(error.value)
+
+
+def test_the_products_that_the_error_names_are_the_merged_weights(tmp_path):
+    """LoRA around `qkv` as its authors compute it, and merged as the error says."""
+    import torch
+
+    torch.manual_seed(0)
+    x, w = torch.randn(5, 8), torch.randn(24, 8)
+    a_q, a_v, b_q, b_v = torch.randn(2, 8), torch.randn(2, 8), torch.randn(8, 2), torch.randn(8, 2)
+    wanted = x @ w.T
+    wanted[:, :8] += x @ a_q.T @ b_q.T
+    wanted[:, -8:] += x @ a_v.T @ b_v.T
+    w[:8] += b_q @ a_q
+    w[-8:] += b_v @ a_v
+    torch.testing.assert_close(x @ w.T, wanted)
 
 
 def test_meta_file_from_before_torch_1_6(meta, tmp_path):

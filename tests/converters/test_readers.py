@@ -3,12 +3,16 @@
 import argparse
 import collections
 import datetime
+import decimal
+import fractions
 import io
 import json
 import os
 import pathlib
 import pickle
 import struct
+import types
+import uuid
 import zipfile
 
 import h5py
@@ -17,7 +21,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from keras_sam.converters import read_checkpoint
-from keras_sam.converters.torch_files import load_pickle
+from keras_sam.converters.pickles import load_pickle
+from keras_sam.converters.torch_files import _dicts_of_tensors
+from keras_sam.presets import read_preset
 
 VALUES = np.arange(12, dtype="float32").reshape(3, 4)
 DATA = VALUES.tobytes()
@@ -131,9 +137,79 @@ def test_what_training_scripts_leave_beside_the_weights_is_read_over(tmp_path):
         "device": torch.device("cpu"),
         "history": np.arange(3),
         "counts": collections.defaultdict(None, a=1),
+        "lists": collections.defaultdict(list, a=[1]),
+        "day": datetime.date(2024, 1, 1),
+        "took": datetime.timedelta(seconds=3),
+        "zone": datetime.datetime(2024, 1, 1, 12, tzinfo=datetime.UTC),
+        "types": [list, set, dict, tuple, float, int, str, bool],
+        "frozen": frozenset([1]),
+        "queue": collections.deque([1, 2], maxlen=3),
+        "simple": types.SimpleNamespace(a=1),
+        "id": uuid.UUID(int=3),
+        "price": decimal.Decimal("0.1"),
+        "ratio": fractions.Fraction(1, 3),
+        "version": torch.__version__,
+        "names": np.array(["a", "b"]),
+        "objects": np.array([None, {}], dtype=object),
+        "record": np.zeros(2, dtype=[("a", "f4")]),
+        "complex": 1 + 2j,
+        "pure": pathlib.PurePosixPath("x"),
     }
-    torch.save(content, tmp_path / "a.pth")
-    np.testing.assert_array_equal(np.asarray(read_checkpoint(tmp_path / "a.pth")["w"]), VALUES)
+    for protocol in (2, 4, 5):
+        torch.save(content, tmp_path / "a.pth", pickle_protocol=protocol)
+        np.testing.assert_array_equal(np.asarray(read_checkpoint(tmp_path / "a.pth")["w"]), VALUES)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_arrays_of_numpy_of_every_kind(protocol, tmp_path):
+    kinds = ("float64", "float32", "float16", ">f4", "int64", "uint16", "int8", "bool")
+    saved = {kind: np.arange(-3, 9).reshape(3, 4).astype(kind) for kind in kinds}
+    saved |= {"F": np.asfortranarray(VALUES), "empty": VALUES[:0], "0": np.array(2.5)}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(saved, protocol))
+    found = read_checkpoint(tmp_path / "a.pkl")
+    assert found.keys() == saved.keys()
+    for name, value in saved.items():
+        assert found[name].dtype == value.dtype and found[name].shape == value.shape
+        np.testing.assert_array_equal(np.asarray(found[name]), value)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ((1, (3, 4), "f4", False, DATA[:-4]), "of shape .* has 44 bytes"),
+        ((1, (3, -4), "f4", False, DATA), "impossible sizes"),
+        ((1, (2**40, 2**40), "f4", False, DATA), "has 48 bytes"),
+        ((1, (1,) * 9, "f4", False, DATA[:4]), "impossible sizes"),
+        ((1, 12, "f4", False, DATA), "impossible sizes"),
+        ((1, (3, 4), "f4", False, "text"), "no values"),
+        ((1, (3, 4), "O", False, DATA), "no tensors by name"),
+        ((1, (3, 4), "f3", False, DATA), "no tensors by name"),
+        ((1, (3, 4)), "not enough values"),
+    ],
+)
+def test_arrays_that_lie(state, message, tmp_path):
+    def opcodes(value):
+        if isinstance(value, bytes):
+            return b"C" + bytes([len(value)]) + value
+        if isinstance(value, tuple):
+            return b"(" + b"".join(map(opcodes, value)) + b"t"
+        return assemble(value)
+
+    named = state[:2] + tuple(
+        Named("numpy", "dtype", x, False, True) if i == 0 else x for i, x in enumerate(state[2:])
+    )
+    array = assemble(Named("numpy.core.multiarray", "_reconstruct", 0)) + opcodes(named) + b"b"
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x03}" + assemble("w") + array + b"s.")
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(tmp_path / "a.pkl")
+
+
+def test_a_dict_that_holds_itself_and_one_that_is_deep():
+    """In memory, opcodes: `{"a": <itself>}` and 50,000 dicts in each other."""
+    itself = load_pickle(b"\x80\x02}q\x00" + assemble("a") + b"h\x00s.")
+    deep = load_pickle(b"\x80\x02" + (b"}" + assemble("a")) * 50_000 + b"N" + b"s" * 50_000 + b".")
+    for content in (itself, deep):
+        assert list(_dicts_of_tensors(content)) == []
 
 
 ATTACKS = [
@@ -457,11 +533,31 @@ def test_damaged_files_give_values_or_a_value_error(seed, tmp_path):
             assert "Cannot read the checkpoint" in str(error) or "damaged" in str(error)
 
 
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 375042383\n"
+PAGES = [
+    ("<html>404: Not Found</html>\n" * 20, "web page.*Download the file in a browser"),
+    ("\ufeff\n<!DOCTYPE html>\n<title>Virus scan warning</title>", "web page"),
+    ("<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "web page"),
+    (LFS, "Git LFS pointer to a file of 375042383 bytes.*git lfs pull"),
+    ("not found, whatever it was\n" * 20, ""),
+]
+
+
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.h5", "a.keras", "a.json", "a.txt"])
-def test_text_in_place_of_weights(name, tmp_path):
-    (tmp_path / name).write_text("<html>404: Not Found</html>\n" * 20)
-    with pytest.raises(ValueError, match="Cannot read the checkpoint"):
+@pytest.mark.parametrize(("text", "message"), PAGES, ids=range(len(PAGES)))
+def test_text_in_place_of_weights(text, message, name, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"Cannot read the checkpoint.*{message}"):
         read_checkpoint(tmp_path / name)
+    with pytest.raises(ValueError, match=f"Cannot read the checkpoint.*{message}"):
+        read_preset(tmp_path / name)
+
+
+@pytest.mark.parametrize(("text", "message"), PAGES[:4], ids=range(4))
+def test_text_in_place_of_a_config(text, message, tmp_path):
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"config.json.*{message}"):
+        read_preset(tmp_path)
 
 
 def test_no_file_at_all(tmp_path):

@@ -5,8 +5,10 @@ import operator
 import keras
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
 import keras_sam
+from keras_sam import notices
 from keras_sam.geometry import ResizePlan
 from keras_sam.preprocessing.batches import Batch, DictBatches, TrainingBatches
 from keras_sam.preprocessing.targets import target_to_frame
@@ -76,13 +78,120 @@ def test_weights_of_prompt_sets_that_are_padding(segmenter):
         np.testing.assert_array_equal(weight, weights[i : i + 1])
 
 
-def test_a_batch_to_train_on_needs_a_prompt(segmenter):
+@pytest.mark.parametrize("none", [None, [], np.zeros((0, 4))], ids=["None", "[]", "(0, 4)"])
+def test_an_image_on_which_a_detector_found_nothing_has_no_target(segmenter, none):
     x, y = ragged_data()
-    x = {"images": x["images"], "boxes": [[[5, 5, 20, 20]], None]}
+    x = {"images": x["images"], "boxes": [[[5, 5, 20, 20]], none]}
     batches = prepared(segmenter, x, {"masks": [y["masks"][0][:1], []]})
     assert next(batches)[0]["labels"].shape == (1, 1, 2)
-    with pytest.raises(ValueError, match="At least one prompt.*any image of a batch"):
-        next(batches)
+    inputs, targets = next(batches)
+    assert (inputs["labels"] == -10).all() and inputs["labels"].shape == (1, 1, 2)
+    assert (targets["masks"] == 255).all() and targets["masks"].shape == (
+        1,
+        1,
+        *segmenter.mask_size,
+    )
+
+
+def test_fit_on_images_without_an_object_changes_nothing():
+    segmenter = small_segmenter()
+    segmenter.compile(optimizer=keras.optimizers.SGD(1.0))
+    before = segmenter.get_weights()
+    x = {"images": ragged_data()[0]["images"][:1], "boxes": [np.zeros((0, 4))]}
+    history = segmenter.fit(x, {"masks": [np.zeros((0, 60, 90))]}, verbose=0).history
+    assert history["loss"] == [0.0]
+    for a, b in zip(segmenter.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_training_without_any_prompt_is_refused(segmenter):
+    x, y = ragged_data()
+    with pytest.raises(ValueError, match="At least one prompt"):
+        segmenter.prepare_training({"images": x["images"]}, y)
+
+
+def one_target():
+    """An image of one object, and its target of 0 and 1."""
+    x, y = ragged_data()
+    return {"images": x["images"][1:], "boxes": [[[8, 28, 32, 52]]]}, y["masks"][1][0]
+
+
+def soft(target):
+    """The target with the values between black and white that smoothing leaves."""
+    return np.asarray(Image.fromarray(target * 255).filter(ImageFilter.GaussianBlur(0.5)))
+
+
+AS_TENSOR = keras.ops.convert_to_tensor
+TARGETS = {
+    "bool": lambda t: [t == 1],
+    "0 and 255": lambda t: [t * 255],  # as image libraries read a mask
+    "0 and 255, an axis per object": lambda t: (t * 255)[None, None],
+    "a stray 1": lambda t: [np.where(np.arange(4000).reshape(80, 50) == 7, 1, t * 255)],
+    "soft edges": lambda t: [soft(t)],
+    "floats": lambda t: [t.astype("float32")],
+    "floats of 255": lambda t: [t * 255.0],
+    "soft floats": lambda t: [soft(t) / 255],
+    "a channel": lambda t: t[None, ..., None],
+    "a channel of an object": lambda t: [t[None, ..., None]],
+    "a channel without the image's axis": lambda t: t[..., None],
+    "neither an image's axis nor an object's": lambda t: t,
+    "no image's axis": lambda t: t[None],
+    "a list of an object": lambda t: [[t]],
+    "a tensor of 0 and 255": lambda t: AS_TENSOR(t * 255)[None],
+    "tensors of floats": lambda t: [[AS_TENSOR(t.astype("float32"))]],
+    "a tensor without axes": lambda t: AS_TENSOR(t),
+    "a tensor with a channel": lambda t: [AS_TENSOR(t[..., None])],
+}
+
+
+@pytest.mark.parametrize("form", TARGETS.values(), ids=TARGETS)
+def test_targets_as_people_have_them(segmenter, form):
+    x, target = one_target()
+    _, wanted = segmenter.prepare_training(x, {"masks": [target]})
+    _, read = segmenter.prepare_training(x, {"masks": form(target)})
+    np.testing.assert_array_equal(read["masks"], wanted["masks"])
+    source = DictBatches(Batch.read(x, {"masks": form(target)}), 1)  # as `fit` of a dict
+    _, read = segmenter.prepare_training_batch(source[0])
+    np.testing.assert_array_equal(read["masks"], wanted["masks"])
+
+
+def test_void_beside_ones_and_where_it_is_said(segmenter, monkeypatch, recwarn):
+    monkeypatch.setattr(notices, "_given", set())
+    x, target = one_target()
+    void = np.zeros_like(target)
+    void[:20] = 255
+
+    def read(*targets, **options):
+        boxes = [np.repeat(x["boxes"][0], len(targets), axis=0)]
+        y = {"masks": [np.stack(targets)], **options}
+        source = DictBatches(Batch.read({**x, "boxes": boxes}, y), 1)
+        return segmenter.prepare_training_batch(source[0])[1]["masks"][0]
+
+    beside = read(np.maximum(target, void))[0]
+    assert (beside == 1).any() and (beside[:2] == 255).all()
+    # A target without a 1, in a stack that says void, and one that is void throughout.
+    stack = read(np.maximum(target, void), void, np.full_like(void, 255))
+    np.testing.assert_array_equal(stack[0], beside)
+    assert not (stack[1] == 1).any() and (stack[1][:2] == 255).all()
+    assert (stack[2] == 255).all()
+    assert not (read(target * 255, void=255) == 1).any()
+    assert [w for w in recwarn if issubclass(w.category, UserWarning)] == []
+    for _ in range(2):
+        assert (read(target * 255) == 1).any()
+    (said,) = [w for w in recwarn if issubclass(w.category, UserWarning)]
+    assert "255 is the object" in str(said.message)
+
+
+def test_fit_learns_the_object_of_a_black_and_white_target():
+    segmenter = small_segmenter()
+    x, target = one_target()
+    segmenter.compile(optimizer=keras.optimizers.AdamW(1e-2))
+    wanted = segmenter.evaluate(x, {"masks": [target]}, verbose=0)
+    np.testing.assert_allclose(
+        segmenter.evaluate(x, {"masks": [target * 255]}, verbose=0), wanted, rtol=1e-6
+    )
+    history = segmenter.fit(x, {"masks": [target * 255]}, epochs=8, verbose=0).history
+    assert history["loss"][-1] < 0.9 * history["loss"][0]
 
 
 def same_inputs(actual, expected):

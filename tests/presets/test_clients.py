@@ -241,6 +241,17 @@ def test_hub_goes_on_where_the_server_died(hub, tmp_path, checksum):
     assert "bytes=300000-" in [part for _, _, part in hub.requests]
 
 
+def test_hub_wrong_hash(hub, tmp_path, checksum):
+    hub.wrong_hash = True
+    _, error = load(HUB, tmp_path, HF_ENDPOINT=hub.url)
+    assert "ValueError: Hugging Face's repository 'keras/tiny'" in error
+    assert "the download of model.weights.h5 is damaged and was deleted" in error
+    assert not list(tmp_path.glob("hugging_face/**/model.weights.h5"))
+    hub.wrong_hash = False
+    assert load(HUB, tmp_path, HF_ENDPOINT=hub.url) == (checksum, "")
+    assert asked(hub).count("model.weights.h5") == 2
+
+
 @pytest.mark.parametrize(
     ("status", "error"),
     [(404, "FileNotFoundError"), (403, "PermissionError"), (500, "ConnectionError")],

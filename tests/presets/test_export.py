@@ -1,9 +1,11 @@
 """Into the formats of other libraries and back, bit by bit, and the masks they then predict."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import keras_sam
 from keras_sam.presets import convert_checkpoint
@@ -84,8 +86,8 @@ def test_a_model_trained_here_goes_to_both(tmp_path):
     for name, layout in [("m.safetensors", "meta"), ("t", "transformers"), ("o", "keras_sam")]:
         convert_checkpoint(tmp_path / "ours", tmp_path / name, layout)
         assert_same(arrays(tmp_path / name), wanted)
-    # Two decoder heads are in no shape: only formats with a config know them.
-    for name in ("t", "o"):
+    # Two decoder heads are in no shape: a config, or a header, knows them.
+    for name in ("m.safetensors", "t", "o"):
         found = keras_sam.presets.read_preset(tmp_path / name).parts["mask_decoder"]["config"]
         assert found["num_heads"] == 2
     again = keras_sam.SAMImageSegmenter.from_preset(tmp_path / "o")
@@ -104,6 +106,79 @@ def test_what_other_libraries_have_no_model_for(segmenter, meta, tmp_path):
     with pytest.raises(ValueError, match="`layout` must be one of"):
         convert_checkpoint(meta[1], tmp_path / "a", "onnx")
     assert not (tmp_path / "t").exists()
+
+
+def test_the_shipped_preset_goes_to_meta_s_names_and_back(tmp_path):
+    """Its encoder has no tables of relative positions, so no shape tells its heads or windows."""
+    path = convert_checkpoint("sam_tiny_demo", tmp_path / "demo.safetensors", "meta")
+    wanted, found = (
+        keras_sam.presets.read_preset("sam_tiny_demo"),
+        keras_sam.presets.read_preset(path),
+    )
+    assert found.parts == wanted.parts
+    assert found.task["config"] == wanted.task["config"]
+    assert found.preprocessor["config"] == wanted.preprocessor["config"]
+    assert_same(arrays(path), arrays("sam_tiny_demo"))
+    names = safe_open(path, "np").keys()
+    assert "image_encoder.patch_embed.proj.weight" in names and len(names) == len(wanted.arrays)
+
+
+def test_every_setting_survives_in_the_header(tmp_path):
+    segmenter = tiny_segmenter(activation="relu", drop_path_rate=0.25, initializer_range=0.03)
+    segmenter.mask_threshold = 0.5
+    segmenter.save_to_preset(tmp_path / "ours")
+    path = convert_checkpoint(tmp_path / "ours", tmp_path / "m.safetensors", "meta")
+    again = keras_sam.SAMImageSegmenter.from_preset(path)
+    assert again.backbone.get_config() == segmenter.backbone.get_config()
+    assert again.preprocessor.get_config() == segmenter.preprocessor.get_config()
+    assert again.mask_threshold == 0.5
+    segmenter.image_encoder.save_to_preset(tmp_path / "encoder")
+    path = convert_checkpoint(tmp_path / "encoder", tmp_path / "e.safetensors", "meta")
+    encoder = keras_sam.ViTDetBackbone.from_preset(path)
+    assert encoder.get_config() == segmenter.image_encoder.get_config()
+
+
+@pytest.mark.parametrize("metadata", ["{", "[]", '{"registered_name": "keras_sam>SAMBackbone"}'])
+def test_a_damaged_header_is_an_error(metadata, meta, tmp_path):
+    from keras_sam.converters import CONFIG_KEY, to_meta
+
+    tensors = to_meta(keras_sam.presets.read_preset(meta[1]).arrays)
+    save_safetensors(tmp_path / "a.safetensors", tensors, {CONFIG_KEY: metadata})
+    if metadata == "{":  # not ours: the tensors are read as in any other file
+        assert keras_sam.presets.read_preset(tmp_path / "a.safetensors").encoder["num_heads"] == 3
+        return
+    with pytest.raises(ValueError, match="must be that of a SAM|not as a preset's must be"):
+        keras_sam.presets.read_preset(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("vision", "others", "ours"),
+    [
+        (0.03, 0.05, (0.03, 0.05)),
+        (0.03, 0.02, (0.03, 0.02)),
+        (1e-10, 0.05, (None, 0.05)),  # what transformers has where nothing is given
+    ],
+)
+def test_the_initial_spread_goes_to_transformers_and_back(vision, others, ours, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = checkpoints.hugging_face_model().config
+    config.initializer_range, config.vision_config.initializer_range = others, vision
+    transformers.SamModel(config).save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    saved = json.loads(path.read_text())
+    saved["initializer_range"], saved["vision_config"]["initializer_range"] = others, vision
+    path.write_text(json.dumps(saved))  # transformers leaves out what equals its defaults
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    segmenter = keras_sam.SAMImageSegmenter.from_preset(tmp_path / "ours", load_weights=False)
+    found = segmenter.image_encoder.initializer_range, segmenter.mask_decoder.initializer_range
+    assert found == ours
+    assert segmenter.prompt_encoder.initializer_range == others
+    convert_checkpoint(tmp_path / "ours", tmp_path / "back", "transformers")
+    again = transformers.SamConfig.from_pretrained(tmp_path / "back")
+    assert (again.initializer_range, again.vision_config.initializer_range) == (others, vision)
+    convert_checkpoint(tmp_path / "back", tmp_path / "m.safetensors", "meta")
+    found = keras_sam.presets.read_preset(tmp_path / "m.safetensors")
+    assert found.encoder["initializer_range"] == ours[0]
 
 
 def test_half_precision_stays_half(meta, tmp_path):

@@ -119,3 +119,40 @@ def test_damaged_data_is_an_error_with_a_name(tmp_path, monkeypatch):
     monkeypatch.setattr(locate, "_FOLDERS", (str(tmp_path),))
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "x" / "metadata.json"))):
         list_presets()
+
+
+@pytest.mark.parametrize(
+    ("preset", "meant"),
+    [
+        ("facebook/sam-vit-base", "hf://facebook/sam-vit-base"),  # as transformers takes it
+        ("keras/sam/keras/sam_base_sa1b", "kaggle://keras/sam/keras/sam_base_sa1b"),  # kagglehub
+        ("keras/sam/keras/sam_base_sa1b/5", "kaggle://keras/sam/keras/sam_base_sa1b/5"),
+        ("https://huggingface.co/facebook/sam-vit-huge", "hf://facebook/sam-vit-huge"),
+        ("https://huggingface.co/facebook/sam-vit-huge/tree/main", "hf://facebook/sam-vit-huge"),
+        ("https://huggingface.co/a/b/resolve/main/sub/c.pth", "hf://a/b@main/sub/c.pth"),
+        ("https://hf.co/a/b/blob/v1/c.pth", "hf://a/b@v1/c.pth"),
+        (
+            "https://www.kaggle.com/models/keras/sam/keras/sam_base_sa1b",
+            "kaggle://keras/sam/keras/sam_base_sa1b",
+        ),
+        ("vit_b", "sam_base_sa1b"),  # the keys of Meta's registry
+        ("vit_l", "sam_large_sa1b"),
+        ("vit_h", "sam_huge_sa1b"),
+        ("sam-vit-base", "sam_base_sa1b"),
+        ("sam_l", "sam_large_sa1b"),
+        ("sam_vit_b_01ec64.pth", "sam_base_sa1b"),  # a file that is not there
+        ("sam_vit_h_4b8939", "sam_huge_sa1b"),
+    ],
+)
+def test_what_is_meant(preset, meant):
+    with pytest.raises(ValueError, match=f"Did you mean {meant!r}\\?"):
+        keras_sam.presets.read_preset(preset)
+    if "://" in meant:
+        assert locate.locate(meant) is not None
+
+
+@pytest.mark.parametrize("path", ["runs/best.pth", "./vit_b.pth", "/a/b/c", "a/b.safetensors"])
+def test_a_path_is_no_address(path):
+    with pytest.raises(ValueError, match="path of a folder or checkpoint file") as error:
+        keras_sam.presets.read_preset(path)
+    assert "://'" not in str(error.value) and "Did you mean 'hf" not in str(error.value)

@@ -306,7 +306,7 @@ def test_paths_as_people_write_them(folder, monkeypatch):
     assert keras_sam.presets.read_preset(f"~/{folder.name}").encoder["num_heads"] == 3
 
 
-@pytest.mark.parametrize("name", ["sam_base", "sam_base_sa1B", "/no/such/folder", "sam.pth"])
+@pytest.mark.parametrize("name", ["sam_bas", "sam_base_sa1B", "/no/such/folder", "sam.pth"])
 def test_unknown_presets_are_told_the_names(name):
     with pytest.raises(ValueError, match="Built-in names: sam_tiny_demo, sam_base_sa1b, sam_large"):
         keras_sam.SAMImageSegmenter.from_preset(name)

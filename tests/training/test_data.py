@@ -13,6 +13,10 @@ import pytest
 from PIL import Image
 
 from keras_sam import masks as mask_tools
+from keras_sam import notices
+from keras_sam.annotations import read_coco
+from keras_sam.geometry import ResizePlan
+from keras_sam.preprocessing.targets import targets_to_frames
 from keras_sam.training import CocoObjects, MaskFolder, ObjectBatches, SA1BFolder
 from keras_sam.training.data import flip, jitter_scale, sample_box, sample_point
 from tests.tiny import photograph
@@ -53,6 +57,121 @@ def test_a_label_map_has_an_object_per_value_and_void(folder):
     assert targets.shape == (2, *SIZE)
     np.testing.assert_array_equal(targets[0] == 1, rectangle(5, 5, 20, 20))
     assert (targets[:, 35:] == 255).all()
+    _, targets = MaskFolder(folder / "images", folder / "masks", label_map=True, void=None)[0]
+    assert targets.shape == (3, *SIZE)
+    np.testing.assert_array_equal(targets[2], rectangle(0, 35, 60, 40))
+
+
+RED = rectangle(10, 10, 30, 30)[..., None] * np.uint8([255, 0, 0])
+
+
+def indexed(mask, palette):
+    """A file of indices into a palette."""
+    picture = Image.frombytes("P", mask.shape[::-1], mask.astype("uint8").tobytes())
+    picture.putpalette(palette)
+    return picture
+
+
+def turned(mask):
+    """Stored on its side, with an orientation that turns it upright."""
+    exif = Image.Exif()
+    exif[274] = 6
+    return Image.fromarray(np.rot90(mask)), {"exif": exif}
+
+
+@pytest.mark.parametrize(
+    "picture, options",
+    [
+        (indexed(1 - rectangle(10, 10, 30, 30), [255, 255, 255, 0, 0, 0]), {}),
+        (Image.fromarray(RED[..., [0, 0, 0]]).quantize(2), {}),
+        (Image.fromarray(RED).quantize(2), {}),
+        (indexed(rectangle(10, 10, 30, 30) * 15, [0, 0, 0] + 15 * [192, 128, 128]), {}),
+        (indexed(rectangle(10, 10, 30, 30), [0, 0, 0, 9, 9, 9]), {"transparency": 0}),
+        (Image.fromarray(rectangle(10, 10, 30, 30) == 1), {}),
+        (Image.fromarray(rectangle(10, 10, 30, 30).astype("uint16") * 300), {}),
+        (Image.fromarray(rectangle(10, 10, 30, 30).astype("int32") * 70000), {"format": "TIFF"}),
+        (Image.fromarray(rectangle(10, 10, 30, 30).astype("float32")), {"format": "TIFF"}),
+        (Image.fromarray(RED).convert("CMYK"), {"format": "TIFF"}),
+        turned(rectangle(10, 10, 30, 30) * 255),
+    ],
+    ids=[
+        "white is index 0",
+        "quantized black and white",
+        "quantized red",
+        "PASCAL VOC",
+        "transparent index",
+        "one bit",
+        "16 bits",
+        "32 bits",
+        "floats",
+        "CMYK",
+        "turned by EXIF",
+    ],
+)
+def test_files_of_masks_are_read_by_what_they_show(folder, picture, options):
+    picture.save(folder / "masks" / "b.png", **{"format": "PNG", **options})
+    _, targets = MaskFolder(folder / "images", folder / "masks")[1]
+    np.testing.assert_array_equal(targets, rectangle(10, 10, 30, 30)[None])
+
+
+@pytest.mark.parametrize(
+    "name, image",
+    [
+        ("b.tif", "b.jpg"),
+        ("b.bmp", "b.jpg"),
+        ("b.PNG", "b.jpg"),
+        ("b_mask.png", "b.png"),
+        ("b-mask.jpg", "b.jpg"),
+        ("b_mask.webp", "b.tif"),
+        ("b.jpg.png", "b.jpg"),  # as tools that append an ending
+        ("b.jpg", "b.png"),
+        ("b.webp", "b.png"),
+        ("b.avif", "b.png"),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True], ids=["two folders", "one folder"])
+def test_masks_are_found_by_the_names_that_people_give_them(tmp_path, name, image, together):
+    if together and name in ("b.jpg", "b.webp", "b.avif"):
+        name, image = image, name  # in one folder, the format of cameras is that of the photograph
+    masks = tmp_path / ("images" if together else "masks")
+    for folder in (tmp_path / "images", masks):
+        folder.mkdir(exist_ok=True)
+    Image.fromarray(photograph(SIZE, 1)).save(tmp_path / "images" / image)
+    Image.fromarray(rectangle(10, 10, 30, 30) * 255).convert("RGB").save(masks / name)
+    source = MaskFolder(tmp_path / "images", masks)
+    assert [source.path(i).name for i in range(len(source))] == [image]
+    difference = source[0][1][0] != rectangle(10, 10, 30, 30)
+    assert np.count_nonzero(difference) <= 4  # of lossy formats
+
+
+def test_several_masks_of_an_image_are_refused(folder):
+    Image.fromarray(rectangle(0, 0, 9, 9)).save(folder / "masks" / "b.tif")
+    with pytest.raises(ValueError, match=r"one mask.*b\.png has b\.png and b\.tif"):
+        MaskFolder(folder / "images", folder / "masks")
+
+
+def test_a_mask_that_pillow_cannot_read_says_what_to_do(folder):
+    (folder / "masks" / "b.png").rename(folder / "masks" / "b.heic")
+    (folder / "masks" / "b.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    with pytest.raises(ValueError, match=r"b\.heic.*pillow-heif.*PNG"):
+        MaskFolder(folder / "images", folder / "masks")[1]
+    Image.fromarray(photograph(SIZE, 0)).save(folder / "masks" / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as a mask.*black and white"):
+        MaskFolder(folder / "images", folder / "masks")[0]
+
+
+def save_turned(path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(np.rot90(photograph(SIZE, 1))).save(path, exif=exif)
+
+
+def test_masks_of_a_picture_before_it_is_turned_upright_are_named(folder):
+    save_turned(folder / "images" / "b.png", 6)  # upright it has SIZE
+    stored = np.rot90(rectangle(10, 10, 30, 30) * 255)
+    Image.fromarray(stored).save(folder / "masks" / "b.png")
+    with pytest.raises(ValueError, match=r"\(40, 60\).*\(60, 40\).*EXIF orientation \(6\)"):
+        MaskFolder(folder / "images", folder / "masks")[1]
 
 
 def coco_file(folder, annotations, name="b.png"):
@@ -231,6 +350,158 @@ def test_an_image_without_objects_is_left_out_and_a_batch_of_them_is_an_error(fo
 
     x, y = ObjectBatches(Mixed(), batch_size=4)[0]
     assert len(x["images"]) == len(y["masks"]) == 3
+
+
+COCO_RING = [10, 10, 30, 10, 30, 30, 10, 30]
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [COCO_RING],
+        COCO_RING,
+        [COCO_RING[i : i + 2] for i in range(0, 8, 2)],
+        [[str(n) for n in COCO_RING]],
+        [str(n) for n in COCO_RING],
+        ["10,10 30,10 30,30 10,30"],
+    ],
+    ids=["rings", "flat", "points", "text", "flat text", "one text"],
+)
+def test_coco_polygons_as_people_write_them(folder, segmentation):
+    source = CocoObjects(coco_file(folder, [{"segmentation": segmentation}]), folder / "images")
+    np.testing.assert_array_equal(source[0][1], rectangle(10, 10, 30, 30)[None])
+
+
+@pytest.fixture
+def said(monkeypatch, recwarn):
+    """What was said once, in this test."""
+    monkeypatch.setattr(notices, "_given", set())
+    return lambda: [str(w.message) for w in recwarn if issubclass(w.category, UserWarning)]
+
+
+@pytest.mark.parametrize("given, wanted", [(9, "9"), ("9", 9), (9.0, "009"), ("b", "b")])
+def test_coco_ids_are_compared_as_numbers_too(folder, said, given, wanted):
+    path = coco_file(folder, [{"segmentation": [COCO_RING], "image_id": given}])
+    content = json.loads(path.read_text())
+    content["images"][0]["id"] = wanted
+    path.write_text(json.dumps(content))
+    source = CocoObjects(path, folder / "images")
+    np.testing.assert_array_equal(source[0][1], rectangle(10, 10, 30, 30)[None])
+    (image,), _ = read_coco(path)
+    assert len(image.records) == 1
+    assert said() == []
+
+
+def test_what_is_left_out_of_a_coco_file_is_counted_once(folder, said):
+    path = coco_file(
+        folder,
+        [
+            {"segmentation": [COCO_RING, [1, 2, 3, 4], [5, 6]]},
+            {"segmentation": [COCO_RING], "image_id": 77},
+            {"segmentation": [COCO_RING], "image_id": None},
+            {"segmentation": None, "bbox": [1, 2, 3, 4]},
+            {"segmentation": [[]]},
+            {"segmentation": [[1, 2, 3, 4]]},
+            {"bbox": [1, 2, 3, 4]},
+        ],
+    )
+    for _ in range(2):
+        source = CocoObjects(path, folder / "images")
+    np.testing.assert_array_equal(source[0][1], rectangle(10, 10, 30, 30)[None])
+    (text,) = said()
+    assert "images that it does not list (2)" in text
+    assert "annotations without a mask (4)" in text
+    assert "rings of fewer than three points (3)" in text
+
+
+def test_coco_numbers_as_text(folder):
+    path = coco_file(folder, [{"segmentation": [COCO_RING], "iscrowd": "0"}])
+    content = json.loads(path.read_text())
+    content["images"][0] |= {"height": "40", "width": "60"}
+    path.write_text(json.dumps(content))
+    _, targets = CocoObjects(path, folder / "images")[0]
+    np.testing.assert_array_equal(targets, rectangle(10, 10, 30, 30)[None])
+
+
+def test_coco_boxes_are_no_targets(folder):
+    path = coco_file(folder, [{"bbox": [1, 2, 3, 4], "segmentation": []}, {"bbox": [1, 2, 3, 4]}])
+    with pytest.raises(ValueError, match="boxes but no masks.*SAMPredictor"):
+        CocoObjects(path, folder / "images")
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [[COCO_RING], mask_tools.encode_rle(rectangle(10, 10, 30, 30), compressed=False)],
+    ids=["polygons", "run lengths"],
+)
+def test_coco_sizes_are_those_of_the_pictures(folder, segmentation):
+    path = coco_file(folder, [{"segmentation": segmentation}])
+    larger = photograph((80, 180), 1)
+    Image.fromarray(larger).save(folder / "images" / "b.png")
+    with pytest.raises(ValueError, match=r"\(80, 180\).*Received: \(40, 60\).*`rescale=True`"):
+        CocoObjects(path, folder / "images")[0]
+    _, targets = CocoObjects(path, folder / "images", rescale=True)[0]
+    wanted = rectangle(10, 10, 30, 30).repeat(2, axis=0).repeat(3, axis=1)
+    np.testing.assert_array_equal(targets, wanted[None])
+
+
+@pytest.mark.parametrize("orientation, words", [(6, r"orientation \(6\) turns"), (1, "was lost")])
+def test_a_swap_of_coco_width_and_height_is_named(folder, orientation, words):
+    path = coco_file(folder, [{"segmentation": [COCO_RING]}])
+    content = json.loads(path.read_text())
+    content["images"][0] |= {"height": SIZE[1], "width": SIZE[0]}
+    path.write_text(json.dumps(content))
+    if orientation == 6:
+        save_turned(folder / "images" / "b.png", 6)
+    for rescale in (False, True):  # what is turned cannot be scaled
+        with pytest.raises(ValueError, match=f"swapped.*{words}"):
+            CocoObjects(path, folder / "images", rescale=rescale)[0]
+
+
+@pytest.mark.parametrize(
+    "file_name, there",
+    [
+        ("train/b.png", "train/b.png"),
+        ("train/b.png", "b.png"),
+        ("train\\b.png", "train/b.png"),
+        ("C:\\data\\train\\b.png", "b.png"),
+        ("/data/train/b.png", "b.png"),
+    ],
+)
+def test_coco_file_names_of_other_folders_and_machines(folder, file_name, there):
+    path = coco_file(folder, [{"segmentation": [COCO_RING]}], file_name)
+    (folder / "images" / there).parent.mkdir(exist_ok=True)
+    (folder / "images" / "b.png").rename(folder / "images" / there)
+    source = CocoObjects(path, folder / "images")
+    np.testing.assert_array_equal(source[0][1], rectangle(10, 10, 30, 30)[None])
+
+
+def test_one_file_is_not_taken_for_two_images_of_its_name(folder):
+    path = coco_file(folder, [], "train/b.png")
+    content = json.loads(path.read_text())
+    content["images"].append({**content["images"][0], "id": 10, "file_name": "test/b.png"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="2 of 2 images.*missing"):
+        CocoObjects(path, folder / "images")
+
+
+def test_targets_of_a_source_of_ones_own_are_read_by_the_same_rule():
+    white = rectangle(10, 10, 30, 30)[..., None] * 255
+    for targets in (white[..., 0], white, white[..., 0][None], [white[..., 0] / 255.0]):
+        _, y = ObjectBatches([(photograph(SIZE, 1), targets)])[0]
+        np.testing.assert_array_equal(y["masks"][0], rectangle(10, 10, 30, 30)[None])
+
+
+def test_void_of_a_source_stays_void(folder):
+    """A source says what is void: an object of two pixels beside a crowd is no stray value."""
+    crowd = mask_tools.encode_rle(rectangle(0, 0, 60, 8), compressed=False)
+    tiny = mask_tools.encode_rle(rectangle(40, 20, 42, 21), compressed=False)
+    path = coco_file(folder, [{"segmentation": tiny}, {"segmentation": crowd, "iscrowd": 1}])
+    _, y = ObjectBatches(CocoObjects(path, folder / "images"))[0]
+    plan = ResizePlan(SIZE, 60)
+    frames = targets_to_frames(y, [plan], (60, 60))
+    np.testing.assert_array_equal(frames[0, 0, :40], y["masks"][0][0])
+    assert y["masks"][0][0].max() == 255 and (y["masks"][0][0] == 1).sum() == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Meta's `segment_anything.utils`: `transforms` and `amg`."""
