@@ -282,8 +282,9 @@ def restore_masks(
 
     Example:
 
-    >>> outputs = tiny_segmenter.predict({"images": [image], "boxes": [[[9, 9, 40, 40]]]})
-    >>> keras_sam.restore_masks(outputs).shape == (1, 1, 4, *image.shape[:2])
+    >>> x = {"images": image, "boxes": [9, 9, 40, 40]}
+    >>> masks = keras_sam.restore_masks(tiny_segmenter.predict(x, verbose=0))
+    >>> masks.shape == (1, 4, *image.shape[:2])
     True
     >>> logits = np.ones((2, 3, 256, 256), "float32")
     >>> [m.shape for m in keras_sam.restore_masks(logits, [(30, 40), (50, 20)], 1024)]

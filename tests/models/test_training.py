@@ -224,7 +224,8 @@ def test_what_encode_returns_is_trained_on():
     np.testing.assert_array_equal(embedded.pop("image_embeddings"), x["image_embeddings"])
     same_inputs(embedded, inputs)
     same_inputs(same_targets, targets)
-    batch = TrainingBatches(segmenter.prepare_training_batch, x, y, batch_size=2)[0]
+    whole = DictBatches(Batch.read(x, y, allow_embeddings=True), 2)
+    batch = segmenter.prepare_training_batch(whole[0])
     same_inputs(batch[0], {**inputs, "image_embeddings": x["image_embeddings"]})
     trainer = keras_sam.training.SAMTrainer(segmenter)
     names = ("image_embeddings", "original_sizes", "scaled_sizes")
@@ -241,9 +242,10 @@ def test_a_key_of_another_system_is_named(in_embeddings):
     images = x.pop("images")
     x |= segmenter.encode(images) if in_embeddings else {"images": images}
     for wrong in ({**x, "box": [[1, 2, 3, 4]]}, {**x, "input_boxes": [[[1, 2, 3, 4]]] * 2}):
-        for make in (lambda x: segmenter.fit(x, y, verbose=0), lambda x: segmenter.fit([(x, y)])):
-            with pytest.raises(ValueError, match="Received also.* is 'boxes'"):
-                make(wrong)
+        with pytest.raises(ValueError, match="Received also.* is 'boxes'"):
+            segmenter.fit(wrong, y, verbose=0)
+        with pytest.raises(ValueError, match="Received also.* is 'boxes'"):
+            TrainingBatches(segmenter.prepare_training_batch, [(wrong, y)])[0]
 
 
 def test_a_dict_to_train_on_needs_an_image(segmenter):
