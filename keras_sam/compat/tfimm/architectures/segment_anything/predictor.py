@@ -12,7 +12,7 @@ from keras_sam import predictor as ours
 from keras_sam.compat.tfimm.architectures.segment_anything.sam import SegmentAnythingModel, decode
 from keras_sam.compat.tfimm.models.factory import preprocessing_of
 from keras_sam.geometry import ResizePlan, resize_image
-from keras_sam.images import read_image
+from keras_sam.images import load_image
 from keras_sam.prompts.nested import to_numpy
 
 # The axes of one object's prompt, without the batch's.
@@ -73,7 +73,7 @@ class SAMPredictor:
         """
         self.clear_image()
         cfg = self.model.cfg
-        image = read_image(image, num_channels=cfg.in_channels)
+        image = load_image(image, num_channels=cfg.in_channels)
         if cfg.fixed_input_size:
             resizer = ImageResizer(image.shape[:2], cfg.input_size)
         else:
