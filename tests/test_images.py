@@ -359,7 +359,7 @@ def test_everything_takes_the_preprocessors_value_range(tmp_path):
         segmenter.preprocessor.image_converter.value_range = value_range
         predictor.set_image(path)
         yield predictor.image_embeddings
-        yield segmenter.encode([path])
+        yield segmenter.encode([path])["image_embeddings"]
         yield segmenter.predict({"images": [path], "points": [[[3, 4]]], "labels": [[1]]})["masks"]
         yield [record["predicted_iou"] for record in generator.generate(path)]
 
