@@ -190,7 +190,7 @@ class ImageEncoderViT:
         """Normalised pixels `(B, 3, H, W)` to embeddings `(B, Eh, Ew, C)`, both numpy."""
         # Our encoder normalises inside.
         pixels = x * self._sam.pixel_std + self._sam.pixel_mean
-        return self._sam.segmenter.encode_frames(channels_last(pixels))
+        return self._sam.segmenter.encode_frames(channels_last(pixels))["image_embeddings"]
 
 
 class PromptEncoder:
@@ -243,7 +243,7 @@ class PromptEncoder:
         given = {k: to_numpy(v)[None] for k, v in given.items() if v is not None}
         if masks is not None:
             given["masks"] = to_numpy(masks).astype("float32")[None, :, 0]  # (1, P, L, L)
-        plans = self._segmenter.plans([self._segmenter.image_shape[:2]], 1)
+        plans = self._segmenter.plans(None, None, 1)
         return read(given, 1).to_model(plans, self._segmenter.mask_size)
 
 

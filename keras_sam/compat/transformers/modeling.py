@@ -315,7 +315,6 @@ class SamModel(OnDevice):
         made = self.segmenter.encode_frames(
             frames, return_hidden_states=hidden_states, return_attentions=attentions
         )
-        made = made if isinstance(made, dict) else {"image_embeddings": made}
         maps = made.get("attentions")
         return SamVisionEncoderOutput(
             last_hidden_state=channels_first(made["image_embeddings"]),

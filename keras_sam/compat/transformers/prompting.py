@@ -43,7 +43,7 @@ def read_prompts(
             "mask_given": np.zeros((batch, 0), bool),
         }
         return read_canonical({**empty, "num_prompts": np.ones(batch, "int32")})
-    plans = segmenter.plans([segmenter.image_shape[:2]] * batch, batch)
+    plans = segmenter.plans(None, None, batch)
     return read(given, batch).to_model(plans, segmenter.mask_size)
 
 
