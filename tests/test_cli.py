@@ -15,7 +15,7 @@ from PIL import Image
 
 import keras_sam
 from keras_sam.backend_choice import BACKENDS
-from keras_sam.cli import main, parse_arguments
+from keras_sam.cli import main, parse_arguments, segment
 from keras_sam.cli.errors import CommandError
 from keras_sam.cli.model import choose_backend
 from keras_sam.cli.output import format_table, output_files
@@ -158,6 +158,14 @@ def test_the_first_installed_backend_is_taken(installed, names, chosen):
     installed(*names)
     assert choose_backend() == chosen
     assert os.environ["KERAS_BACKEND"] == chosen
+
+
+def test_one_photograph_is_segmented_by_the_backend_that_starts_soonest(installed):
+    installed("jax", "torch", "tensorflow")
+    assert choose_backend(order=segment._ORDER) == "torch"
+    installed("jax", "openvino")
+    del os.environ["KERAS_BACKEND"]
+    assert choose_backend(order=segment._ORDER) == "openvino"
 
 
 def test_what_was_asked_for_comes_before_what_is_installed(installed, monkeypatch):
@@ -413,6 +421,9 @@ def test_a_click(cli, photo, checkpoint, predictor, tmp_path):
     assert document["backend"] == keras.config.backend()
     assert document["dtype"] == "float32" and document["image_shape"] == [112, 112]
     assert document["mask_threshold"] == 0
+    assert [step.split()[0] for step in document["seconds"]] == [
+        *("Starting", "Loading", "Encoding", "Segmenting")
+    ]
     for name in ("overlay", "candidates"):
         assert str(out / document[name]) in stdout
     overlay = np.asarray(Image.open(out / "photo_overlay.png"))

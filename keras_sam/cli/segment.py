@@ -49,6 +49,9 @@ examples:
   keras-sam segment truck.jpg --model sam_vit_b_01ec64.pth --box 80,280,1712,858 \\
       --point 560,740,0 --out masks"""
 
+# Backends by the time that one photograph takes from a cold start: the first two compile nothing,
+# or little.
+_ORDER = ("torch", "openvino", "jax", "tensorflow")
 _PIXELS_AT_ONCE = 1 << 28  # of full-size masks that one call may return, at a byte per pixel
 
 
@@ -107,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     names = (f"{args.photo.stem}{end}" for end in (".json", "_overlay.png", "_mask_0.png"))
     check_nothing_is_lost((args.out / name for name in names), args.overwrite)
     progress = Progress(args.quiet)
-    with model.open_segmenter(args, progress) as segmenter:
+    with model.open_segmenter(args, progress, _ORDER) as segmenter:
         from keras_sam.predictor import SAMPredictor
 
         predictor = SAMPredictor(segmenter)
@@ -119,7 +122,8 @@ def run(args: argparse.Namespace) -> int:
             with progress.step("Segmenting"), bad_input():
                 results = _segment(predictor, objects, masks, args)
             with progress.step("Writing"):
-                document = _write(args, segmenter, pixels, objects, results, files)
+                described = {**model.describe(args, segmenter), "seconds": progress.seconds}
+                document = _write(args.photo, described, pixels, objects, results, files)
     _print_results(args, document)
     return 0
 
@@ -254,9 +258,9 @@ def _pack(masks, scores):
     ]
 
 
-def _write(args, segmenter, pixels, objects, results, files):
+def _write(photo, described, pixels, objects, results, files):
     """Writes the masks, the pictures and the JSON file. Returns what the JSON file holds."""
-    stem = args.photo.stem
+    stem = photo.stem
     entries, numbers = [], itertools.count()
     for prompt, masks in zip(objects, results, strict=True):
         rows = []
@@ -275,10 +279,10 @@ def _write(args, segmenter, pixels, objects, results, files):
             }
         )
     document = {
-        "photo": args.photo.name,
+        "photo": photo.name,
         "height": pixels.shape[0],
         "width": pixels.shape[1],
-        **model.describe(args, segmenter),
+        **described,
         "objects": entries,
         **_draw(stem, pixels, objects, results, files),
     }
