@@ -1,9 +1,5 @@
 """What interrupts `fit` or `evaluate` leaves a model whole, with the weights of a finished step."""
 
-import itertools
-import os
-import signal
-
 import keras
 import numpy as np
 import pytest
@@ -119,29 +115,3 @@ def test_a_first_image_that_is_missing_leaves_the_model_as_it_was():
         segmenter.fit({**x, "images": ["missing.jpg", "missing.jpg"]}, y, verbose=0)
     for path, value in values(segmenter).items():
         np.testing.assert_array_equal(value, before[path])
-
-
-@pytest.mark.skipif(os.name == "nt", reason="sends a signal")
-def test_signals_that_arrive_anywhere_in_a_step(trained):
-    """The timer is real, so that every run interrupts at other places; all have to be harmless."""
-    segmenter, x, y = trained
-
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    handler = signal.signal(signal.SIGALRM, stop)
-    try:
-        for milliseconds in (2, 7, 13, 29, 47):
-            before = values(segmenter)
-            with pytest.raises(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, milliseconds / 1000)
-                for _ in itertools.count():
-                    segmenter.fit(x, y, batch_size=2, epochs=100, verbose=0)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            after = values(segmenter)
-            assert all(np.isfinite(value).all() for value in after.values())
-            assert after.keys() == before.keys()
-        segmenter.fit(x, y, batch_size=2, verbose=0)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
