@@ -9,6 +9,7 @@ import functools
 import inspect
 import json
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -447,6 +448,25 @@ def test_records_become_a_coco_file_in_one_call(tmp_path, output_mode):
     records.save_coco(tmp_path / "outlines.json", "photo.jpg", polygons=True)
     (image,), _ = keras_sam.annotations.read_coco(tmp_path / "outlines.json")
     assert isinstance(image.records[0]["segmentation"], list)
+
+
+def test_where_no_mask_is_left_it_is_said_once_which_thresholds_would_keep_ten(recwarn):
+    picture = small_picture()
+    demanding = generator(pred_iou_thresh=0.99, stability_score_thresh=0.99)
+    candidates = generator().clicks_per_image * 3
+    for _ in range(2):
+        assert len(demanding.generate(picture, verbose=0)) == 0
+    (said,) = [str(w.message) for w in recwarn if "No mask is left" in str(w.message)]
+    fell = re.search(rf"of {candidates} candidates: (\d+) have .*`pred_iou_thresh=0.99`", said)
+    assert 0 < int(fell[1]) <= candidates
+    named = dict(re.findall(r"(pred_iou_thresh|stability_score_thresh)=([\d.]+)[,`] ?", said)[-2:])
+    looser = generator(box_nms_thresh=1.0, **{name: float(x) for name, x in named.items()})
+    assert 8 <= len(looser.generate(picture, verbose=0)) < 20
+
+
+def test_where_masks_are_left_nothing_is_said(recwarn):
+    assert len(generator().generate(small_picture(), verbose=0))
+    assert not [w for w in recwarn if "No mask is left" in str(w.message)]
 
 
 def test_the_temporary_file_goes_with_the_records(tmp_path, monkeypatch):

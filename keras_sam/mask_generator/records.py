@@ -30,6 +30,7 @@ from keras_sam.mask_generator.candidates import (
     WaitingMasks,
     pack_mask,
 )
+from keras_sam.mask_generator.shortfall import Shortfall
 from keras_sam.masks import (
     compress_rle,
     decode_rle,
@@ -220,18 +221,20 @@ def select_records(
         `SamAutomaticMaskGenerator`, facebookresearch/segment-anything@dca509f.
     """
     masks: list[_Mask] = []
-    count = 0
+    count, shortfall = 0, Shortfall(thresholds)
     # One pool for all batches: new threads may get new heaps, whose gaps add up.
     pool = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
     with pool, WaitingMasks(original_size) as waiting:
         for crop, batches in crops:
             count += 1
-            crop_masks = [
-                mask
-                for batch in batches
-                for mask in _survivors(batch, crop, waiting, thresholds, pool)
-            ]
+            crop_masks = []
+            for batch in batches:
+                crop_masks += _survivors(batch, crop, waiting, thresholds, pool)
+                if not (masks or crop_masks):
+                    shortfall.add(batch)
             masks += _suppress_in_crop(crop_masks, thresholds)
+        if not masks:
+            shortfall.report()
         if count > 1:
             masks = _suppress_across_crops(masks, thresholds)
         masks = _clean(masks, thresholds)
