@@ -112,7 +112,8 @@ def test_photographs_by_address_and_in_the_home_folder(command, tmp_path, monkey
     rest = ["--model", "sam_base_sa1b", "--out", "out"]
     rest += ["--format", "png"] if command == "everything" else []
     args = parse_arguments([command, "~/a.jpg", *rest])
-    assert getattr(args, name) == tmp_path / "a.jpg"
+    photograph = tmp_path / "a.jpg"
+    assert getattr(args, name) == (photograph if command == "segment" else [photograph])
     config = tmp_path / "run.toml"
     config.write_text(f'{name} = "http://host/a.jpg"')
     for call in ([command, "https://host/a.jpg", *rest], [command, *rest, "--config", str(config)]):

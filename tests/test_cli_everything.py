@@ -19,6 +19,7 @@ from PIL import Image
 import keras_sam
 from keras_sam import annotations
 from keras_sam.cli import everything, options, photos, run_log
+from keras_sam.cli.errors import CommandError
 from keras_sam.mask_generator import candidates
 from keras_sam.mask_generator.records import MaskRecords, Thresholds
 from tests.scenes import scene
@@ -225,7 +226,7 @@ def test_folders_in_the_folder_and_names_that_differ_in_their_ending_only(tmp_pa
     for name in ("a.jpg", "a.PNG", "b.jpg", "c.jpg", "c/d.jpg", "out/x.png", "skip.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = photos.find_photos(tmp_path, recursive=True, not_in=(tmp_path / "out",))
+    found = photos.find_photos([tmp_path], recursive=True, not_in=(tmp_path / "out",))
     assert {photo.name: photo.result for photo in found} == {
         "a.PNG": "a.PNG",
         "a.jpg": "a.jpg",
@@ -234,8 +235,38 @@ def test_folders_in_the_folder_and_names_that_differ_in_their_ending_only(tmp_pa
         "c/d.jpg": "c/d",
     }
     assert [photo.name for photo in found] == sorted(photo.name for photo in found)
-    flat = photos.find_photos(tmp_path, recursive=False)
+    flat = photos.find_photos([tmp_path], recursive=False)
     assert [photo.name for photo in flat] == ["a.PNG", "a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_photographs_of_several_places_go_by_what_the_places_have_in_common(tmp_path, monkeypatch):
+    for name in ("p/a.jpg", "p/b.jpg", "q/a.jpg", "c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(*places):
+        return {p.name: p.result for p in photos.find_photos(places, recursive=False)}
+
+    assert names(tmp_path / "p" / "a.jpg", tmp_path / "p" / "b.jpg") == {"a.jpg": "a", "b.jpg": "b"}
+    several = {"p/a.jpg": "p/a", "p/b.jpg": "p/b", "q/a.jpg": "q/a"}
+    assert names(tmp_path / "q" / "a.jpg", tmp_path / "p") == several
+    assert names(tmp_path / "p", tmp_path / "p" / "a.jpg") == {"a.jpg": "a", "b.jpg": "b"}
+    monkeypatch.chdir(tmp_path / "p")
+    assert names(Path("a.jpg"), Path("../c.jpg")) == {"c.jpg": "c", "p/a.jpg": "p/a"}
+    with pytest.raises(CommandError, match="none.jpg: there is no such photograph"):
+        names(Path("a.jpg"), Path("none.jpg"))
+
+
+def test_several_photographs_in_one_call_and_in_a_file(cli, folder, tmp_path):
+    rest = ("--out", tmp_path / "out", "--format", "label-map", *MODEL, *FLAGS)
+    code, stdout, err = cli("everything", folder / "a.png", folder / "b.png", *rest)
+    assert code == 0 and "2 photographs segmented" in stdout, err
+    made = contents(tmp_path / "out")
+    assert {"a.png", "b.png"} <= set(made)
+    config = folder / "run.toml"
+    config.write_text('photos = ["a.png", "b.png"]')
+    code, stdout, err = cli("everything", *rest, "--config", config)
+    assert code == 0 and "2 were done before" in stdout, err
 
 
 # Going on

@@ -36,7 +36,10 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> argparse.Namespa
             if flag in options:
                 words += _words(flag, value, options)
             else:
-                values[name] = (operands[name].type or str)(str(value))
+                read = operands[name].type or str
+                several = operands[name].nargs == "+"
+                given = value if several and isinstance(value, list) else [value]
+                values[name] = [read(str(item)) for item in given] if several else read(str(value))
         values |= vars(parser.parse_args(words, argparse.Namespace(**values)))
     except CommandError as error:
         raise CommandError(f"--config {path}: {error}") from error
@@ -46,7 +49,8 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> argparse.Namespa
         elif name in ("model", "source") and _is_model(path.parent / str(value)):
             values[name] = str(path.parent / value)
         elif isinstance(value, list):
-            values[name] = tuple(value)  # a tuple, which `options.Repeated` replaces
+            paths = [path.parent / x if isinstance(x, Path) else x for x in value]
+            values[name] = tuple(paths)  # a tuple, which `options.Repeated` replaces
     return argparse.Namespace(**values)
 
 

@@ -29,9 +29,9 @@ FORMATS = {
     "label-map": "{}.png",
 }
 
-HELP = "segment everything in a photograph or in a folder of photographs"
+HELP = "segment everything in photographs or in folders of photographs"
 DESCRIPTION = f"""\
-Segments everything in a photograph, or in each photograph of a folder.
+Segments everything in photographs, and in each photograph of a folder.
 
 --format coco       one COCO file, {COCO_FILE}, for all photographs; it is put together from
                     a file per photograph in coco_parts/
@@ -57,8 +57,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "photos",
         type=options.photograph,
+        nargs="+",
         metavar="PHOTO_OR_FOLDER",
-        help="the picture, or a folder of them",
+        help="pictures, or folders of them",
     )
     parser.add_argument("--recursive", action="store_true", help="look into subfolders, too")
     results = parser.add_argument_group("results")
@@ -174,11 +175,11 @@ def _check_outputs(args):
         check_output_folder(args.pictures, "--pictures")
         if args.format == "label-map" and args.pictures.resolve() == args.out.resolve():
             raise CommandError("--pictures and --out must differ: both would hold PHOTO.png")
-    source = args.photos if args.photos.is_dir() else args.photos.parent
+    sources = {(place if place.is_dir() else place.parent).resolve() for place in args.photos}
     pictures = [args.pictures] if args.pictures else []
     if args.format in ("png", "label-map"):
         pictures.append(args.out)
-    if source.resolve() in [folder.resolve() for folder in pictures]:
+    if sources & {folder.resolve() for folder in pictures}:
         raise CommandError(
             "pictures of masks would lie among the photographs and be taken for some of them: "
             "choose another folder for them"

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from keras_sam.cli.errors import CommandError
@@ -25,18 +26,44 @@ class Photo:
         return {"bytes": about.st_size, "changed": about.st_mtime_ns}
 
 
-def find_photos(place: Path, recursive: bool, not_in: tuple[Path, ...] = ()) -> list[Photo]:
-    """Finds one photograph, or those of a folder, in the order of their names.
+def find_photos(
+    places: Sequence[Path], recursive: bool, not_in: tuple[Path, ...] = ()
+) -> list[Photo]:
+    """Finds photographs, and those in folders, in the order of their names.
 
-    Folders `not_in`, such as that of the results, are left out.
+    Names are those within the one folder, or within what all places have in common. Folders
+    `not_in`, such as that of the results, are left out.
     """
-    if not place.is_dir():
+    for place in places:
         if not place.exists():
             raise CommandError(f"{place}: there is no such photograph or folder")
-        return _named([(place, place.name)], [])
-    left_out = {path.resolve() for path in not_in} - {place.resolve()}
-    photos: list[tuple[Path, str]] = []
+    base = os.path.commonpath([_folder_of(place) for place in places])
+    photos: dict[Path, tuple[Path, str]] = {}  # by the file itself, so that none comes twice
     folders: list[str] = []
+    for place in places:
+        found, subfolders = (
+            _look_into(place, recursive, not_in) if place.is_dir() else ([place], [])
+        )
+        for path in found:
+            name = _within(path, base)
+            photos.setdefault(path.resolve(), (path, name))
+        folders += [_within(path, base) for path in subfolders]
+    return _named(sorted(photos.values(), key=lambda photo: photo[1]), folders)
+
+
+def _folder_of(place):
+    return os.path.abspath(place if place.is_dir() else place.parent)
+
+
+def _within(path, base):
+    return Path(os.path.abspath(path)).relative_to(base).as_posix()
+
+
+def _look_into(place, recursive, not_in):
+    """The photographs in a folder, and its subfolders."""
+    left_out = {path.resolve() for path in not_in} - {place.resolve()}
+    photos: list[Path] = []
+    folders: list[Path] = []
     for folder, subfolders, files in os.walk(place):
         here = Path(folder)
         subfolders[:] = sorted(
@@ -44,16 +71,16 @@ def find_photos(place: Path, recursive: bool, not_in: tuple[Path, ...] = ()) -> 
             for name in subfolders
             if recursive and not name.startswith(".") and (here / name).resolve() not in left_out
         )
-        folders += [(here / name).relative_to(place).as_posix() for name in subfolders]
+        folders += [here / name for name in subfolders]
         photos += [
-            (here / name, (here / name).relative_to(place).as_posix())
+            here / name
             for name in files
             if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
         ]
     if not photos:
         where = "" if recursive else " (--recursive looks into its folders)"
         raise CommandError(f"{place}: the folder has no photographs{where}")
-    return _named(sorted(photos, key=lambda photo: photo[1]), folders)
+    return photos, folders
 
 
 def _named(photos, folders):
