@@ -552,6 +552,7 @@ def test_prompt_files(cli, photo, checkpoint, predictor, tmp_path):
         )
         assert code == 0, err
         documents.append(json.loads((out / "photo.json").read_text()))
+        assert all(seconds >= 0 for seconds in documents[-1].pop("seconds").values())
     assert documents[0] == documents[1]
     predictor.set_image(photo)
     multimask = [True, False, False, True, False]

@@ -226,7 +226,7 @@ class TrainableSegmenter:
             callbacks = [_Watch(batches), *keras.tree.flatten(callbacks or [])]
         # Otherwise Keras shuffles a data set's batches with Python's global random generator.
         kwargs = {"shuffle": False, "callbacks": callbacks, **kwargs}
-        with backends.keeps_weights(self):
+        with backends.keeps_weights(self), batches.own_errors():
             return super().fit(batches, validation_data=validation_data, **kwargs)
 
     def evaluate(
@@ -241,7 +241,7 @@ class TrainableSegmenter:
         """Loss and metrics over a data set, as `keras.Model.evaluate`; arguments as in `fit`."""
         self._require_compiled("evaluate")
         batches = self._batches(x, y, sample_weight, batch_size or 1)
-        with backends.keeps_weights(self):
+        with backends.keeps_weights(self), batches.own_errors():
             return super().evaluate(batches, verbose=verbose, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Any:
@@ -292,8 +292,11 @@ class TrainableSegmenter:
     def prepare_training_batch(self, batch: Batch) -> tuple:
         """`prepare_training` of a batch whose prompts are read already."""
         check_encoder_is_frozen(self, batch)
-        prepared = self.prepare_batch(batch)
-        if prepared.prompts is None:
+        # A preprocessor of the user's own may add prompts.
+        prepared = None
+        if batch.prompts is not None or self.takes_any_keys:
+            prepared = self.prepare_batch(batch)
+        if prepared is None or prepared.prompts is None:
             raise ValueError(
                 "At least one prompt is needed to train: `points` with `labels`, `boxes` or "
                 "`masks`. Received: none for the whole call. With `ObjectBatches`, pass "

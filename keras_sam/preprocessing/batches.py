@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -143,6 +144,7 @@ class TrainingBatches(keras.utils.PyDataset):
         names = ("workers", "use_multiprocessing", "max_queue_size") if is_data_set else ()
         super().__init__(**{name: getattr(x, name) for name in names})
         self._prepare = prepare
+        self._error: BaseException | None = None
         self._read = functools.partial(
             Batch.read, allow_none=True, allow_embeddings=True, any_keys=any_keys
         )
@@ -184,7 +186,24 @@ class TrainingBatches(keras.utils.PyDataset):
         describe = getattr(self._source, "describe", None)
         return "" if describe is None else describe(index)
 
+    @contextlib.contextmanager
+    def own_errors(self) -> Iterator[None]:
+        """Raises what a batch raised, which TensorFlow's data sets turn into an error of theirs."""
+        try:
+            yield
+        except Exception as error:
+            if self._error is None or error is self._error:
+                raise
+            raise self._error from None
+
     def __getitem__(self, index: int) -> tuple:
+        try:
+            return self._read_and_prepare(index)
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def _read_and_prepare(self, index):
         batch = self._source[index]
         if not isinstance(batch, Batch):
             if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 3:

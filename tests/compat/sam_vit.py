@@ -22,7 +22,11 @@ def theirs():
 def folder(theirs, tmp_path_factory):
     """What `save_pretrained` writes of a small model and its processor."""
     path = tmp_path_factory.mktemp("sam-vit-tiny")
-    hugging_face_model(SEED).save_pretrained(path)
+    model = hugging_face_model(SEED)
+    # Released weights have unit deviation here. With more, sines of large angles round differently.
+    positions = model.shared_image_embedding.positional_embedding
+    positions.data /= positions.std()
+    model.save_pretrained(path)
     their_image_processor().save_pretrained(path)
     return path
 
