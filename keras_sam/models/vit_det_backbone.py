@@ -266,9 +266,9 @@ def check_frame(images: Tensor, image_shape: tuple[int | None, ...]) -> None:
     wanted = (None, *image_shape)
     if len(shape) != 4 or any(a != b for a, b in zip(shape, wanted) if None not in (a, b)):
         raise ValueError(
-            f"`images` must have shape {('B', *image_shape)}, the model's frame, when a model is "
-            f"called directly. Received: shape={shape}. `predict` takes images of any size, and "
-            "`at_image_shape` gives a model with another frame."
+            f"`images` must have shape (B, {', '.join(map(str, image_shape))}), the model's frame, "
+            f"when a model is called directly. Received: shape={shape}. `predict` takes images of "
+            "any size, and `at_image_shape` gives a model with another frame."
         )
 
 

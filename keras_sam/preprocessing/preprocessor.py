@@ -274,8 +274,9 @@ def restore_masks(
 
     Returns:
         bool or float32 array `(B, K, H0, W0)` or `(B, P, K, H0, W0)` if all
-        images have one size, otherwise a list of one array per image, without
-        `B`.
+        images have one size and, in what `predict` returned, as many prompts;
+        otherwise a list of one array per image, without `B`, whose `P` are its
+        own prompts.
 
     Raises:
         ValueError: if the shapes do not fit together.
@@ -290,13 +291,14 @@ def restore_masks(
     >>> [m.shape for m in keras_sam.restore_masks(logits, [(30, 40), (50, 20)], 1024)]
     [(3, 30, 40), (3, 50, 20)]
     """
-    scaled_sizes = None
+    scaled_sizes = num_prompts = None
     if isinstance(logits, dict):
         names = ("original_sizes", "scaled_sizes", "model_sizes")
         given = [logits.get(name) for name in names]
         if original_sizes is None and all(sizes is not None for sizes in given):
             original_sizes, scaled_sizes = given[0], to_numpy(given[1]).tolist()
             model_size = tuple(to_numpy(given[2])[0].tolist())
+        num_prompts = logits.get("num_prompts")
         logits = logits.get("masks")
     if original_sizes is None or model_size is None:
         raise ValueError(
@@ -321,12 +323,15 @@ def restore_masks(
     else:
         both = zip(sizes.tolist(), scaled_sizes, strict=True)
         plans = [plan_of_sizes(*of_image, model_size) for of_image in both]
-    leading, dtype = logits.shape[1:-2], bool if binarize else "float32"
-    one_size = len({plan.original_size for plan in plans}) == 1
-    if one_size:
-        restored = np.empty((len(plans), *leading, *plans[0].original_size), dtype)
+    of_images = list(logits)
+    if num_prompts is not None and logits.ndim == 5:  # the others are padding
+        of_images = [x[:count] for x, count in zip(logits, to_numpy(num_prompts), strict=True)]
+    dtype = bool if binarize else "float32"
+    shapes = [(*x.shape[:-2], *plan.original_size) for x, plan in zip(of_images, plans)]
+    if len(set(shapes)) == 1:
+        restored = np.empty((len(plans), *shapes[0]), dtype)
     else:
-        restored = [np.empty((*leading, *plan.original_size), dtype) for plan in plans]
-    for plan, image_logits, target in zip(plans, logits, restored, strict=True):
+        restored = [np.empty(shape, dtype) for shape in shapes]
+    for plan, image_logits, target in zip(plans, of_images, restored, strict=True):
         target[...] = plan.masks_to_original(image_logits, mask_threshold if binarize else None)
     return restored

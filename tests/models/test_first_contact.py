@@ -27,7 +27,7 @@ def segmenter():
     ],
 )
 def test_a_picture_of_another_size_in_a_direct_call_names_both_sizes(segmenter, call):
-    with pytest.raises(ValueError, match=r"\('B', 112, 144, 3\).*Received: shape=\(.*32, 48, 3\)"):
+    with pytest.raises(ValueError, match=r"\(B, 112, 144, 3\).*Received: shape=\(.*32, 48, 3\)"):
         call(segmenter)
 
 

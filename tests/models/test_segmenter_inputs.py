@@ -622,6 +622,12 @@ def test_no_boxes_give_no_masks(segmenter, boxes):
     assert some["masks"].shape == (2, 0, 1, *MASK)
 
 
+def test_a_picture_on_which_a_detector_found_nothing_gets_no_mask(segmenter):
+    outputs = segmenter.predict({"images": [PHOTO, PHOTO], "boxes": [[BOX], []]}, verbose=0)
+    for chosen in (outputs, keras_sam.best_mask(outputs)):
+        assert [len(masks) for masks in keras_sam.restore_masks(chosen)] == [1, 0]
+
+
 # --- data sets ---
 
 BATCHES = [
@@ -977,10 +983,12 @@ def test_masks_go_back_to_the_images(segmenter):
         )  # the NaN of the object that is missing is no trouble
         masks = keras_sam.restore_masks(outputs["masks"], sizes, segmenter.image_shape[:2])
         of_outputs = keras_sam.restore_masks(outputs)
-    for one, other in zip(of_outputs, masks, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for one, other, count in zip(of_outputs, masks, (1, 2), strict=True):
+        np.testing.assert_array_equal(one, other[:count])  # the rest is padding
     best = keras_sam.restore_masks(keras_sam.select_masks(outputs, False))
-    assert [m.shape for m in best] == [(2, 1, *WIDE), (2, 1, *TALL)]
+    assert [m.shape for m in best] == [(1, 1, *WIDE), (2, 1, *TALL)]
+    best = keras_sam.restore_masks(keras_sam.best_mask(outputs))
+    assert [m.shape[0] for m in best] == [1, 2]
     assert [m.shape for m in masks] == [(2, K, *WIDE), (2, K, *TALL)]
     assert not masks[0][1].any()
     predictor = keras_sam.SAMPredictor(segmenter)
