@@ -97,6 +97,9 @@ class RandomFrequencyPositionalEmbeddings(KeptArguments, keras.layers.Layer):
 class PositionEmbedding(keras.layers.Layer):
     """Adds a learned embedding, at first zero, to every cell of a feature map `(B, Eh, Ew, C)`."""
 
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+
     def build(self, input_shape: Shape) -> None:
         self.embeddings = self.add_weight(
             name="embeddings", shape=(1, *input_shape[1:]), initializer="zeros"
