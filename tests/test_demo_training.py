@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keras_sam
-from tools import demo_scenes, train_demo_preset
+from tools import demo_compositions, demo_scenes, train_demo_preset
 
 
 @pytest.mark.parametrize("kind", demo_scenes.KINDS)
@@ -27,6 +27,25 @@ def test_scenes_depend_on_their_seed_alone_and_objects_are_where_they_say(kind):
     # No two are the same, and a pixel belongs to one object and at most one of its parts.
     assert len({mask.tobytes() for mask in masks}) == len(masks)
     assert masks.sum(axis=0).max() <= 2
+
+
+def test_compositions_depend_on_their_seed_alone_and_hold_objects_of_every_size():
+    areas = []
+    for seed in range(3):
+        image, masks = demo_compositions.composition((1, seed))
+        again, same = demo_compositions.composition((1, seed))
+        np.testing.assert_array_equal(image, again)
+        np.testing.assert_array_equal(masks, same)
+        assert image.dtype == masks.dtype == np.uint8
+        assert max(image.shape) == demo_compositions.SIDE and masks.shape[1:] == image.shape[:2]
+        assert set(np.unique(masks)) == {0, 1}
+        # A pixel belongs to one object, one of its parts and one part of that, at most.
+        assert masks.sum(axis=0).max() <= 3
+        pixels = masks.sum(axis=(1, 2), dtype=int)
+        assert pixels.min() >= demo_compositions.SMALLEST
+        areas += (pixels / image[..., 0].size).tolist()
+    assert max(areas) <= demo_compositions.LARGEST
+    assert max(areas) > 0.2 and min(areas) < 0.02
 
 
 def test_unseen_photographs_stay_unseen():
