@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from keras_sam.mask_generator.records import Thresholds
 
 _ENOUGH = 10
-_STEP = 0.01  # by which both thresholds are lowered together
 
 
 class Shortfall:
@@ -58,9 +57,9 @@ class Shortfall:
                 "edge of a crop"
             )
         told += "."
-        for step in range(1, int(1 / _STEP) + 1):
-            iou = max(limits.pred_iou_thresh - step * _STEP, 0.0)
-            stability = max(limits.stability_score_thresh - step * _STEP, 0.0)
+        for percent in range(99, 0, -1):  # of both thresholds, which are lowered together
+            iou = percent / 100 * limits.pred_iou_thresh
+            stability = percent / 100 * limits.stability_score_thresh
             if ((scores > iou) & (stabilities >= stability)).sum() >= _ENOUGH:
                 return (
                     f"{told} `pred_iou_thresh={iou:.2f}, stability_score_thresh={stability:.2f}` "
