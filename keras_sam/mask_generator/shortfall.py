@@ -5,24 +5,25 @@ Numpy only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from keras_sam.mask_generator.candidates import Candidates
 from keras_sam.masks import stability_score
 from keras_sam.notices import notice
-
-if TYPE_CHECKING:
-    from keras_sam.mask_generator.candidates import Candidates
-    from keras_sam.mask_generator.records import Thresholds
 
 _ENOUGH = 10
 
 
 class Shortfall:
-    """Scores and stabilities of an image's candidates, until the first of them is kept."""
+    """Scores and stabilities of an image's candidates, until the first of them is kept.
 
-    def __init__(self, thresholds: Thresholds):
+    Args:
+        thresholds: the `Thresholds` of the records, whose module imports this one.
+    """
+
+    def __init__(self, thresholds: Any):
         self._thresholds = thresholds
         self._scores: list[np.ndarray] = []
         self._stabilities: list[np.ndarray] = []
