@@ -456,7 +456,13 @@ def test_the_pixels_of_a_models_own_frame_are_read_once():
     pixels = np.full((64, 64, 3), 0.9, "float32")
     pixels[:, 40:] = 200
     segmenter = tiny_segmenter()
-    generator = keras_sam.SAMAutomaticMaskGenerator(segmenter, points_per_side=1, crop_n_layers=1)
+    generator = keras_sam.SAMAutomaticMaskGenerator(
+        segmenter,
+        points_per_side=1,
+        crop_n_layers=1,
+        pred_iou_thresh=0,
+        stability_score_thresh=0,
+    )
     converter = generator.predictor.preprocessor.image_converter
     seen = []
     convert = converter.convert
