@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from keras_sam.boxes import build_layer_point_grids, generate_crop_boxes
 from keras_sam.mask_generator.candidates import CandidateFile, Candidates, Crop
 from keras_sam.mask_generator.records import MaskRecords, Thresholds, select_records
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+from keras_sam.notices import warn
 from keras_sam.predictor import SAMPredictor
 from keras_sam.preprocessing.converter import batch_of, is_one_image
 from keras_sam.prompts.nested import check_at_least_one
@@ -226,7 +226,7 @@ class SAMAutomaticMaskGenerator:
             if not any(records is not None for records in results):
                 raise
             interrupted = f"Interrupted: records of the first {len(results)} of {count} images."
-            warnings.warn(" ".join([interrupted, *faults]), stacklevel=2)
+            warn(" ".join([interrupted, *faults]))
             return results
         except OSError as error:  # a temporary file: a full disk
             number = len(results)
@@ -236,7 +236,7 @@ class SAMAutomaticMaskGenerator:
         if faults and unusable == "raise":
             raise UnfinishedImagesError(_report(faults), results)
         if faults:
-            warnings.warn(" ".join(faults), stacklevel=2)
+            warn(" ".join(faults))
         return results
 
     def stream(
@@ -271,7 +271,7 @@ class SAMAutomaticMaskGenerator:
         def report(fault, error):
             if unusable == "raise":
                 raise UnfinishedImagesError(fault, []) from error
-            warnings.warn(fault, stacklevel=3)
+            warn(fault)
 
         progress = progress or _no_progress
         return self._stream(images, None, keep_candidates, channel_order, progress, report)

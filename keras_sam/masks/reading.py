@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_sam.notices import notice
-from keras_sam.prompts import VOID
 
+# The value of target pixels that count neither as object nor as background.
+VOID = 255
 VOID_LABEL = -1
 # In 0..255: where the dark end stops, and where the bright end starts.
 _DARK, _BRIGHT = 64, 192

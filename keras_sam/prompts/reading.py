@@ -13,6 +13,16 @@ from typing import Any
 import numpy as np
 
 from keras_sam.geometry import ResizePlan
+from keras_sam.prompts.coordinates import tell_of_coordinates
+from keras_sam.prompts.labels import (
+    BACKGROUND,
+    BOTTOM_RIGHT,
+    FOREGROUND,
+    LABELS,
+    NOT_A_POINT,
+    PADDING,
+    TOP_LEFT,
+)
 from keras_sam.prompts.mask_logits import binary_to_logits
 from keras_sam.prompts.nested import (
     KEYS,
@@ -28,11 +38,6 @@ from keras_sam.prompts.nested import (
     pad_nested,
     to_numpy,
 )
-
-PADDING, NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -10, -1, 0, 1, 2, 3
-LABELS = (PADDING, NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT)
-# The value of target pixels that count neither as object nor as background.
-VOID = 255
 
 # What the model takes; people pass `nested.KEYS`. `mask_given` tells the two apart.
 CANONICAL_KEYS = ("points", "labels", "masks", "mask_given")
@@ -101,8 +106,10 @@ class Prompts:
     def to_model(self, plans: Sequence[ResizePlan], mask_size: tuple[int, int]) -> Prompts:
         """These prompts in the model frame, by the `ResizePlan` of each image.
 
+        What is hardly in pixels of these images is told, see `prompts.coordinates`.
         Masks of `mask_size` are used as they are, those of the original image's size are scaled.
         """
+        tell_of_coordinates(self.points, self.labels, [plan.original_size for plan in plans])
         with np.errstate(over="ignore"):
             points = np.stack(
                 [plan.to_model(xy) for plan, xy in zip(plans, self.points, strict=True)]
