@@ -57,17 +57,18 @@ def load_image(
     check_choice(data_format, "data_format", ("channels_last", "channels_first"))
     if getattr(image, "shape", None) == ():
         image = to_numpy(image).item()  # a path, in TensorFlow's data sets
-    is_array = False
+    is_array, name = False, "an array"
     if is_image_file(image):
-        array = _read_file(image, num_channels, convert_rgb)
+        source, name = _open_source(image)
+        array = _read_file(source, name, num_channels, convert_rgb)
     elif is_pillow_image(image):
-        array = _read_pillow(image, convert_rgb and num_channels == 3)
+        array, name = _read_pillow(image, convert_rgb and num_channels == 3), "a pillow image"
     else:
         array, is_array = _to_array(image), True
         if array.ndim == 3 and data_format == "channels_first":
             array = np.moveaxis(array, 0, -1)
     array = _match_channels(_with_channels(array), num_channels, convert_rgb)
-    array = to_pixel_values(array, value_range)
+    array = to_pixel_values(array, value_range, name)
     return array[..., ::-1] if is_array and channel_order == "bgr" and num_channels == 3 else array
 
 
@@ -94,10 +95,9 @@ def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
 # --- files ---
 
 
-def _read_file(image: Any, num_channels: int, convert_rgb: bool) -> np.ndarray:
+def _read_file(source: Any, name: str, num_channels: int, convert_rgb: bool) -> np.ndarray:
     from PIL import Image
 
-    source, name = _open_source(image)
     to_rgb = convert_rgb and num_channels == 3
     reason = None
     try:
@@ -210,7 +210,7 @@ def _read_pillow(image: Any, to_rgb: bool) -> np.ndarray:
             f"within 0..{array.max()}, nearly black. Read it otherwise, TIFF with "
             '`pip install "keras_sam[tiff]"`, PNG for instance with OpenCV, and say with '
             "`SAMImageConverter(value_range=...)` which values it has.",
-            "upper bits",
+            f"upper {int(array.max()).bit_length()} bits",
         )
     return array
 

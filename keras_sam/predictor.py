@@ -23,9 +23,9 @@ from keras_sam.preprocessing.preprocessor import (
     check_preprocessor,
     resizing_preprocessor,
 )
-from keras_sam.prompts import KEYS, PromptLike, read
+from keras_sam.prompts import PromptLike, read
 from keras_sam.prompts.nested import check_at_least_one, to_numpy
-from keras_sam.prompts.spellings import our_name
+from keras_sam.prompts.spellings import refuses_unknown_arguments
 
 _EMBEDDING_FORMAT = "keras_sam image embedding 1"
 
@@ -64,6 +64,7 @@ class SAMPredictor:
     ```
     """
 
+    @refuses_unknown_arguments
     def __init__(self, segmenter: SAMImageSegmenter | str | os.PathLike, preprocessor=None):
         if isinstance(segmenter, (str, os.PathLike)):
             segmenter = SAMImageSegmenter.from_preset(segmenter)
@@ -93,6 +94,7 @@ class SAMPredictor:
         """Height and width in pixels of each image that is set."""
         return [plan.original_size for plan in self._images_set()[1]]
 
+    @refuses_unknown_arguments
     def set_image(self, image: Any, channel_order: str | None = None) -> None:
         """Encodes an image for the calls of `predict` that follow.
 
@@ -111,6 +113,7 @@ class SAMPredictor:
             image = image[0]
         self.set_images([image], channel_order=channel_order, verbose=0)
 
+    @refuses_unknown_arguments
     def set_images(
         self, images: Sequence[Any], channel_order: str | None = None, verbose="auto"
     ) -> None:
@@ -138,6 +141,7 @@ class SAMPredictor:
                 bar.add(1)
         self._set(np.concatenate(embeddings), plans)
 
+    @refuses_unknown_arguments
     def predict(
         self,
         points: PromptLike = None,
@@ -149,7 +153,6 @@ class SAMPredictor:
         mask_threshold: float | None = None,
         image_index: int = 0,
         prompt_chunk: int = backends.PROMPT_CHUNK,
-        **unknown: Any,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks of the original image for one object, or for P objects at once.
 
@@ -173,7 +176,6 @@ class SAMPredictor:
                 the segmenter's.
             image_index: int. Which of the images of `set_images`.
             prompt_chunk: int. Prompts that are decoded at once.
-            **unknown: nothing else; the error for another system's name says ours.
 
         Returns:
             Tuple of `masks`, bool `(K, H0, W0)`, or float32 with `return_logits=True`;
@@ -185,13 +187,8 @@ class SAMPredictor:
             RuntimeError: if no image is set.
             ValueError: if a prompt is malformed; the message names it and the remedy.
             IndexError: if there is no image `image_index`.
-            TypeError: if there is another argument.
+            TypeError: if there is another argument; the message says which may be meant.
         """
-        if unknown:
-            name = next(iter(unknown))
-            ours = our_name(name, KEYS)
-            hint = f"; here it is `{ours}`" if ours else ""
-            raise TypeError(f"`SAMPredictor.predict` has no argument `{name}`{hint}.")
         embedding, plan = self._image(image_index)
         check_at_least_one(prompt_chunk, "prompt_chunk")
         given = {"points": points, "labels": labels, "boxes": boxes, "masks": masks}

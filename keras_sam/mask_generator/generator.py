@@ -20,6 +20,7 @@ from keras_sam.notices import warn
 from keras_sam.predictor import SAMPredictor
 from keras_sam.preprocessing.converter import batch_of, is_one_image
 from keras_sam.prompts.nested import check_at_least_one
+from keras_sam.prompts.spellings import refuses_unknown_arguments
 
 UNUSABLE = ("raise", "skip")
 
@@ -105,6 +106,7 @@ class SAMAutomaticMaskGenerator:
     ```
     """
 
+    @refuses_unknown_arguments
     def __init__(
         self,
         segmenter: SAMImageSegmenter | SAMPredictor | str | os.PathLike,
@@ -164,6 +166,7 @@ class SAMAutomaticMaskGenerator:
         self.keep_candidates = keep_candidates
         self.prompt_chunk = prompt_chunk
 
+    @refuses_unknown_arguments
     def generate(
         self,
         image: Any = None,
@@ -239,6 +242,7 @@ class SAMAutomaticMaskGenerator:
             warn(" ".join(faults))
         return results
 
+    @refuses_unknown_arguments
     def stream(
         self,
         images: Iterable[Any],

@@ -20,7 +20,7 @@ from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.trainable import TrainableSegmenter
 from keras_sam.models.vit_det_backbone import check_frame
 from keras_sam.preprocessing.batches import Batch, iterate_batches
-from keras_sam.preprocessing.converter import ExactFrame
+from keras_sam.preprocessing.converter import ExactFrame, check_images
 from keras_sam.preprocessing.preprocessor import (
     Prepared,
     SAMImageSegmenterPreprocessor,
@@ -29,6 +29,7 @@ from keras_sam.preprocessing.preprocessor import (
 from keras_sam.prompts import CANONICAL_KEYS, read_canonical
 from keras_sam.prompts.nested import check_at_least_one
 from keras_sam.prompts.reading import no_prompt
+from keras_sam.prompts.spellings import refuses_unknown_arguments
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -127,6 +128,8 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         return self.backbone.mask_decoder
 
     def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict:
+        if not isinstance(inputs, dict) or "image_embeddings" not in inputs:
+            check_images(inputs)
         return super().__call__(of_one_kind(inputs), *args, **kwargs)
 
     def call(self, inputs: dict[str, Any], training: bool | None = None, mask: Any = None) -> dict:
@@ -141,6 +144,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
             outputs = {name: x[:, 0] for name, x in outputs.items()}
         return outputs
 
+    @refuses_unknown_arguments
     def predict(
         self,
         x: Any,
@@ -186,6 +190,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         Raises:
             ValueError: if there is no image or prompt, or one of them is malformed; the
                 message names the argument, what was received, and the remedy.
+            TypeError: if there is another argument.
         """
         check_at_least_one(prompt_chunk, "prompt_chunk")
         batches, total = iterate_batches(x, batch_size, steps, self.takes_any_keys)

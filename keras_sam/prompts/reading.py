@@ -23,7 +23,7 @@ from keras_sam.prompts.labels import (
     PADDING,
     TOP_LEFT,
 )
-from keras_sam.prompts.mask_logits import binary_to_logits
+from keras_sam.prompts.mask_logits import binary_to_logits, read_plane
 from keras_sam.prompts.nested import (
     KEYS,
     Entry,
@@ -170,10 +170,11 @@ def read(
             pixels, or `(B, P, M, 4)` for M boxes of one object; `(B, 4)` is
             one box per image. If boxes are given and no image has one, as a
             detector may find none, the result has no prompt set.
-            `"masks"`: `(B, P, h, w, 1)` or `(B, P, h, w)`, float logits of
-            the model's mask frame or of the image's own size; a size that is
-            both is taken as the model's. An all-zero mask is a mask. Bool
-            masks become logits as by `mask_to_logits`.
+            `"masks"`: `(B, P, h, w, 1)`, `(B, P, h, w)` or, as `best_mask`
+            returns them, `(B, P, 1, h, w)`, float logits of the model's mask
+            frame or of the image's own size; a size that is both is taken as
+            the model's. An all-zero mask is a mask. Binary masks, bool or
+            black and white, become logits as by `mask_to_logits`.
         images: optional int, `B`. By default the prompts are those of one
             image, without the axis `B`; a click is then also `(2,)`, a box
             `(4,)` or `(P, 4)`, a mask `(L, L)` or `(P, L, L)`.
@@ -341,25 +342,24 @@ def _parse_masks(masks: Entry | None) -> _Kind | None:
         return None
     depth = nesting_depth(masks.node, "masks")
     arrays = list(leaves(masks.node))
-    if depth not in (4, 5) or (depth == 5 and {leaf.shape[-1] for leaf in arrays} != {1}):
+    has_channel = depth == 5 and all(leaf.shape[-1:] == (1,) for leaf in arrays)
+    # `best_mask(outputs)["masks"]`, (B, P, 1, Lh, Lw), has the axis of the candidates.
+    is_picked = not has_channel and depth == 5 and all(leaf.shape[-3:-2] == (1,) for leaf in arrays)
+    if depth != 4 and not has_channel and not is_picked:
         raise masks.wrong_shape()
     for leaf in arrays:
-        if leaf.dtype.kind not in "fb":
-            raise ValueError(
-                "`masks` must be float logits, as the model returns them, or bool. Received: "
-                f"dtype={leaf.dtype}. Turn a binary mask of another type into a prompt with "
-                "`mask > 0`."
-            )
         masks.check_finite(leaf)
     planes = []
     for image in masks.node:
         given = [] if is_empty(image) else image
         if not all(mask is None or isinstance(mask, np.ndarray) for mask in given):
             raise masks.wrong_shape()  # rows of different lengths
-        given = [mask if mask is None or depth == 4 else mask[..., 0] for mask in given]
-        planes.append(given or None)
+        if depth == 5:
+            axis = -1 if has_channel else 0
+            given = [mask if mask is None else mask.take(0, axis) for mask in given]
+        planes.append([mask if mask is None else read_plane(mask) for mask in given] or None)
     kind = _Kind(masks, planes, depth, single=False)
-    return dataclasses.replace(kind, single=depth == 5 and kind.is_one_each())
+    return dataclasses.replace(kind, single=has_channel and kind.is_one_each())
 
 
 # --- putting the kinds together ---
@@ -372,9 +372,15 @@ def _num_passed(kinds: Mapping[str, _Kind], batch: int) -> list[int]:
         counts = {name: kind.count(i) for name, kind in kinds.items()}
         counts = {name: count for name, count in counts.items() if count is not None}
         if len(set(counts.values())) > 1:
+            remedy = "Use None for an object without that prompt."
+            if counts.get("masks", 0) > 1 == min(counts.values()):
+                remedy = (
+                    "Of the candidates for one object pass one, `logits[np.argmax(scores)]` or "
+                    '`best_mask(outputs)["masks"]`.'
+                )
             raise ValueError(
                 "`points`, `boxes` and `masks` must describe the same number of objects. "
-                f"Received: {counts} for image {i}. Use None for an object without that prompt."
+                f"Received: {counts} for image {i}. {remedy}"
             )
         agreed.append(max(counts.values(), default=0))
     return agreed
