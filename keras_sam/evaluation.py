@@ -63,7 +63,8 @@ def center_click(mask: np.ndarray) -> tuple[int, int]:
 def next_click(prediction: np.ndarray, target: np.ndarray) -> tuple[tuple[int, int], int] | None:
     """Where a careful annotator clicks next: the middle of the largest error outside void.
 
-    Arguments are those of `mask_iou`. Returns `(x, y)` and a label, 1 for a false negative and 0 for a false positive, or None.
+    Arguments are those of `mask_iou`. Returns `(x, y)` and a label, 1 for a false negative and 0
+    for a false positive, or None.
 
     Source:
         Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix D.1; the kind of error with

@@ -31,7 +31,7 @@ IMAGE_ENDINGS: tuple[str, ...] = (
 _GDAL_NODATA = 42113  # TIFF tag, the number as text
 
 # What pillow's decoders raise for broken files.
-_PILLOW_ERRORS = (
+PILLOW_ERRORS = (
     *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, KeyError),
     struct.error,
 )
@@ -102,16 +102,15 @@ def _read_file(source: Any, name: str, num_channels: int, convert_rgb: bool) -> 
     reason = None
     try:
         with Image.open(source) as opened:
-            if not _needs_tifffile(opened, to_rgb):
+            if not needs_tifffile(opened, to_rgb):
                 return _read_pillow(opened, to_rgb)
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no image file at {name}.") from None
-    except (*_PILLOW_ERRORS, Image.DecompressionBombError) as error:
-        head = _head_of(source)
-        if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # of TIFF and BigTIFF
-            raise _unreadable(name, _kind_of(head) or error) from error
+    except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
+        if not is_tiff(source):
+            raise _unreadable(name, _kind_of(_head_of(source)) or error) from error
         reason = error
-    return _read_tiff(source, name, to_rgb, reason)
+    return read_tiff(source, name, to_rgb, reason)
 
 
 def _open_source(image: Any) -> tuple[Any, str]:
@@ -156,6 +155,11 @@ def _head_of(source: Any) -> bytes:
             return file.read(64)
     except (OSError, ValueError, AttributeError):
         return b"?"
+
+
+def is_tiff(source: Any) -> bool:
+    """Whether a path or binary file starts as TIFF or BigTIFF do."""
+    return _head_of(source)[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _kind_of(head: bytes) -> str | None:
@@ -215,7 +219,7 @@ def _read_pillow(image: Any, to_rgb: bool) -> np.ndarray:
     return array
 
 
-def _needs_tifffile(image: Any, to_rgb: bool) -> bool:
+def needs_tifffile(image: Any, to_rgb: bool) -> bool:
     """Whether an opened image is a TIFF of which pillow would lose bands or bits."""
     if image.format != "TIFF" or image.tag_v2.get(262) not in (1, 2):  # intensities or RGB
         return False
@@ -225,7 +229,7 @@ def _needs_tifffile(image: Any, to_rgb: bool) -> bool:
     return bands > 1 and bits > 8 and importlib.util.find_spec("tifffile") is not None
 
 
-def _read_tiff(source: Any, name: str, to_rgb: bool, reason: Any) -> np.ndarray:
+def read_tiff(source: Any, name: str, to_rgb: bool, reason: Any) -> np.ndarray:
     """The first page of a TIFF through tifffile."""
     try:
         import tifffile

@@ -56,6 +56,11 @@ def has_value(variable: keras.Variable) -> bool:
     return getattr(variable, "_value", variable) is not None
 
 
+def is_cloning(operation_fn: Any) -> bool:
+    """Whether a graph runs with this function for `keras.models.clone_model`."""
+    return getattr(operation_fn, "__module__", None) == "keras.src.models.cloning"
+
+
 def hook_tables(layer: keras.layers.Layer) -> list[dict | None]:
     """Where torch keeps the hooks that it calls when a layer runs; None where that is unknown."""
     return [look_up(layer, name) for name in ("_forward_hooks", "_forward_pre_hooks")]

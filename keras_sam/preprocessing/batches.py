@@ -388,12 +388,13 @@ def _check_targets(x, y):
     if x.get("image_embeddings", x.get("images")) is None or (
         not isinstance(y, dict) or y.get("masks") is None
     ):
-        received = f"with {sorted(map(str, y))}" if isinstance(y, dict) else f"of {type(y).__name__}"
+        received = (
+            f"with {sorted(map(str, y))}" if isinstance(y, dict) else f"of {type(y).__name__}"
+        )
         raise ValueError(
             "Training needs `images` in `x`, and `y` with the target masks: "
             '{"masks": (B, H0, W0) or (B, P, H0, W0)}. '
             f"Received: x with {sorted(map(str, x))}, y {received}."
-        )
         )
 
 

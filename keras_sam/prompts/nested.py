@@ -39,8 +39,8 @@ _FORMS = {
     "labels": "(B, N) or (B, P, N), that of `points` without its last axis",
     "boxes": "(B, P, 4) or (B, P, 2, 2), (B, P, M, 4) for M boxes of one object, or (B, 4) for one "
     "box per image, x1 y1 x2 y2 in pixels of the original image",
-    "masks": "(B, P, height, width, 1) or (B, P, height, width), mask logits; of the candidates for "
-    'an object one, as `best_mask(outputs)["masks"]`',
+    "masks": "(B, P, height, width, 1) or (B, P, height, width), mask logits; of an object's "
+    'candidates one, as `best_mask(outputs)["masks"]` has it',
 }
 _FORMS_OF_ONE_IMAGE = {
     "points": "(2,) for one click, (N, 2) for one object or (P, N, 2) for P objects, x y in pixels "
