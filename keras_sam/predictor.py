@@ -166,8 +166,8 @@ class SAMPredictor:
                 that found nothing, the results have `P = 0`.
             masks: mask logits to refine, `(L, L)` or `(P, L, L)`, from an earlier call or from
                 `mask_to_logits`; or logits of the original image's size. `(1, L, L)` counts as
-                one object's, too. Bool masks of these sizes become logits as by
-                `mask_to_logits`.
+                one object's, too. Binary masks of these sizes, bool or black and white, become
+                logits as by `mask_to_logits`.
             multimask_output: `True` for the three candidates of an ambiguous prompt, `False`
                 for the one mask of an unambiguous prompt, `"auto"` for one mask, chosen as
                 `select_masks` says.
@@ -205,7 +205,8 @@ class SAMPredictor:
         """Mask logits of the original image, in the frame of the model's mask prompts.
 
         Args:
-            masks: float array `(..., H0, W0)` of logits. A bool mask goes into `predict` as it is.
+            masks: float array `(..., H0, W0)` of logits. A binary mask goes into `predict` as
+                it is.
             image_index: int. Which of the images of `set_images`.
 
         Returns:
@@ -222,7 +223,7 @@ class SAMPredictor:
             raise ValueError(
                 "`masks` must be finite float logits. Received: "
                 f"{'values that are not finite' if masks.dtype.kind == 'f' else masks.dtype}. "
-                "A bool mask goes into `predict` as it is."
+                "A binary mask goes into `predict` as it is."
             )
         return plan.masks_to_model(masks, self.segmenter.mask_size)
 

@@ -172,7 +172,8 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
                 * `boxes`: `(B, P, 4)` or `(B, P, 2, 2)`, one object each, or `(B, P, M, 4)`, M
                   boxes of one object; x1, y1, x2, y2.
                 * `masks`: logits `(B, P, Lh, Lw, 1)` in the model's mask frame, or
-                  `(B, P, H0, W0, 1)` in the image's; or bool masks of these shapes.
+                  `(B, P, H0, W0, 1)` in the image's; or binary masks of these shapes, bool
+                  or black and white.
             batch_size: int. Images that are encoded at once, when `x` is a dict.
             verbose: `"auto"`, 0, 1 or 2, as in `keras.Model.predict`.
             steps: optional int. The number of batches to stop after.

@@ -85,8 +85,7 @@ def read_plane(mask: np.ndarray) -> np.ndarray:
             return mask
         notice(
             f"A mask prompt of floats that are only 0 and {top:g} is read as a binary mask, since "
-            "logits have other values. Logits of a binary mask are `mask_to_logits(mask)`.",
-            "binary mask of floats",
+            "logits have other values. Logits of a binary mask are `mask_to_logits(mask)`."
         )
         return mask > 0
     try:

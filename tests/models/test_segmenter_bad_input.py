@@ -88,10 +88,7 @@ IN_THE_PROMPTS = [
     ({"boxes": [[BOX], "all"]}, "`boxes` must hold numbers.*'all'"),
     # --- masks ---
     (
-        {
-            "masks": np.repeat(np.arange(56, dtype="uint8") // 28, 2 * 36).reshape(2, 1, *MASK, 1)
-            + 1
-        },
+        {"masks": np.repeat(np.arange(56, dtype="uint8") // 14, 36).reshape(2, 1, *MASK, 1) + 1},
         "`masks` must hold one object each",
     ),
     ({"masks": np.full((2, 1, *MASK, 1), np.nan)}, "`masks` must be finite.*Received: nan"),
@@ -474,3 +471,11 @@ def test_image_shapes_that_are_none(segmenter, tmp_path, image_shape):
     for make in makers:
         with pytest.raises(ValueError, match=r"`image_shape` must be \(H, W.*Received: image_sh"):
             make(image_shape)
+
+
+def test_images_beside_canonical_prompts_are_in_the_models_frame(segmenter):
+    made = segmenter.preprocessor({"images": [PHOTO], "points": [[[30, 20]]]})
+    sizes = r"\(B, 112, 144, 3\), images in the model frame.*Received: shape=\(1, 53, 80, 3\)"
+    for call in (lambda x: segmenter.predict(x, verbose=0), segmenter.prepare):
+        with pytest.raises(ValueError, match=sizes):
+            call({**made, "images": PHOTO[None]})
