@@ -231,7 +231,9 @@ class ImageProjection(_Part):
 
     def call(self, inputs):
         features = {
-            name: ops.cast(x, self.compute_dtype) for name, x in inputs.items() if name != _POSITIONS
+            name: ops.cast(x, self.compute_dtype)
+            for name, x in inputs.items()
+            if name != _POSITIONS
         }
         embedded = _embed_a_click(self.prompt_encoder, ops.shape(features[EMBEDDINGS])[0])
         return self.mask_decoder.project_image(
@@ -353,8 +355,8 @@ def extra_outputs(decoder: keras.layers.Layer) -> tuple[str, ...]:
 def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Joins the outputs of several batches, by their largest `P`.
 
-    What is predicted for padded prompt sets becomes NaN. If every batch came in the form of a single
-    object, the result has no `num_prompts` and no axis `P`.
+    What is predicted for padded prompt sets becomes NaN. If every batch came in the form of a
+    single object, the result has no `num_prompts` and no axis `P`.
     """
     most = max(batch["masks"].shape[1] for batch in batches)
     predicted = [name for name in batches[0] if not name.endswith("_sizes") and name not in _FACTS]
