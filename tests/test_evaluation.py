@@ -221,7 +221,7 @@ def test_bad_input(call, message):
         lambda target: target * 255,  # as image libraries read black and white
         lambda target: target == 1,
         lambda target: target.astype("float64"),
-        lambda target: target * 65535.0,
+        lambda target: target.astype("uint16") * 65535,
         lambda target: np.where(target == 1, 250, 4),  # JPEG's noise
     ],
 )

@@ -659,7 +659,7 @@ CLICK = {"points": [[[1, 1]], [[2, 2]]], "labels": [[1], [1]]}
         ({"masks": np.ones((2, 1, *MASK, 3))}, r"`masks` must have shape.*\(2, 1, 16, 24, 3\)"),
         ({"masks": [[[[1.0, 2.0], [3.0]]], None]}, "`masks` must have shape"),  # ragged rows
         (
-            {"masks": np.arange(2 * 16 * 24, dtype="uint8").reshape(2, 1, *MASK, 1) // 96},
+            {"masks": (np.arange(768) // 96).astype("uint8").reshape(2, 1, *MASK, 1)},
             r"`masks` must hold one object each.*label map of.*\[1, 2, 3\].*`labels == 1`",
         ),
         (
@@ -1040,7 +1040,7 @@ INSIDE[10:40, 30:70] = True
         (INSIDE.astype("uint8").tolist(), None),
         (Image.fromarray(INSIDE), None),
         (Image.fromarray(INSIDE.astype("uint8") * 255), None),
-        (INSIDE * 250 + (~INSIDE) * 3, None),  # JPEG's noise
+        (INSIDE * 250 + (~INSIDE) * 3, "black and white with values between"),  # JPEG's noise
         (INSIDE.astype("float32"), "floats that are only 0 and 1 is read as a binary mask"),
         (INSIDE * 255.0, "floats that are only 0 and 255 is read as a binary mask"),
     ],
@@ -1056,7 +1056,7 @@ def test_binary_masks_of_any_type_are_bool_masks(mask, said):
         of_one = read({"masks": mask}).to_model(plans_for((64, 96)), MASK)
     np.testing.assert_array_equal(made["masks"], expected["masks"])
     np.testing.assert_array_equal(of_one.masks, expected["masks"])
-    assert [said in str(warning.message) for warning in told] == ([] if said is None else [True])
+    assert [str(said) in str(warning.message) for warning in told] == [True] * (said is not None)
 
 
 @pytest.mark.parametrize(
@@ -1090,7 +1090,9 @@ def test_one_of_the_candidates_may_keep_their_axis():
         made = complete({"masks": form}, ONE * 2, MASK)
         np.testing.assert_array_equal(made["masks"], wanted["masks"])
     two = np.repeat(logits, 2, axis=2)
-    with pytest.raises(ValueError, match=r"candidates one, as `best_mask.outputs....masks..`"):
+    with pytest.raises(
+        ValueError, match=r"candidates one, as `best_mask\(outputs\).*\(2, 3, 2, 16, 24\)"
+    ):
         complete({"masks": two}, ONE * 2, MASK)
     with pytest.raises(ValueError, match=r"pass one, `logits.*`best_mask\(outputs\)"):
         complete({"points": [[[5, 6]]], "masks": two[:1, 0, 0, None].repeat(4, 1)}, ONE, MASK)
@@ -1104,7 +1106,10 @@ def test_one_of_the_candidates_may_keep_their_axis():
     [
         ({"boxes": [[[0.1, 0.2, 0.8, 0.9]]]}, "`boxes` lie within 0..1 in image 0, 300 .*200 high"),
         ({"boxes": [[[0, 0, 1, 1]]]}, "`boxes` lie within 0..1"),  # all of it, normalised
-        ({"boxes": [[[0.1, 0.2, 0.8, 0.9], [0, 0, 0.5, 1]]]}, "`boxes` lie within 0..1.*, ..., *"),
+        (
+            {"boxes": [[[0.1, 0.2, 0.8, 0.9], [0, 0, 0.5, 1]]]},
+            r"`boxes` lie within 0..1.*, \.\.\.\. Multiply",
+        ),
         ({"points": [[[0.5, 0.5]]]}, "`points` lie within 0..1.*Multiply x by the image's width"),
         ({"points": [[[[0.5, 0.5]], [[0.25, 1.0]]]]}, "`points` lie within 0..1"),
         ({"boxes": [[[400, 10, 500, 90]]]}, r"`boxes` lie entirely outside image 0.*\[400.0, 10.0"),
@@ -1136,6 +1141,7 @@ def test_coordinates_that_are_hardly_pixels_are_told_once(prompts, said):
         {"points": [[[-60, 250]]]},  # somewhat outside
         {"boxes": [[[0, 0, 0, 0]]]},  # a detector's padding
         {"boxes": [[[5, 5, 5, 5]]]},
+        {"boxes": [[[1, 1, 1, 1]]]},
         {"boxes": [[[0.5, 0.5, 0.9, 20]]]},
         {"boxes": [[[-20, -30, 320, 230]]]},  # a tracker's, larger than the image
         {"boxes": [[[300, 200, 310, 220]]]},  # touches the border

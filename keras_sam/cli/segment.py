@@ -167,10 +167,10 @@ def _read_mask(path, size):
     except (OSError, ValueError, EOFError) as error:
         raise CommandError(f"mask {path}: {error}") from error
     mask = reading.labels > 0
-    if reading.labels.max() > 1:
+    if len(reading.numbers) > 1:
         raise CommandError(
             f"mask {path}: must be black, with one other colour for the object. Received: "
-            f"{len(np.unique(reading.labels[mask]))} numbers or colours"
+            f"{len(reading.numbers)} numbers or colours"
         )
     tell_of(reading, str(path))
     if mask.shape != size:

@@ -27,13 +27,16 @@ def tell_of_coordinates(
     """
     for image, (xy, kinds, size) in enumerate(zip(points, labels, sizes, strict=True)):
         where = f"image {image}, {size[1]} pixels wide and {size[0]} high"
+        has_parts = min(size) > 1  # of a picture that is a line of pixels, any may be meant
         clicks = xy[(kinds == BACKGROUND) | (kinds == FOREGROUND)]
         # A click into the corner pixel has whole coordinates.
-        if len(clicks) and not _tell_if_normalised("points", clicks, (clicks % 1).any(), where):
+        fractions = has_parts and (clicks % 1).any()
+        if len(clicks) and not _tell_if_normalised("points", clicks, fractions, where):
             _tell_if_far("points", clicks, size, where)
         corners = xy[kinds >= TOP_LEFT]
-        # A box without an extent, at 0, is the padding of a detector.
-        if len(corners) and not _tell_if_normalised("boxes", corners, corners.any(), where):
+        # A box without an extent is a detector's padding, or a click.
+        extent = has_parts and len(corners) and np.ptp(corners, axis=0).any()
+        if len(corners) and not _tell_if_normalised("boxes", corners, extent, where):
             outside = _boxes_outside(xy, kinds, size)
             if len(outside):
                 notice(

@@ -95,8 +95,7 @@ def read_plane(mask: np.ndarray) -> np.ndarray:
             f"`masks` must be float logits, as the model returns them, bool, or black and white. "
             f"Received: dtype={mask.dtype}. {error}"
         ) from error
-    if reading.labels.max() > 1:
-        numbers = np.unique(reading.labels[reading.labels > 0])
+    if len(numbers := reading.numbers) > 1:
         raise ValueError(
             "`masks` must hold one object each. Received: a label map of the numbers "
             f"{numbers[:5].tolist()}. Pass that of one object, such as `labels == {numbers[0]}`."

@@ -109,7 +109,6 @@ class Prompts:
         What is hardly in pixels of these images is told, see `prompts.coordinates`.
         Masks of `mask_size` are used as they are, those of the original image's size are scaled.
         """
-        tell_of_coordinates(self.points, self.labels, [plan.original_size for plan in plans])
         with np.errstate(over="ignore"):
             points = np.stack(
                 [plan.to_model(xy) for plan, xy in zip(plans, self.points, strict=True)]
@@ -118,6 +117,7 @@ class Prompts:
         if wrong.any():
             of_box = self.labels[wrong.any(axis=-1)].max() >= TOP_LEFT
             raise not_finite("boxes" if of_box else "points", points[wrong][0])
+        tell_of_coordinates(self.points, self.labels, [plan.original_size for plan in plans])
         mask_size = tuple(int(n) for n in mask_size)
         masks = np.zeros((*self.mask_given.shape, *mask_size, 1), "float32")
         for i, p in np.argwhere(self.mask_given):
