@@ -56,9 +56,10 @@ def has_value(variable: keras.Variable) -> bool:
     return getattr(variable, "_value", variable) is not None
 
 
-def is_cloning(operation_fn: Any) -> bool:
-    """Whether a graph runs with this function for `keras.models.clone_model`."""
-    return getattr(operation_fn, "__module__", None) == "keras.src.models.cloning"
+def is_cloning(arguments: dict[str, Any]) -> bool:
+    """Whether Keras runs a graph with these arguments for `keras.models.clone_model`."""
+    modules = (getattr(value, "__module__", None) for value in arguments.values())
+    return "keras.src.models.cloning" in modules
 
 
 def hook_tables(layer: keras.layers.Layer) -> list[dict | None]:

@@ -319,16 +319,16 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
             preprocessor = self.preprocessor_cls.for_backbone(backbone)
         return type(self)(backbone, preprocessor, mask_threshold=self.mask_threshold)
 
-    def _run_through_graph(self, inputs: Any, operation_fn: Any, *args: Any, **kwargs: Any) -> Any:
+    def _run_through_graph(self, *args: Any, **kwargs: Any) -> Any:
         # `clone_model` would make a plain model of the graph, without any method of this class.
-        if private.is_cloning(operation_fn):
+        if private.is_cloning(kwargs):
             raise NotImplementedError(
                 "`keras.models.clone_model` cannot clone a segmenter: what it makes has no "
                 "`predict` for images and prompts. Copy it with `copy = type(segmenter)."
                 "from_config(segmenter.get_config())`, and its weights with "
                 "`copy.set_weights(segmenter.get_weights())`."
             )
-        return super()._run_through_graph(inputs, operation_fn, *args, **kwargs)
+        return super()._run_through_graph(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "mask_threshold": self.mask_threshold}
