@@ -65,4 +65,4 @@ def _callers_frame() -> FrameType | None:
 
 
 def _package_of(frame: FrameType) -> str:
-    return frame.f_globals.get("__name__", "").partition(".")[0]
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
