@@ -200,6 +200,8 @@ def _segment(predictor, objects, masks, args):
                 **_prompt_arrays(predictor, [objects[index] for index in chunk], masks),
                 multimask_output=multimask,
             )
+            if scores.ndim == 1:  # a lone mask is one object, without an axis of objects
+                chunk_masks, scores = chunk_masks[None], scores[None]
             if not np.isfinite(scores).all():
                 raise CommandError("the model returned NaN: try --dtype float32", code=1)
             for index, *result in zip(chunk, chunk_masks, scores, strict=True):
