@@ -835,7 +835,7 @@ def test_the_value_range_of_a_camera(cli, photo, checkpoint, predictor, tmp_path
         converter.value_range = "auto"  # the model is that of other tests
     document = json.loads((tmp_path / "out" / "dark.json").read_text())
     assert document["value_range"] == [0, 4080]
-    predictor.set_image(np.repeat(grey[..., None], 3, axis=-1))
+    predictor.set_image(np.repeat(grey[..., None], 3, axis=-1).astype("float32"))
     check_result(
         *(tmp_path / "out", document, predictor, [{"boxes": [10, 5, 70, 45]}]),
         multimask_output=False,
