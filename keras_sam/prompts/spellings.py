@@ -30,8 +30,7 @@ _OURS = {
 def unknown_names(name: str, unknown: Iterable[str], known: Sequence[str]) -> ValueError:
     """The error for keys of the dict `name` that mean nothing, with those that may be meant."""
     unknown = sorted(map(str, unknown))
-    meant = {key: our_name(key, known) for key in unknown}
-    hints = "".join(f" Here {key!r} is {ours!r}." for key, ours in meant.items() if ours)
+    hints = meant_by(dict.fromkeys(unknown), known)
     return ValueError(
         f"`{name}` must have no keys but {tuple(known)}. Received also: {unknown}.{hints}"
     )
@@ -39,7 +38,14 @@ def unknown_names(name: str, unknown: Iterable[str], known: Sequence[str]) -> Va
 
 def is_other_name(name: str, known: Sequence[str]) -> bool:
     """Whether this is what another system calls one of `known`."""
-    return _THEIRS.get(str(name).lower()) in known
+    return any(str(name).lower() in _OURS.get(ours, "").split() for ours in known)
+
+
+def meant_by(names: Any, known: Sequence[str]) -> str:
+    """A sentence for each key of a dict that stands for one of ours; nothing for anything else."""
+    keys = [*map(str, names)] if isinstance(names, dict) else []
+    meant = {key: our_name(key, known) for key in keys}
+    return "".join(f" Here {key!r} is {ours!r}." for key, ours in meant.items() if ours)
 
 
 def our_name(name: str, known: Sequence[str]) -> str | None:
