@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from keras_sam.backend_choice import BACKENDS, first_installed, is_installed
@@ -54,6 +54,22 @@ def prepare_device(device: str | None) -> None:
 
 
 @contextlib.contextmanager
+def missing_modules(names: Iterable[str]):
+    """Lets imports in a block fail for these packages, unless they are imported already.
+
+    Keras tries to import them and goes on without. Nothing here uses what it needs them for, and
+    each takes up to half as long as Keras itself.
+    """
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
+
+
+@contextlib.contextmanager
 def use_device(device: str | None):
     """Runs a block on `device`, which must exist; None leaves the choice to the backend."""
     if device is None:
@@ -78,9 +94,9 @@ def check_source(source: str, option: str = "--model") -> None:
     """Checks a name, address or path without reading what it names."""
     if "://" in source or Path(source).exists():
         return
-    from keras_sam.presets import list_presets
+    from keras_sam.presets import locate  # whose `list_presets` would look for downloads, too
 
-    known = list_presets()
+    known = locate.names()
     if source not in known:
         raise CommandError(
             f"{option} {source}: no such preset, file or folder. "
@@ -95,7 +111,8 @@ def open_segmenter(args, progress, order: Sequence[str] = BACKENDS):
     backend = choose_backend(args.backend, order)
     prepare_device(args.device)
     quiet = contextlib.nullcontext if args.debug else quiet_stderr
-    with progress.step(f"Starting {backend}"), quiet():
+    unneeded = {"matplotlib", "jax"} - {backend}
+    with progress.step(f"Starting {backend}"), quiet(), missing_modules(unneeded):
         from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
     overrides = {
         name: getattr(args, name, None) for name in ("dtype", "image_shape", "mask_threshold")

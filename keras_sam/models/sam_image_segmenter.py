@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_sam import backends
+from keras_sam.generator_settings import check_generator_settings
 from keras_sam.geometry import SIZES, sizes_of
 from keras_sam.layers.arguments import of_one_kind
 from keras_sam.layers.prompt_tensors import canonical_inputs
@@ -44,6 +45,9 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         preprocessor: optional `SAMImageSegmenterPreprocessor`. Without one, images must have
             the model's `image_shape`, with pixel values 0..255 and prompts in that frame.
         mask_threshold: float. Logits above it belong to the mask. Defaults to `0.0`.
+        generator_settings: optional dict of parameters of `SAMAutomaticMaskGenerator`, such as
+            `{"pred_iou_thresh": 0.7}`, which it takes for this model where they are not passed.
+            Files and presets keep them.
 
     Call arguments:
         inputs: dict of `images` and prompts, see `SAMBackbone`; or of `image_embeddings`
@@ -55,8 +59,9 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         single-object form: `points (B, N, 2)`, `boxes (B, 1, 2, 2)`, `masks (B, 1, Lh, Lw, 1)`.
 
     Raises:
-        ValueError: if prompts do not fit together, see `predict`, or the preprocessor does not
-            fit the backbone.
+        ValueError: if prompts do not fit together, see `predict`, the preprocessor does not fit
+            the backbone, or `generator_settings` names a parameter that the generator does not
+            have.
 
     Source:
         Kirillov et al. 2023, https://arxiv.org/abs/2304.02643.
@@ -86,6 +91,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         backbone: SAMBackbone,
         preprocessor: SAMImageSegmenterPreprocessor | None = None,
         mask_threshold: float = 0.0,
+        generator_settings: Mapping[str, Any] | None = None,
         dtype: str | keras.DTypePolicy | None = None,
         **kwargs: Any,
     ):
@@ -95,12 +101,14 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
                 "loaded by its name with `SAMImageSegmenter.from_preset(name)`."
             )
         check_preprocessor(preprocessor, backbone)
+        generator_settings = check_generator_settings(generator_settings)
         inputs = backbone.input
         outputs = backbone.mask_decoder(**backbone(inputs))
         super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.mask_threshold = mask_threshold
+        self.generator_settings = generator_settings
         self.image_shape = backbone.image_shape  # (H, W, channels) of the model frame
         self.embedding_size = backbone.embedding_size  # (Eh, Ew) of the image embedding
         self.mask_size = backbone.mask_size  # (Lh, Lw) of mask prompts and mask logits
@@ -301,7 +309,11 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         preprocessor = None
         if self.preprocessor is not None:
             preprocessor = self.preprocessor_cls.for_backbone(backbone)
-        return type(self)(backbone, preprocessor, mask_threshold=self.mask_threshold)
+        return type(self)(backbone, preprocessor, self.mask_threshold, self.generator_settings)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "mask_threshold": self.mask_threshold}
+        return {
+            **super().get_config(),
+            "mask_threshold": self.mask_threshold,
+            "generator_settings": dict(self.generator_settings),
+        }
