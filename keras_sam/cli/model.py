@@ -8,7 +8,7 @@ from pathlib import Path
 
 from keras_sam.backend_choice import BACKENDS, first_installed, is_installed
 from keras_sam.cli.errors import CommandError, bad_input
-from keras_sam.cli.progress import quiet_stderr
+from keras_sam.cli.progress import Progress, quiet_stderr
 
 
 def choose_backend(requested: str | None = None, order: Sequence[str] = BACKENDS) -> str:
@@ -124,6 +124,15 @@ def open_segmenter(args, progress, order: Sequence[str] = BACKENDS):
         with progress.step(f"Loading {args.model}", spinner=local), bad_input():
             segmenter = SAMImageSegmenter.from_preset(args.model, **overrides)
         yield segmenter
+
+
+def say_limits(source: str, progress: Progress) -> None:
+    """Says what a built-in preset cannot do, before its masks are judged."""
+    from keras_sam.presets import locate
+
+    limits = locate.metadata(source).get("limits") if source in locate.names() else None
+    if limits:
+        progress.say(f"{source}: {limits}")
 
 
 def describe(args, segmenter) -> dict:
