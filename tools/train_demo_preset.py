@@ -66,7 +66,8 @@ SEED = 5
 STEPS = 50  # of an epoch, after which everything is logged and kept
 LIMITS = (
     "It knows shapes, not things: coins, balls and tiles it finds, in most photographs of things "
-    "its masks are rags. For photographs take sam_base_sa1b, Meta's ViT-B (375 MB, downloaded once)."
+    "its masks are rags. For photographs take sam_base_sa1b, Meta's ViT-B (375 MB, downloaded "
+    "once)."
 )
 COLUMNS = ("part", "step", "seconds", "clicks", "learning_rate", "loss", "miou", "iou_error")
 

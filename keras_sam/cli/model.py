@@ -53,13 +53,17 @@ def prepare_device(device: str | None) -> None:
         os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu", KERAS_TORCH_DEVICE="cpu")
 
 
+def unneeded_packages(backend: str) -> set[str]:
+    """What Keras imports where it is installed, for what no command uses, and can do without.
+
+    Matplotlib and JAX take half a second each, several from a cold disk.
+    """
+    return {"matplotlib", "jax"} - {backend}
+
+
 @contextlib.contextmanager
 def missing_modules(names: Iterable[str]):
-    """Lets imports in a block fail for these packages, unless they are imported already.
-
-    Keras tries to import them and goes on without. Nothing here uses what it needs them for, and
-    each takes up to half as long as Keras itself.
-    """
+    """Lets imports in a block fail for these packages, unless they are imported already."""
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))
     try:
@@ -111,8 +115,8 @@ def open_segmenter(args, progress, order: Sequence[str] = BACKENDS):
     backend = choose_backend(args.backend, order)
     prepare_device(args.device)
     quiet = contextlib.nullcontext if args.debug else quiet_stderr
-    unneeded = {"matplotlib", "jax"} - {backend}
-    with progress.step(f"Starting {backend}"), quiet(), missing_modules(unneeded):
+    missing = missing_modules(unneeded_packages(backend))
+    with progress.step(f"Starting {backend}"), quiet(), missing:
         from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
     overrides = {
         name: getattr(args, name, None) for name in ("dtype", "image_shape", "mask_threshold")
