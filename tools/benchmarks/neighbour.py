@@ -61,7 +61,7 @@ def ours(job, backend, torch_first, shared):
 
 @contextlib.contextmanager
 def neighbour():
-    """Another process that computes without end, on as many cores as leave one free."""
+    """Another process, which computes without end while the block runs."""
     loop = subprocess.Popen([sys.executable, "-c", NEIGHBOUR], stdout=subprocess.PIPE)
     try:
         loop.stdout.readline()  # it runs
