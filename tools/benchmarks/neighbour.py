@@ -20,8 +20,8 @@ def busy(job: Job) -> Case:
     """
     sides = {f"on {name}": _side(job, name) for name in BACKENDS}
     sides["on torch, imported before us"] = _side(job, "torch", torch_first=True)
-    waiting = {"OMP_WAIT_POLICY": "passive"}
-    sides["the same, OMP_WAIT_POLICY=passive"] = _side(job, "torch", waiting, torch_first=True)
+    for setting in ("OMP_WAIT_POLICY=passive", "GOMP_SPINCOUNT=300000"):  # which is torch's own
+        sides[f"on torch, {setting}"] = _side(job, "torch", dict([setting.split("=")]))
     return Case(
         "`set_image` and a click, beside a busy loop on another core",
         sides,
