@@ -107,7 +107,7 @@ def main():
     parser.add_argument("--preset", type=Path, default=ROOT / "presets" / "sam_tiny_demo")
     parser.add_argument("--scenes", type=int, default=8, help="of each kind that is drawn")
     parser.add_argument("--photos", type=Path, nargs="*", default=(), help="further photographs")
-    parser.add_argument("--points-per-side", type=int, default=24)
+    parser.add_argument("--points-per-side", type=int, default=16)
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw the masks here")
     parser.add_argument("--dry-run", action="store_true", help="leave the preset as it is")
     options = parser.parse_args()
