@@ -93,8 +93,8 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         backbone: SAMBackbone,
         preprocessor: SAMImageSegmenterPreprocessor | None = None,
         mask_threshold: float = 0.0,
-        generator_settings: Mapping[str, Any] | None = None,
         dtype: str | keras.DTypePolicy | None = None,
+        generator_settings: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         if not isinstance(backbone, SAMBackbone):
@@ -319,11 +319,12 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         preprocessor = None
         if self.preprocessor is not None:
             preprocessor = self.preprocessor_cls.for_backbone(backbone)
-        return type(self)(backbone, preprocessor, self.mask_threshold, self.generator_settings)
+        moved = type(self)(backbone, preprocessor, mask_threshold=self.mask_threshold)
+        moved.generator_settings = dict(self.generator_settings)
+        return moved
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "mask_threshold": self.mask_threshold,
-            "generator_settings": dict(self.generator_settings),
-        }
+        config = {**super().get_config(), "mask_threshold": self.mask_threshold}
+        if self.generator_settings:  # so that subclasses without the argument are read, too
+            config["generator_settings"] = dict(self.generator_settings)
+        return config
