@@ -217,7 +217,6 @@ def compile_program(model, variables, prompts=()):
         notice(
             "torch computes float16 on a CPU many times slower than float32. Load the model with "
             'dtype="float32", or "bfloat16" on processors that have it.',
-            stacklevel=6,
         )
     hooks = [table for layer in layers for table in private.hook_tables(layer)]
     never_records = (

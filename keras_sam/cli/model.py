@@ -127,6 +127,8 @@ def open_segmenter(args, progress, order: Sequence[str] = BACKENDS):
         local = Path(args.model).exists()
         with progress.step(f"Loading {args.model}", spinner=local), bad_input():
             segmenter = SAMImageSegmenter.from_preset(args.model, **overrides)
+        if args.value_range is not None:
+            segmenter.preprocessor.image_converter.value_range = args.value_range
         yield segmenter
 
 
@@ -147,6 +149,7 @@ def describe(args, segmenter) -> dict:
         "model": args.model,
         "image_shape": list(segmenter.image_shape[:2]),
         "dtype": segmenter.dtype_policy.name,
+        "value_range": segmenter.preprocessor.image_converter.value_range,
         "backend": backends.NAME,
         "keras_sam": __version__,
         "mask_threshold": segmenter.mask_threshold,

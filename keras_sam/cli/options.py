@@ -53,6 +53,16 @@ def box(given: str | list) -> tuple[float, float, float, float]:
     return x1, y1, x2, y2
 
 
+def value_range(text: str) -> str | tuple[float, float]:
+    """`auto`, `percentile`, or `LOW,HIGH`."""
+    if text in ("auto", "percentile"):
+        return text
+    low, high = numbers(text, (2,), "auto, percentile or LOW,HIGH")
+    if low >= high:
+        raise argparse.ArgumentTypeError(f"LOW must be below HIGH, received {text!r}")
+    return low, high
+
+
 def image_shape(text: str) -> tuple[int, int]:
     """`1024`, or `768,1024` for height and width."""
     if not re.fullmatch(r"[1-9]\d{0,4}([,x][1-9]\d{0,4})?", text):
@@ -138,6 +148,13 @@ def add_model_options(parser: argparse.ArgumentParser, makes_masks: bool = True)
         type=image_shape,
         metavar="H,W",
         help="run the model at this input size (default: the preset's, 1024)",
+    )
+    group.add_argument(
+        "--value-range",
+        type=value_range,
+        metavar="LOW,HIGH",
+        help="the values of pictures that become 0 and 255, such as 0,4095 for cameras of 12 bits; "
+        "or percentile, or auto: by their type (default: the model's, auto)",
     )
     if makes_masks:
         threshold = group.add_argument(

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,9 +18,11 @@ from keras_sam.generator_settings import check_generator_settings
 from keras_sam.mask_generator.candidates import CandidateFile, Candidates, Crop
 from keras_sam.mask_generator.records import MaskRecords, Thresholds, select_records
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+from keras_sam.notices import warn
 from keras_sam.predictor import SAMPredictor
 from keras_sam.preprocessing.converter import batch_of, is_one_image
 from keras_sam.prompts.nested import check_at_least_one
+from keras_sam.prompts.spellings import refuses_unknown_arguments
 
 UNUSABLE = ("raise", "skip")
 
@@ -124,6 +125,7 @@ class SAMAutomaticMaskGenerator:
     ```
     """
 
+    @refuses_unknown_arguments
     @_as_recommended
     def __init__(
         self,
@@ -183,6 +185,7 @@ class SAMAutomaticMaskGenerator:
         self.keep_candidates = keep_candidates
         self.prompt_chunk = prompt_chunk
 
+    @refuses_unknown_arguments
     def generate(
         self,
         image: Any = None,
@@ -245,7 +248,7 @@ class SAMAutomaticMaskGenerator:
             if not any(records is not None for records in results):
                 raise
             interrupted = f"Interrupted: records of the first {len(results)} of {count} images."
-            warnings.warn(" ".join([interrupted, *faults]), stacklevel=2)
+            warn(" ".join([interrupted, *faults]))
             return results
         except OSError as error:  # a temporary file: a full disk
             number = len(results)
@@ -255,9 +258,10 @@ class SAMAutomaticMaskGenerator:
         if faults and unusable == "raise":
             raise UnfinishedImagesError(_report(faults), results)
         if faults:
-            warnings.warn(" ".join(faults), stacklevel=2)
+            warn(" ".join(faults))
         return results
 
+    @refuses_unknown_arguments
     def stream(
         self,
         images: Iterable[Any],
@@ -290,7 +294,7 @@ class SAMAutomaticMaskGenerator:
         def report(fault, error):
             if unusable == "raise":
                 raise UnfinishedImagesError(fault, []) from error
-            warnings.warn(fault, stacklevel=3)
+            warn(fault)
 
         progress = progress or _no_progress
         return self._stream(images, None, keep_candidates, channel_order, progress, report)

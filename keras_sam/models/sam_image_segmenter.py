@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_sam import backends
+from keras_sam.backends import private
 from keras_sam.generator_settings import check_generator_settings
 from keras_sam.geometry import SIZES, sizes_of
 from keras_sam.layers.arguments import of_one_kind
@@ -22,7 +23,7 @@ from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.trainable import TrainableSegmenter
 from keras_sam.models.vit_det_backbone import check_frame
 from keras_sam.preprocessing.batches import Batch, iterate_batches
-from keras_sam.preprocessing.converter import ExactFrame
+from keras_sam.preprocessing.converter import ExactFrame, check_images
 from keras_sam.preprocessing.preprocessor import (
     Prepared,
     SAMImageSegmenterPreprocessor,
@@ -31,7 +32,7 @@ from keras_sam.preprocessing.preprocessor import (
 from keras_sam.prompts import CANONICAL_KEYS, KEYS, read_canonical
 from keras_sam.prompts.nested import check_at_least_one
 from keras_sam.prompts.reading import no_prompt
-from keras_sam.prompts.spellings import unknown_names
+from keras_sam.prompts.spellings import refuses_unknown_arguments, unknown_names
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -137,6 +138,8 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         return self.backbone.mask_decoder
 
     def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict:
+        if not isinstance(inputs, dict) or EMBEDDINGS not in inputs:
+            check_images(inputs)
         return super().__call__(of_one_kind(inputs), *args, **kwargs)
 
     def call(self, inputs: dict[str, Any], training: bool | None = None, mask: Any = None) -> dict:
@@ -151,6 +154,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
             outputs = {name: x[:, 0] for name, x in outputs.items()}
         return outputs
 
+    @refuses_unknown_arguments
     def predict(
         self,
         x: Any,
@@ -177,7 +181,8 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
                 * `boxes`: `(B, P, 4)` or `(B, P, 2, 2)`, one object each, or `(B, P, M, 4)`, M
                   boxes of one object; x1, y1, x2, y2.
                 * `masks`: logits `(B, P, Lh, Lw, 1)` in the model's mask frame, or
-                  `(B, P, H0, W0, 1)` in the image's; or bool masks of these shapes.
+                  `(B, P, H0, W0, 1)` in the image's; or binary masks of these shapes, bool
+                  or black and white.
             batch_size: int. Images that are encoded at once, when `x` is a dict.
             verbose: `"auto"`, 0, 1 or 2, as in `keras.Model.predict`.
             steps: optional int. The number of batches to stop after.
@@ -196,6 +201,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         Raises:
             ValueError: if there is no image or prompt, or one of them is malformed; the
                 message names the argument, what was received, and the remedy.
+            TypeError: if there is another argument.
         """
         check_at_least_one(prompt_chunk, "prompt_chunk")
         batches, total = iterate_batches(x, batch_size, steps, self.takes_any_keys)
@@ -322,6 +328,17 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         moved = type(self)(backbone, preprocessor, mask_threshold=self.mask_threshold)
         moved.generator_settings = dict(self.generator_settings)
         return moved
+
+    def _run_through_graph(self, *args: Any, **kwargs: Any) -> Any:
+        # `clone_model` would make a plain model of the graph, without any method of this class.
+        if private.is_cloning(kwargs):
+            raise NotImplementedError(
+                "`keras.models.clone_model` cannot clone a segmenter: what it makes has no "
+                "`predict` for images and prompts. Copy it with `copy = type(segmenter)."
+                "from_config(segmenter.get_config())`, and its weights with "
+                "`copy.set_weights(segmenter.get_weights())`."
+            )
+        return super()._run_through_graph(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "mask_threshold": self.mask_threshold}
