@@ -16,6 +16,7 @@ from keras_sam.prompts import (
     PADDING,
     TOP_LEFT,
 )
+from keras_sam.prompts.nested import describe_value
 from keras_sam.prompts.spellings import unknown_names
 
 _KEYS = (*KEYS, "mask_given")
@@ -32,9 +33,7 @@ def canonical_inputs(
     already. Returns the dict and whether every prompt came in the single-object form, so that the
     prompt axis is to be dropped from outputs.
     """
-    unknown = set(inputs) - {"images", *_KEYS, *_FACTS}
-    if unknown:
-        raise unknown_names("inputs", unknown, ("images", *KEYS))
+    _check_names(inputs)
     if "mask_given" in inputs:
         return {name: inputs[name] for name in ("images", *_KEYS) if name in inputs}, False
     prompts, single = canonical_prompts(**{k: inputs[k] for k in _KEYS if k in inputs})
@@ -53,6 +52,32 @@ def canonical_inputs(
         points, labels = append_not_a_point(prompts["points"], prompts["labels"])
         prompts |= {"points": points, "labels": labels}
     return {"images": inputs["images"], **prompts}, single
+
+
+def prompt_axes(inputs: dict[str, Tensor]) -> tuple[int | None, ...]:
+    """The axes `(B, P)` of what is predicted for these inputs, `(B,)` in the single-object form.
+
+    Of symbols, too, where either may be None.
+    """
+    _check_names(inputs)
+    prompts, single = canonical_prompts(**{k: inputs[k] for k in _KEYS if k in inputs})
+    axes = tuple(prompts["labels"].shape[:2])
+    return axes[:1] if single and "mask_given" not in inputs else axes
+
+
+def check_inputs(inputs: dict[str, Tensor]) -> None:
+    """Raises unless a model is called on a dict."""
+    if not isinstance(inputs, dict):
+        raise ValueError(
+            "`inputs` must be a dict of `images` and prompts. Received: "
+            f"{describe_value(inputs)}. What takes images alone is `image_encoder`."
+        )
+
+
+def _check_names(inputs):
+    unknown = set(inputs) - {"images", *_KEYS, *_FACTS}
+    if unknown:
+        raise unknown_names("inputs", unknown, ("images", *KEYS))
 
 
 def canonical_prompts(

@@ -8,7 +8,7 @@ from keras_sam import presets
 from keras_sam.layers.arguments import DType, KeptArguments, Tensor, of_one_kind
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
-from keras_sam.layers.prompt_tensors import canonical_inputs
+from keras_sam.layers.prompt_tensors import canonical_inputs, check_inputs
 from keras_sam.models import preset_models
 from keras_sam.models.backbone import EMBEDDINGS, Backbone, named_features
 from keras_sam.models.vit_det_backbone import ViTDetBackbone, check_frame
@@ -102,6 +102,8 @@ class SAMBackbone(KeptArguments, Backbone):
         }
         if not mask_decoder.built:
             mask_decoder.build(features[EMBEDDINGS].shape)
+        for layer in (prompt_encoder, mask_decoder):
+            preset_models.freeze_as_told(layer)
         super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
         self.keep_arguments(locals())
 
@@ -132,6 +134,7 @@ class SAMBackbone(KeptArguments, Backbone):
         return tuple(self.image_encoder.input.shape[1:])
 
     def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        check_inputs(inputs)
         return super().__call__(of_one_kind(inputs), *args, **kwargs)
 
     def call(

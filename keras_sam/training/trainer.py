@@ -95,6 +95,8 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
         self.keep_arguments(locals())
         self.seed_generator = keras.random.SeedGenerator(seed)
 
+    called = "trainer"
+
     def build(self, input_shape: Any = None) -> None:
         pass  # the segmenter is built, and the trainer has no weights of its own
 
@@ -181,6 +183,10 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
             mask_given = ops.ones(ops.shape(labels)[:2], dtype="bool")
         ambiguous = lone_click(labels, mask_given)
         return {**outputs, "ambiguous": ambiguous}
+
+    def predict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """See `SAMImageSegmenter.predict`: the trained weights are the segmenter's."""
+        return self.segmenter.predict(*args, **kwargs)
 
     def restore_lora(self) -> None:
         """See `SAMImageSegmenter.restore_lora`."""

@@ -91,6 +91,12 @@ def test_an_unknown_argument_is_named_with_the_nearest_one(cls, name, nearest, f
         cls.from_preset(folder, **{name: 1})
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_the_size_under_another_name_is_not_the_prompt_encoders(cls, folder):
+    with pytest.raises(TypeError, match=r"`image_size`. Here it is `image_shape=\(H, W\)`"):
+        cls.from_preset(folder, image_size=(96, 64))
+
+
 def test_a_misspelt_argument_of_the_task(folder):
     with pytest.raises(TypeError, match="`mask_treshold`. Did you mean `mask_threshold`"):
         keras_sam.SAMImageSegmenter.from_preset(folder, mask_treshold=0.5)

@@ -346,6 +346,14 @@ def test_weights_in_half_precision_are_refused_before_the_first_batch(dtype):
     assert np.isfinite(segmenter.evaluate(x, y, verbose=0)[0])
 
 
+@pytest.mark.parametrize("train", ["fit", "train_on_batch"])
+def test_nothing_is_said_of_the_layers_for_masks_where_no_prompt_has_one(train, recwarn):
+    segmenter, (x, y) = small_segmenter(), ragged_data()
+    segmenter.compile(optimizer=keras.optimizers.AdamW(1e-3))
+    getattr(segmenter, train)(x, y)
+    assert not [w for w in recwarn if "Gradients" in str(w.message)]
+
+
 @pytest.mark.parametrize(
     ("argument", "instead"),
     [({"class_weight": {0: 1.0, 1: 2.0}}, "sample_weight"), ({"validation_split": 0.5}, "data=")],
