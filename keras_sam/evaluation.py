@@ -205,7 +205,7 @@ def evaluate(
         ValueError: if there is no object, `data` holds something else, or `clicks` are not
             positive.
     """
-    clicks = (clicks,) if isinstance(clicks, int) else clicks
+    clicks = (clicks,) if np.ndim(clicks) == 0 else clicks
     if not clicks or min(clicks) < 1 or max_clicks < 1:
         raise ValueError(
             "`clicks` and `max_clicks` must be at least 1. "

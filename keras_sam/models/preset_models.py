@@ -292,7 +292,7 @@ _SIZES = ("image_size", "img_size", "input_size", "target_size", "resolution")
 def _unknown_argument(owner, name, known):
     owner = getattr(owner, "__name__", owner)
     if name in _SIZES and "image_shape" in known:
-        return TypeError(f"{owner} has no argument `{name}`. Here it is `image_shape=(H, W)`.")
+        return TypeError(f"{owner} has no argument `{name}`. Here it is `image_shape`.")
     close = difflib.get_close_matches(name, sorted(known - {"self", "cls", "kwargs"}), n=1)
     hint = f" Did you mean `{close[0]}`?" if close else ""
     return TypeError(f"{owner} has no argument `{name}`.{hint}")

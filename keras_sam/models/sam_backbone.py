@@ -86,6 +86,7 @@ class SAMBackbone(KeptArguments, Backbone):
         dtype: DType = None,
         **kwargs: Any,
     ):
+        _check_kinds(image_encoder, prompt_encoder, mask_decoder)
         features = named_features(image_encoder.output)
         _check_fit(image_encoder, features[EMBEDDINGS], prompt_encoder, mask_decoder)
         mask_size = prompt_encoder.mask_size
@@ -193,6 +194,20 @@ class SAMBackbone(KeptArguments, Backbone):
         for part in ("image_encoder", "prompt_encoder", "mask_decoder"):
             config[part] = keras.layers.deserialize(config[part])
         return cls(**config)
+
+
+def _check_kinds(image_encoder, prompt_encoder, mask_decoder):
+    kinds = {
+        "image_encoder": (image_encoder, "output", "a functional model"),
+        "prompt_encoder": (prompt_encoder, "image_embedding_size", "a `SAMPromptEncoder`"),
+        "mask_decoder": (mask_decoder, "hidden_size", "a `SAMMaskDecoder`"),
+    }
+    for name, (part, attribute, kind) in kinds.items():
+        if not hasattr(part, attribute):
+            remedy = ""
+            if isinstance(part, keras.Sequential):
+                remedy = " Make it one with `keras.Model(encoder.inputs, encoder.outputs[0])`."
+            raise ValueError(f"`{name}` must be {kind}. Received: a {type(part).__name__}.{remedy}")
 
 
 def _check_fit(image_encoder, embeddings, prompt_encoder, mask_decoder):

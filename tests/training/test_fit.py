@@ -6,6 +6,7 @@ function serves all tests of this file; each starts from the same weights.
 
 import contextlib
 import csv
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -370,6 +371,14 @@ def test_objects_without_prompts_name_both_remedies():
     source = [*zip(x["images"], y["masks"], strict=True)]
     with pytest.raises(ValueError, match=r'`prompts="boxes"`.*`keras_sam.training.SAMTrainer`'):
         segmenter.fit(ObjectBatches(source), verbose=0)
+
+
+@pytest.mark.parametrize("paths", [["a.png", "b.png"], [Path("a.png")]])
+def test_targets_are_read_before_they_are_passed(paths):
+    segmenter, (x, y) = small_segmenter(), ragged_data()
+    segmenter.compile(optimizer="adamw")
+    with pytest.raises(ValueError, match="must be arrays. Received: .*a.png.*MaskFolder"):
+        segmenter.train_on_batch(x, {"masks": [paths, y["masks"][1]]})
 
 
 def test_targets_are_checked_with_embeddings_too(fresh):
