@@ -107,7 +107,7 @@ def canonical_prompts(
     if not _is_canonical(points, labels, boxes, masks, mask_given):
         points, labels, single_object = _join_tokens(points, labels, boxes, masks)
         if masks is not None and mask_given is None:
-            mask_given = ops.ones(ops.shape(masks)[:2], dtype="bool")
+            mask_given = ops.ones_like(masks[:, :, 0, 0, 0], dtype="bool")
     prompts = {
         "points": ops.cast(points, "float32"),
         "labels": ops.cast(labels, "int32"),
@@ -164,7 +164,8 @@ def _join_tokens(points, labels, boxes, masks):
         tokens.append(corners)
         pair = ops.convert_to_tensor([TOP_LEFT, BOTTOM_RIGHT], "int32")
         pairs = ops.tile(pair, (corners.shape[2] // 2,))
-        token_labels.append(ops.broadcast_to(pairs, ops.shape(corners)[:-1]))
+        # Not `broadcast_to` the shape, which symbols do not know.
+        token_labels.append(ops.zeros_like(corners[..., 0], dtype="int32") + pairs)
     if masks is not None:
         _check_rank("masks", masks, {5: "(B, P, Lh, Lw, 1)"})
         single.append(masks.shape[1] == 1)
@@ -173,9 +174,8 @@ def _join_tokens(points, labels, boxes, masks):
             "No prompt was given. Pass `points` with `labels`, `boxes`, `masks`, or several."
         )
     if not tokens:
-        batch, prompts = ops.shape(masks)[:2]
-        tokens = [ops.zeros((batch, prompts, 0, 2))]
-        token_labels = [ops.zeros((batch, prompts, 0), dtype="int32")]
+        tokens = [ops.zeros_like(masks[:, :, :0, :2, 0])]  # (B, P, 0, 2)
+        token_labels = [ops.zeros_like(masks[:, :, :0, 0, 0], dtype="int32")]  # (B, P, 0)
     counts = {x.shape[1] for x in (*tokens, masks) if x is not None} - {None}
     if len(counts) > 1:
         raise ValueError(

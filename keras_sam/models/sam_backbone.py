@@ -197,17 +197,19 @@ class SAMBackbone(KeptArguments, Backbone):
 
 
 def _check_kinds(image_encoder, prompt_encoder, mask_decoder):
-    kinds = {
-        "image_encoder": (image_encoder, "output", "a functional model"),
-        "prompt_encoder": (prompt_encoder, "image_embedding_size", "a `SAMPromptEncoder`"),
-        "mask_decoder": (mask_decoder, "hidden_size", "a `SAMMaskDecoder`"),
-    }
-    for name, (part, attribute, kind) in kinds.items():
-        if not hasattr(part, attribute):
-            remedy = ""
-            if isinstance(part, keras.Sequential):
-                remedy = " Make it one with `keras.Model(encoder.inputs, encoder.outputs[0])`."
-            raise ValueError(f"`{name}` must be {kind}. Received: a {type(part).__name__}.{remedy}")
+    if not isinstance(image_encoder, keras.Model) or not hasattr(image_encoder, "output"):
+        functional = (
+            "a functional model, such as `keras.Model(sequential.inputs, sequential.outputs[0])`"
+        )
+        raise _wrong_kind("image_encoder", image_encoder, functional)
+    if not hasattr(prompt_encoder, "image_embedding_size"):
+        raise _wrong_kind("prompt_encoder", prompt_encoder, "a `SAMPromptEncoder`")
+    if not hasattr(mask_decoder, "hidden_size"):
+        raise _wrong_kind("mask_decoder", mask_decoder, "a `SAMMaskDecoder`")
+
+
+def _wrong_kind(name, part, kind):
+    return ValueError(f"`{name}` must be {kind}. Received: a {type(part).__name__}.")
 
 
 def _check_fit(image_encoder, embeddings, prompt_encoder, mask_decoder):

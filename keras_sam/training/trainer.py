@@ -75,6 +75,8 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
     ```
     """
 
+    called = "trainer"
+
     def __init__(
         self,
         segmenter: SAMImageSegmenter,
@@ -94,8 +96,7 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
         check_segmenter(segmenter)
         self.keep_arguments(locals())
         self.seed_generator = keras.random.SeedGenerator(seed)
-
-    called = "trainer"
+        self.build()  # so that weights can be loaded before the first batch
 
     def build(self, input_shape: Any = None) -> None:
         pass  # the segmenter is built, and the trainer has no weights of its own
