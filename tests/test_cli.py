@@ -15,10 +15,11 @@ from PIL import Image
 
 import keras_sam
 from keras_sam.backend_choice import BACKENDS
-from keras_sam.cli import main, parse_arguments, segment
+from keras_sam.cli import main, model, parse_arguments, segment
 from keras_sam.cli.errors import CommandError
 from keras_sam.cli.model import choose_backend
 from keras_sam.cli.output import format_table, output_files
+from keras_sam.cli.progress import Progress
 from keras_sam.cli.prompt_files import read_prompts
 from tests.meta_oracle import import_segment_anything, small_meta
 
@@ -792,6 +793,41 @@ def test_files_appear_together_with_ordinary_permissions(tmp_path):
 def test_tables_align():
     table = format_table(("name", "size"), [("a", "1,024 MB"), ("bcd", "9 MB")])
     assert table.splitlines() == ["name      size", "a     1,024 MB", "bcd       9 MB"]
+
+
+def test_what_the_demo_cannot_do_is_said_first_and_not_quietly(capsys):
+    model.say_limits("sam_tiny_demo", Progress())
+    said = capsys.readouterr().err
+    assert said.startswith("sam_tiny_demo: It knows shapes, not things") and "sam_base_sa1b" in said
+    assert said.count("\n") == 1
+    model.say_limits("sam_tiny_demo", Progress(quiet=True))
+    model.say_limits("sam_base_sa1b", Progress())
+    model.say_limits("my/sam_tiny_demo", Progress())  # a folder of that name
+    assert capsys.readouterr().err == ""
+
+
+def test_packages_are_hidden_in_a_block_alone_and_those_in_use_stay(tmp_path, monkeypatch):
+    (tmp_path / "seldom_used.py").write_text("ANSWER = 42")
+    monkeypatch.syspath_prepend(tmp_path)
+    with model.missing_modules(["seldom_used", "json"]):
+        with pytest.raises(ImportError):
+            importlib.import_module("seldom_used")
+        assert importlib.import_module("json") is json
+    assert importlib.import_module("seldom_used").ANSWER == 42
+
+
+def test_keras_starts_without_matplotlib_and_other_backends():
+    code = (
+        "import sys\nfrom keras_sam.cli import model\n"
+        "with model.missing_modules(model.unneeded_packages(sys.argv[1])):\n"
+        "    from keras_sam.models.sam_image_segmenter import SAMImageSegmenter\n"
+        "print(sorted({'jax', 'matplotlib', 'tensorflow', 'torch'} & sys.modules.keys()))"
+    )
+    backend = keras.config.backend()
+    command = [sys.executable, "-c", code, backend]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    needed = {"openvino": []}.get(backend, [backend])
+    assert done.stdout.strip().splitlines()[-1] == str(needed)
 
 
 def test_convert_reads_a_part_of_a_file(cli, checkpoint, tmp_path):

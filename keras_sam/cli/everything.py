@@ -207,6 +207,7 @@ def _is_done(args, log, photo):
 
 def _segment(args, parameters, todo, log, summary):
     progress = Progress(args.quiet)
+    model.say_limits(args.model, progress)
     with model.open_segmenter(args, progress) as segmenter:
         from keras_sam.mask_generator import SAMAutomaticMaskGenerator
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from keras_sam.cli.errors import CommandError
+from keras_sam.generator_settings import RECOMMENDABLE
 
 
 def numbers(given: str | list, allowed_counts: tuple[int, ...], form: str) -> list[float]:
@@ -237,6 +238,8 @@ def add_generator_options(parser: argparse.ArgumentParser) -> None:
     for parameter in PARAMETERS:
         default = parameter.default
         shown = "as suits the backend" if default is None else f"{default:.4g}"
+        if parameter.name in RECOMMENDABLE:
+            shown = f"the model's, or else {shown}"
         generator.add_argument(
             parameter.flag,
             type=parameter.type,
@@ -251,7 +254,9 @@ def add_generator_options(parser: argparse.ArgumentParser) -> None:
         "[[[x, y], ...], ...] in 0..1",
     )
     generator.add_argument(
-        "--use-m2m", action="store_true", help="decode every mask twice, for better edges"
+        "--use-m2m",
+        action=argparse.BooleanOptionalAction,
+        help="decode every mask twice, for better edges (default: the model's, or else not)",
     )
 
 
@@ -259,8 +264,8 @@ def read_generator_options(args: argparse.Namespace) -> dict[str, Any]:
     """The generator's arguments. What was not given is left to its defaults."""
     given = {p.name: getattr(args, p.name) for p in PARAMETERS}
     given = {name: value for name, value in given.items() if value is not None}
-    if args.use_m2m:
-        given["use_m2m"] = True
+    if args.use_m2m is not None:
+        given["use_m2m"] = args.use_m2m
     if args.point_grids is not None:
         if "points_per_side" in given:
             raise CommandError("--point-grids and --points-per-side cannot be combined")
@@ -269,10 +274,10 @@ def read_generator_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def generator_settings(args: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, Any]:
-    """What results depend on: `read_generator_options`, and defaults for what was not given."""
-    defaults = {p.name: p.default for p in PARAMETERS if p.shapes_results}
+    """What results depend on, of `read_generator_options`; None is left to the model."""
+    names = [p.name for p in PARAMETERS if p.shapes_results]
     return {
-        **{name: parameters.get(name, default) for name, default in defaults.items()},
+        **{name: parameters.get(name) for name in names},
         "point_grids": parameters.get("point_grids"),
         "use_m2m": args.use_m2m,
     }

@@ -111,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
     names = (f"{args.photo.stem}{end}" for end in (".json", "_overlay.png", "_mask_0.png"))
     check_nothing_is_lost((args.out / name for name in names), args.overwrite)
     progress = Progress(args.quiet)
+    model.say_limits(args.model, progress)
     with model.open_segmenter(args, progress, _ORDER) as segmenter:
         from keras_sam.predictor import SAMPredictor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from keras_sam import backends
 from keras_sam.boxes import build_layer_point_grids, generate_crop_boxes
+from keras_sam.generator_settings import check_generator_settings
 from keras_sam.mask_generator.candidates import CandidateFile, Candidates, Crop
 from keras_sam.mask_generator.records import MaskRecords, Thresholds, select_records
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
@@ -49,13 +51,30 @@ class UnfinishedImagesError(ValueError):
         self.results = results
 
 
+def _as_recommended(init):
+    """What is not passed to `init` is as the model recommends, or else has `init`'s default."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def init_as_recommended(self, segmenter, *args, **kwargs):
+        is_predictor = isinstance(segmenter, SAMPredictor)
+        predictor = segmenter if is_predictor else SAMPredictor(segmenter)
+        given = signature.bind(self, predictor, *args, **kwargs).arguments
+        recommended = getattr(predictor.segmenter, "generator_settings", None)
+        init(**{**check_generator_settings(recommended), **given})
+
+    return init_as_recommended
+
+
 class SAMAutomaticMaskGenerator:
     """Segments everything in an image: clicks on a grid, and keeps good masks without duplicates.
 
     Parameters, order of steps and records are those of Meta's `SamAutomaticMaskGenerator`
-    (`tests/test_mask_generator.py` compares them). Only masks whose predicted IoU is high enough
-    are enlarged, a few at a time, and kept packed until suppression, in a temporary file when they
-    need more than 8 MB. So memory grows with the records, and little with the masks that wait.
+    (`tests/test_mask_generator.py` compares them). What is not passed is as the model recommends,
+    see `SAMImageSegmenter.generator_settings`, or else Meta's default. Only masks whose predicted
+    IoU is high enough are enlarged, a few at a time, and kept packed until suppression, in a
+    temporary file when they need more than 8 MB. So memory grows with the records, and little with
+    the masks that wait.
 
     Args:
         segmenter: a `SAMImageSegmenter`, or the name of a preset; or a `SAMPredictor`, whose
@@ -107,6 +126,7 @@ class SAMAutomaticMaskGenerator:
     """
 
     @refuses_unknown_arguments
+    @_as_recommended
     def __init__(
         self,
         segmenter: SAMImageSegmenter | SAMPredictor | str | os.PathLike,
@@ -127,8 +147,7 @@ class SAMAutomaticMaskGenerator:
         keep_candidates: bool = False,
         prompt_chunk: int = backends.PROMPT_CHUNK,
     ):
-        is_predictor = isinstance(segmenter, SAMPredictor)
-        self.predictor = segmenter if is_predictor else SAMPredictor(segmenter)
+        self.predictor = segmenter  # by now it is one
         self.segmenter = self.predictor.segmenter
         check_at_least_one(points_per_batch, "points_per_batch")
         check_at_least_one(prompt_chunk, "prompt_chunk")
