@@ -13,7 +13,7 @@ from keras_sam.backends import private
 from keras_sam.generator_settings import check_generator_settings
 from keras_sam.geometry import SIZES, sizes_of
 from keras_sam.layers.arguments import of_one_kind
-from keras_sam.layers.prompt_tensors import canonical_inputs, check_inputs, prompt_axes
+from keras_sam.layers.prompt_tensors import canonical_inputs, prompt_axes
 from keras_sam.models.backbone import EMBEDDINGS
 from keras_sam.models.encode_decode import EncodesAndDecodes, checked_frames
 from keras_sam.models.fine_tuning import FineTuning
@@ -138,8 +138,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         return self.backbone.mask_decoder
 
     def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict:
-        check_inputs(inputs)
-        if EMBEDDINGS not in inputs:
+        if not isinstance(inputs, dict) or EMBEDDINGS not in inputs:
             check_images(inputs)
         return super().__call__(of_one_kind(inputs), *args, **kwargs)
 
