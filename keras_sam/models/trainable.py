@@ -29,6 +29,8 @@ def _takes_three(loss):
     """Whether it can be called as `SAMLoss` is; Keras's losses and functions take two."""
     if not callable(loss) or isinstance(loss, keras.losses.Loss):
         return False
+    if (getattr(loss, "__module__", None) or "").startswith("keras."):
+        return False  # of two tensors, and perhaps an axis
     try:
         inspect.signature(loss).bind(None, None, None)
     except TypeError:

@@ -335,7 +335,7 @@ def test_what_the_model_refuses(models, pixel_values):
     for wrong in (IMAGE, np.zeros((1, 3, 30, 30))):  # a picture; and a frame of another model
         with pytest.raises(ValueError, match=frame):
             model(wrong)
-    with pytest.raises(ValueError, match=r"`input_masks` must have shape \(2, 1, 14, 14\)"):
+    with pytest.raises(ValueError, match=r"`input_masks` must have shape \(2, 1, 28, 28\)"):
         model(pixel_values, input_masks=np.zeros((2, 1, 40, 70)))
     for name in ("train", "mask_decoder", "parameters"):  # what a training script calls
         with pytest.raises(AttributeError, match=f"`{name}` here.*`segmenter`.*`fit`"):
