@@ -184,8 +184,10 @@ def attend_flash(query, key, value, rel_pos_bias, grid):
 
 
 def has_device(device):
-    """True: Keras cannot list torch's devices, but using one that is missing fails."""
-    return True
+    """Of GPUs; for other devices True: Keras cannot list them, but using a missing one fails."""
+    kind, _, index = device.partition(":")
+    count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    return kind != "gpu" or int(index or 0) < count
 
 
 def runs_sequentially():

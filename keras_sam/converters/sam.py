@@ -128,9 +128,9 @@ def image_encoder_config(shapes: dict, hints: dict) -> dict:
         if (hidden, layers) not in _RELEASED:
             raise ValueError(
                 "The file has no tables of relative positions, which would tell the number of "
-                f"heads, and no released model has {layers} blocks of {hidden} channels. Put a "
-                "config.json with the number of heads beside it, or load it into a model that "
-                "you have built."
+                f"heads, and no released model has {layers} blocks of {hidden} channels. Make the "
+                "model first, with `from_preset(folder, load_weights=False)` of a preset of its "
+                "sizes or of the parts, and call `segmenter.load_checkpoint(path)`."
             )
         heads, global_layers = _RELEASED[hidden, layers]
         config["num_heads"] = heads
