@@ -29,6 +29,7 @@ from keras_sam.backends.generic import (
     decomposed_rel_pos,
     dense,
     has_device,
+    in_strips,
     keeps_weights,
     layer_norm,
     matmul,

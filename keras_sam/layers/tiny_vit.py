@@ -90,12 +90,20 @@ class InvertedBottleneck(KeptArguments, keras.layers.Layer):
             input_shape = part.compute_output_shape(input_shape)
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        out = x
-        for part in (self.conv1, self.conv2, self.conv3):
-            out = part(out, training=training)
+        if training:
+            return self._rows(x, (True, True), training)
+        # All rows at once would make two maps of `hidden_dim` channels: most of the memory.
+        return backends.in_strips(self._rows, x, self.strides, x.shape[2] * self.hidden_dim)
+
+    def _rows(self, x, edges, training=None):
+        """The block of rows, which have one more above and below where there is no edge."""
+        out = self.conv1(x, training=training)
+        out = self.conv2(out, training=training, edges=edges)
+        out = self.conv3(out, training=training)
         if not self.shortcut:
             return out
-        out = x + self.drop_path(out, training=training)
+        inner = x[:, 0 if edges[0] else 1 : None if edges[1] else -1]
+        out = inner + self.drop_path(out, training=training)
         return backends.activate(out, self.activation, training)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
