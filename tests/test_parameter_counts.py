@@ -14,6 +14,8 @@ RELEASED = {
     "sam_base_sa1b": (93_735_728, 89_670_912, 314),
     "sam_large_sa1b": (312_343_088, 308_278_272, 482),
     "sam_huge_sa1b": (641_090_864, 637_026_048, 594),
+    # With the averages of batch norm; tests/parity/test_mobile_sam.py counts MobileSAM's own.
+    "mobile_sam": (9_818_564, 5_753_748, 408),
 }
 PROMPT_ENCODER, MASK_DECODER = 6_476, 4_058_340
 
@@ -55,7 +57,7 @@ def test_the_presets_say_so(name):
     assert said == RELEASED[name]
 
 
-@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.parametrize("name", [name for name in RELEASED if name.startswith("sam_")])
 def test_metas_models(name):
     import_segment_anything()
     import torch

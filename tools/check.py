@@ -36,12 +36,13 @@ RUN_ONCE = (
     "tests/test_openvino.py",
     "tests/test_tools.py",
 )
-# The backends, and Meta's code, which is no part of the test extra: where one is missing, tests
-# would be skipped instead of failing.
+# The backends, and the released code, which is no part of the test extra: where one is missing,
+# tests would be skipped instead of failing.
 ORACLES = """
 import jax, openvino, tensorflow, torch
 from importlib.metadata import version
 version("segment-anything-py")  # imports torchvision, for which the tests have a stand-in
+version("mobilesam-mirror")  # likewise
 """
 # What compiles every shape takes longest: in some steps, it fills the machine.
 PARTS = {
@@ -189,8 +190,9 @@ def install(environment: Environment) -> None:
     environment.pip(*pinned, tensorflow, "jax", "openvino", what=f"{tensorflow}, jax, openvino")
     extras = "kaggle,hub,plot,train,export,test"
     environment.pip(*pinned, "-e", f".[{extras}]", what="keras-sam and the test oracles")
-    # It asks for an unpinned torchvision, which would replace the torch that is installed.
-    environment.pip(*pinned, "--no-deps", "segment-anything-py", what="segment-anything-py")
+    # They ask for an unpinned torchvision, which would replace the torch that is installed.
+    for oracle in ("segment-anything-py", "mobilesam-mirror"):
+        environment.pip(*pinned, "--no-deps", oracle, what=oracle)
 
 
 def install_torch(environment: Environment, version: str) -> None:

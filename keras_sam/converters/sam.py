@@ -95,6 +95,31 @@ def infer_config(shapes: dict, hints: dict | None = None) -> dict:
     return config
 
 
+def infer_others(shapes: dict, frame: Sequence[int], stride: int, hints: dict) -> dict[str, dict]:
+    """The parts besides the image encoder, as `infer_parts` gives them; none if the file has none.
+
+    Args:
+        shapes: see `infer_config`.
+        frame: the image encoder's frame `(H, W)`.
+        stride: int. How many of its pixels a cell of the embedding has.
+        hints: see `infer_config`.
+
+    Raises:
+        ValueError: see `infer_config`.
+    """
+    if not any(name.startswith(("prompt_encoder/", "mask_decoder/")) for name in shapes):
+        return {}
+    check_ranks(shapes, _OTHER_NEEDS)
+    configs = {
+        "prompt_encoder": prompt_encoder_config(shapes, frame, stride, hints),
+        "mask_decoder": mask_decoder_config(shapes, hints),
+    }
+    return {
+        name: {"registered_name": _CLASSES[name][0], "config": config}
+        for name, config in configs.items()
+    }
+
+
 def image_encoder_config(shapes: dict, hints: dict) -> dict:
     """The arguments of the `ViTDetBackbone` with these shapes."""
     patch, _, channels, hidden = shapes["patch_embedding/kernel"]

@@ -60,6 +60,20 @@ def _segmenter(dtype=None):
     return keras_sam.SAMImageSegmenter(_backbone(dtype), dtype=dtype)
 
 
+def _tiny_vit(**settings):
+    return keras_sam.TinyViTBackbone(
+        **{
+            "hidden_sizes": (4, 6, 8, 12),
+            "depths": (1, 1, 1, 1),
+            "num_heads": (1, 2, 2, 3),
+            "window_sizes": (3, 3, 4, 3),
+            "image_shape": (*FRAME, 3),
+            "num_output_channels": 8,
+            **settings,
+        }
+    )
+
+
 _IMAGES = 100 + 50 * _normal(2, *FRAME, 3)
 _PROMPTS = {
     "points": np.array([[[10.0, 20.0], [70.0, 5.0]], [[30.0, 40.0], [1.0, 2.0]]], "float32"),
@@ -124,7 +138,28 @@ PARTS = {
         [_normal(2, *GRID, 12)],
         {},
     ),
+    "ConvNorm": (
+        lambda **s: keras_sam.layers.ConvNorm(6, **{"kernel_size": 3, "strides": 2, **s}),
+        [_normal(2, *GRID, 4)],
+        {},
+    ),
+    "InvertedBottleneck": (
+        lambda **s: keras_sam.layers.InvertedBottleneck(9, 4, shortcut=True, **s),
+        [_normal(2, *GRID, 4)],
+        {},
+    ),
+    "OffsetBiasAttention": (
+        lambda **s: keras_sam.layers.OffsetBiasAttention(3, 2, **s),
+        [_normal(2, *GRID, 12)],
+        {},
+    ),
+    "TinyViTBlock": (
+        lambda **s: keras_sam.layers.TinyViTBlock(20, 3, 2, **s),
+        [_normal(2, *GRID, 12)],
+        {},
+    ),
     "ViTDetBackbone": (_encoder, [_IMAGES], {}),
+    "TinyViTBackbone": (_tiny_vit, [_IMAGES], {}),
     "SAMBackbone": (_backbone, [{"images": _IMAGES, **_PROMPTS}], {}),
     "SAMImageSegmenter": (_segmenter, [{"images": _IMAGES, **_PROMPTS}], {}),
 }
