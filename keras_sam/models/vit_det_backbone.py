@@ -179,8 +179,8 @@ class ViTDetBackbone(KeptArguments, Backbone):
                 for each global block of ViT-B at 1024 x 1024.
 
         Returns:
-            A `keras.Model` from images to a dict of `image_embeddings` `(B, Eh, Ew, C)`,
-            `early_features` if the encoder returns them and, as asked for, `hidden_states`, a list of `num_layers + 1` tensors
+            A `keras.Model` from images to a dict of what the encoder returns, by name, and, as
+            asked for, `hidden_states`, a list of `num_layers + 1` tensors
             `(B, Eh, Ew, hidden_size)`, and `attentions`, a list of `num_layers` tensors
             `(B * windows, D, tokens, tokens)`.
         """
