@@ -63,6 +63,50 @@ def layer_norm(
     return ops.layer_normalization(x, gamma, beta, -1, epsilon)
 
 
+def convolve(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None = None,
+    strides: int = 1,
+    activation: Activation | None = None,
+    training: bool | None = None,
+) -> Tensor:
+    """`activation(convolution + bias)` of `(B, h, w, channels)` by `(k, k, channels, filters)`.
+
+    `k` is odd, and `k // 2` zeros are put around the map on each side. Keras's own padding would
+    put more at the end where strides are larger than 1.
+    """
+    if strides > 1:
+        x = _pad_map(x, kernel.shape[0] // 2)
+    padding = "valid" if strides > 1 else "same"
+    out = ops.conv(x, ops.cast(kernel, x.dtype), strides=strides, padding=padding)
+    return activate(_add_bias(out, bias), activation, training)
+
+
+def convolve_depthwise(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None = None,
+    strides: int = 1,
+    activation: Activation | None = None,
+    training: bool | None = None,
+) -> Tensor:
+    """`convolve`, each channel by itself: the kernel is `(k, k, channels, 1)`."""
+    if strides > 1:
+        x = _pad_map(x, kernel.shape[0] // 2)
+    padding = "valid" if strides > 1 else "same"
+    out = ops.depthwise_conv(x, ops.cast(kernel, x.dtype), strides=strides, padding=padding)
+    return activate(_add_bias(out, bias), activation, training)
+
+
+def _pad_map(x, width):
+    return ops.pad(x, [(0, 0), (width, width), (width, width), (0, 0)])
+
+
+def _add_bias(x, bias):
+    return x if bias is None else x + ops.cast(bias, x.dtype)
+
+
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """`x @ y` of the last two axes."""
     return ops.matmul(x, y)
@@ -142,6 +186,17 @@ def attend(
     if math.prod(grid) >= ROWS_FROM_TOKENS:
         return attend_by_rows(query, key, value, rel_pos_bias, grid, softmax=softmax)
     return ops.matmul(attention_map(query, key, rel_pos_bias, grid, softmax), value)
+
+
+def attend_with_bias(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, training: bool | None = None
+) -> Tensor:
+    """Attention with a bias `(D, tokens, tokens)` of the logits that all windows share.
+
+    Query, key, value and result are `(N, D, tokens, c)`.
+    """
+    logits = ops.matmul(query * query.shape[3] ** -0.5, ops.transpose(key, (0, 1, 3, 2)))
+    return ops.matmul(softmax_float32(logits + ops.cast(bias, logits.dtype)), value)
 
 
 def attend_by_rows(

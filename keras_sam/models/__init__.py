@@ -8,6 +8,7 @@ HOMES = {
     "SAMBackbone": "keras_sam.models.sam_backbone",
     "SAMImageSegmenter": "keras_sam.models.sam_image_segmenter",
     "SAMImageSegmenterPreprocessor": "keras_sam.preprocessing",
+    "TinyViTBackbone": "keras_sam.models.tiny_vit_backbone",
     "ViTDetBackbone": "keras_sam.models.vit_det_backbone",
 }
 __all__, __getattr__, __dir__ = lazy_names(globals(), HOMES)

@@ -120,8 +120,8 @@ class ViTDetBackbone(KeptArguments, Backbone):
         if early_features:
             first_global = _first_global(global_attention_layer_indices, num_layers)
         dtype = keras.dtype_policies.get(dtype)
-        pixel_mean = _per_channel("pixel_mean", pixel_mean, PIXEL_MEAN, channels)
-        pixel_std = _per_channel("pixel_std", pixel_std, PIXEL_STD, channels)
+        pixel_mean = per_channel("pixel_mean", pixel_mean, PIXEL_MEAN, channels)
+        pixel_std = per_channel("pixel_std", pixel_std, PIXEL_STD, channels)
 
         images = keras.Input((h, w, channels), dtype="float32", name="images")
         x = (images - np.float32(pixel_mean)) / np.float32(pixel_std)
@@ -149,7 +149,7 @@ class ViTDetBackbone(KeptArguments, Backbone):
                 name=f"block_{i}",
             )
             states.append(block(states[-1]))
-        outputs = _neck(states[-1], num_output_channels, initializer_range, dtype)
+        outputs = neck(states[-1], num_output_channels, initializer_range, dtype)
         if early_features:
             outputs = {"image_embeddings": outputs, "early_features": states[first_global + 1]}
         super().__init__(inputs=images, outputs=outputs, dtype=dtype, **kwargs)
@@ -197,7 +197,7 @@ class ViTDetBackbone(KeptArguments, Backbone):
         names += "layer_norm_epsilon activation pixel_mean pixel_std "
         names += "early_features" * self.early_features
         config = self.get_config()
-        return _hash_model(self, {name: config[name] for name in names.split()})
+        return hash_model(self, {name: config[name] for name in names.split()})
 
 
 class _InspectedEncoder(keras.Model):
@@ -255,7 +255,7 @@ def _first_global(indices, num_layers):
     return found[0]
 
 
-def _neck(x, channels, initializer_range, dtype):
+def neck(x, channels, initializer_range, dtype):
     """Two convolutions without bias, each with a norm, from the blocks' channels to `channels`."""
     for i, kernel_size in enumerate((1, 3), start=1):
         conv = keras.layers.Conv2D(
@@ -271,7 +271,7 @@ def _neck(x, channels, initializer_range, dtype):
     return x
 
 
-def _hash_model(model, settings):
+def hash_model(model, settings):
     """A hash of a model's weights, in the order of its layers, and of the settings' `repr`."""
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for variable in model.weights:
@@ -287,7 +287,7 @@ def encoder_fingerprint(encoder: keras.Model) -> str:
     """`ViTDetBackbone.fingerprint`, or the same for another functional model."""
     if hasattr(encoder, "fingerprint"):
         return encoder.fingerprint()
-    return _hash_model(encoder, encoder.input.shape)
+    return hash_model(encoder, encoder.input.shape)
 
 
 def check_frame(images: Tensor, image_shape: tuple[int | None, ...]) -> None:
@@ -312,7 +312,7 @@ def _checked_image_shape(image_shape, patch_size):
     return tuple(int(n) for n in image_shape)
 
 
-def _per_channel(name, values, default, channels):
+def per_channel(name, values, default, channels):
     """One float per channel; the RGB default becomes its average for other channel counts."""
     values = [float(v) for v in values]
     if len(values) != channels and values == list(default):
