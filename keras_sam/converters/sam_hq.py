@@ -7,17 +7,28 @@ Source:
     https://github.com/huggingface/transformers at v5.23.0, models/sam_hq.
 """
 
-from keras_sam.converters import torch_tables
-from keras_sam.converters.tables import Row, torch_rows, with_prefixes
+import math
 
-# Names that every such file has, and no SAM; and the same of a mask decoder's file.
-META_SIGNATURE = "mask_decoder.hf_token.weight"
-TRANSFORMERS_SIGNATURE = "mask_decoder.hq_token.weight"
-DECODER_SIGNATURE = "hf_token.weight"
-TRANSFORMERS_DECODER_SIGNATURE = "hq_token.weight"
+from keras_sam.converters import keras_tables, mobile_sam, sam, torch_tables
+from keras_sam.converters.family import (
+    Family,
+    Format,
+    TransformersLayout,
+    check_ranks,
+    count_layers,
+)
+from keras_sam.converters.sam_transformers import (
+    preprocessor_config,
+    transformers_config,
+    transformers_hints,
+)
+from keras_sam.converters.tables import Tensor, to_foreign, torch_rows, with_prefixes
 
-MASK_DECODER_CLASS = "keras_sam>SAMHQMaskDecoder"
-TASK_CLASS = "keras_sam>SAMHQImageSegmenter"
+# A name that every such file has, and no SAM's.
+_META_SIGNATURE = "hf_token.weight"
+_TRANSFORMERS_SIGNATURE = "hq_token.weight"
+_OWN_SIGNATURE = "mask_decoder/hq_token"
+_SAVED_SIGNATURE = "mask_decoder/vars/2"  # Keras numbers a layer's variables: the token is last
 
 _MLP = "mask_decoder/hq_mlp/dense_{j}"
 # Our name, the kind of layer, the released name, transformers' name.
@@ -48,31 +59,139 @@ _TRANSFORMERS_ADDITIONS = torch_rows(
         (_MLP.format(j=2), "dense", "mask_decoder.hq_mask_mlp.proj_out"),
     ]
 )
-META_ROWS = torch_tables.META_ROWS + _META_ADDITIONS
+_OWN_ADDITIONS = keras_tables.keras_rows(
+    [
+        *((ours, kind, ours) for ours, kind, _, _ in _TABLE[1:]),
+        ("mask_decoder/hq_token", "tensor", _SAVED_SIGNATURE),
+        (_MLP, "dense", "mask_decoder/hq_mlp/dense_layers/dense{_j}"),
+    ]
+)
+_RELEASED_ROWS = torch_tables.META_ROWS + _META_ADDITIONS
+_LIGHT_ROWS = mobile_sam.ROWS + _META_ADDITIONS
+_OWN_ROWS = keras_tables.OWN_ROWS + _OWN_ADDITIONS
 
 
-def transformers_rows(iou_head_depth: int = 3) -> tuple[Row, ...]:
-    """`torch_tables.transformers_rows`, and those of the additions."""
-    return torch_tables.transformers_rows(iou_head_depth) + _TRANSFORMERS_ADDITIONS
+def _transformers_rows(tensors):
+    inner = count_layers(tensors, r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.weight")
+    return torch_tables.transformers_rows(inner + 2) + _TRANSFORMERS_ADDITIONS
 
 
-# The tensor that tells a SAM-HQ of ours, and the width of its early features; and its rank.
-NEEDS = {"mask_decoder/early_upscaling/conv1/kernel": 4}
+def _has_tiny_vit(arrays):
+    return any(name.startswith("patch_embedding_conv1/") for name in arrays)
 
 
-def add_to_config(config: dict, shapes: dict) -> dict:
-    """The config of a SAM with what makes it a SAM-HQ.
+def meta_rows(arrays) -> tuple:
+    """The table of the released names, for either kind of image encoder."""
+    return _LIGHT_ROWS if _has_tiny_vit(arrays) else _RELEASED_ROWS
 
-    Args:
-        config: dict from parts to the arguments of SAM's classes.
-        shapes: dict from our variable paths to shapes.
 
-    Returns:
-        The same, with `early_features` for the image encoder and `early_dim` for the mask decoder.
-    """
-    (kernel,) = NEEDS
+_EARLY_KERNEL = "mask_decoder/early_upscaling/conv1/kernel"
+
+
+def infer_parts(shapes: dict, hints: dict | None = None) -> dict[str, dict]:
+    """`sam.infer_parts`, and what makes it a SAM-HQ; of the light one's encoder MobileSAM's."""
+    hints = hints or {}
+    check_ranks(shapes, {_EARLY_KERNEL: 4})
+    if _has_tiny_vit(shapes):
+        check_ranks(shapes, mobile_sam.ENCODER_NEEDS)
+        check_ranks(shapes, sam.OTHER_NEEDS)
+        encoder = mobile_sam.infer_encoder(shapes, hints.get("image_encoder"))
+        config = {
+            "image_encoder": encoder,
+            "prompt_encoder": sam.prompt_encoder_config(
+                shapes, encoder["image_shape"][:2], 4 * math.prod(encoder["merge_strides"]), hints
+            ),
+            "mask_decoder": sam.mask_decoder_config(shapes, hints),
+        }
+        classes = {**_CLASSES, "image_encoder": _CLASSES["image_encoder"][1:]}
+    else:
+        config, classes = sam.infer_config(shapes, hints), _CLASSES
+    config["image_encoder"]["early_features"] = True
+    config["mask_decoder"]["early_dim"] = shapes[_EARLY_KERNEL][-1]
     return {
-        **config,
-        "image_encoder": {**config["image_encoder"], "early_features": True},
-        "mask_decoder": {**config["mask_decoder"], "early_dim": shapes[kernel][-1]},
+        name: {"registered_name": classes[name][0], "config": arguments}
+        for name, arguments in config.items()
     }
+
+
+def _transformers_hints(config):
+    is_whole = config["model_type"] == "sam_hq"
+    return transformers_hints({**config, "model_type": "sam"} if is_whole else config)
+
+
+def _transformers_config(parts):
+    if "hidden_sizes" in parts["image_encoder"]:
+        raise ValueError(
+            "transformers' SamHQModel has no TinyViT, the image encoder of the light SAM-HQ. "
+            "Write 'keras_sam' or 'meta'."
+        )
+    config = transformers_config(parts)
+    for name in ("vision", "prompt_encoder", "mask_decoder"):
+        inner = config[f"{name}_config"]
+        inner["model_type"] = inner["model_type"].replace("sam_", "sam_hq_", 1)
+    config["mask_decoder_config"]["vit_dim"] = parts["mask_decoder"]["early_dim"]
+    return {**config, "architectures": ["SamHQModel"], "model_type": "sam_hq"}
+
+
+def _preprocessor_config(parts):
+    return {**preprocessor_config(parts), "processor_class": "SamHQProcessor"}
+
+
+def to_transformers(arrays: dict) -> dict[str, Tensor]:
+    """Our variables under the names and in the layout of transformers' `SamHQModel`."""
+    depth = count_layers(arrays, r".*iou_prediction_head/dense_(\d+)/kernel")
+    rows = torch_tables.transformers_rows(depth) + _TRANSFORMERS_ADDITIONS
+    tensors = to_foreign(arrays, rows)
+    tensors[torch_tables.TIED_POSITIONAL] = tensors[torch_tables.POSITIONAL]
+    return tensors
+
+
+_CLASSES = {
+    "image_encoder": (*sam.FAMILY.classes["image_encoder"], mobile_sam.IMAGE_ENCODER_CLASS),
+    "prompt_encoder": sam.FAMILY.classes["prompt_encoder"],
+    "mask_decoder": ("keras_sam>SAMHQMaskDecoder",),
+}
+
+FAMILY = Family(
+    name="SAM-HQ",
+    task="keras_sam>SAMHQImageSegmenter",
+    classes=_CLASSES,
+    encoder_paths=f"({sam.FAMILY.encoder_paths}|{mobile_sam.ENCODER_PATHS})",
+    formats=(
+        Format("SAM-HQ", (f"mask_decoder.{_META_SIGNATURE}",), lambda _: _RELEASED_ROWS),
+        Format(
+            "light SAM-HQ",
+            (f"mask_decoder.{_META_SIGNATURE}",),
+            lambda _: _LIGHT_ROWS,
+            ignore=mobile_sam.IGNORED,
+        ),
+        Format(
+            "transformers, SAM-HQ",
+            (f"mask_decoder.{_TRANSFORMERS_SIGNATURE}",),
+            _transformers_rows,
+        ),
+        Format("keras_sam, SAM-HQ", (_OWN_SIGNATURE,), lambda _: ()),
+        Format("keras_sam, SAM-HQ saved by Keras", (_SAVED_SIGNATURE,), lambda _: _OWN_ROWS),
+        Format(
+            "SAM-HQ, mask decoder alone",
+            (_META_SIGNATURE,),
+            lambda _: _RELEASED_ROWS,
+            add="mask_decoder.",
+        ),
+        Format(
+            "transformers, SAM-HQ's mask decoder alone",
+            (_TRANSFORMERS_SIGNATURE,),
+            _transformers_rows,
+            add="mask_decoder.",
+        ),
+    ),
+    infer_parts=infer_parts,
+    meta_rows=meta_rows,
+    transformers=TransformersLayout(
+        model_types=("sam_hq", "sam_hq_vision_model"),
+        hints=_transformers_hints,
+        config=_transformers_config,
+        preprocessor_config=_preprocessor_config,
+        tensors=to_transformers,
+    ),
+)

@@ -1,5 +1,6 @@
 """SAM-HQ's mask decoder: one more token, which reads finer image features."""
 
+import inspect
 from typing import Any
 
 import keras
@@ -34,7 +35,10 @@ class SAMHQMaskDecoder(SAMMaskDecoder):
     Call arguments:
         image_embeddings: this and the others that are not named here as in `SAMMaskDecoder`, with
             `2 + K + T` tokens in place of `1 + K + T`.
-        early_features: float tensor `(B, Eh, Ew, early_dim)`, part of `projected_image`.
+        early_features: float tensor `(B, Eh, Ew, early_dim)`, needed unless there is
+            `hq_features` or `projected_image`.
+        hq_features: optional float tensor, what `embed_features` returned, instead of
+            `early_features`.
         hq_token_only: optional bool. Defaults to the constructor's.
         multimask_output: optional bool. True makes one mask, the best of the candidates by their
             scores, False mask 0 alone; by default all are made.
@@ -97,16 +101,17 @@ class SAMHQMaskDecoder(SAMMaskDecoder):
             name=name,
         )
 
-    @property
-    def hq_layers(self) -> list[keras.layers.Layer]:
-        """The layers that SAM's decoder lacks; the token is a variable, `hq_token`."""
-        return [self.hq_mlp, self.early_upscaling, self.embedding_upscaling, self.mask_refinement]
+    def hq_weights(self) -> list[keras.Variable]:
+        """The variables that SAM's decoder lacks, which are what SAM-HQ trained."""
+        layers = (self.hq_mlp, self.early_upscaling, self.embedding_upscaling, self.mask_refinement)
+        return [self.hq_token, *(v for layer in layers for v in layer.weights)]
 
     def build(self, image_embeddings_shape: Shape | None = None, **shapes: Shape | None) -> None:
         super().build(image_embeddings_shape, **shapes)
         self.hq_token = self._token_weights("hq_token", 1)
-        for layer in self.hq_layers:
-            layer.build((None, None, self.hidden_size))
+        self.hq_mlp.build((None, None, self.hidden_size))
+        for layer in (self.early_upscaling, self.embedding_upscaling, self.mask_refinement):
+            layer.build()
 
     def call(
         self,
@@ -122,6 +127,7 @@ class SAMHQMaskDecoder(SAMMaskDecoder):
         multimask_output: bool | None = None,
         training: bool | None = None,
         early_features: Tensor | None = None,
+        hq_features: Tensor | None = None,
         hq_token_only: bool | None = None,
     ) -> dict[str, Any]:
         if projected_image is None:
@@ -130,6 +136,7 @@ class SAMHQMaskDecoder(SAMMaskDecoder):
                 prompt_dense_embeddings,
                 prompt_dense_positional_embeddings,
                 early_features,
+                hq_features,
                 training,
             )
         return self._predict(
@@ -147,6 +154,7 @@ class SAMHQMaskDecoder(SAMMaskDecoder):
         prompt_dense_embeddings: Tensor,
         prompt_dense_positional_embeddings: Tensor,
         early_features: Tensor | None = None,
+        hq_features: Tensor | None = None,
     ) -> dict[str, Any]:
         """`SAMMaskDecoder.project_image`, and what is the image's of the token's features."""
         image = self._embed_image(
@@ -154,25 +162,58 @@ class SAMHQMaskDecoder(SAMMaskDecoder):
             prompt_dense_embeddings,
             prompt_dense_positional_embeddings,
             early_features,
+            hq_features,
         )
         return self._add_projections(image)
 
-    def _embed_image(self, embeddings, dense, positions, early_features, training=None):
+    def embed_features(
+        self, image_embeddings: Tensor, early_features: Tensor, training: bool | None = None
+    ) -> dict[str, Tensor]:
+        """What the token's mask needs of an image alone, to be computed once for all its prompts.
+
+        Returns a dict of `image_embeddings` and `hq_features` `(B, 16 Eh Ew, C / 8)`, arguments of
+        `call`.
+        """
+        self._check_early(early_features)
+        early = self.early_upscaling.upscale_unordered(early_features, training)
+        late = self.embedding_upscaling.upscale_unordered(image_embeddings, training)
+        return {"image_embeddings": image_embeddings, "hq_features": early + late}
+
+    def feature_weights(self) -> list[keras.Variable]:
+        """The variables that `embed_features` depends on."""
+        return [*self.early_upscaling.weights, *self.embedding_upscaling.weights]
+
+    def _embed_image(
+        self, embeddings, dense, positions, early_features, hq_features=None, training=None
+    ):
+        image = super()._embed_image(embeddings, dense, positions)
+        if hq_features is None:
+            hq_features = self.embed_features(embeddings, early_features, training)["hq_features"]
+        return {**image, "hq_features": ops.expand_dims(hq_features, 1)}
+
+    def _check_early(self, early_features):
+        """Raises unless these are features of as many channels as the decoder is made for."""
         if early_features is None:
             raise ValueError(
-                "`early_features` must be given to SAM-HQ's decoder, with shape "
-                f"(B, Eh, Ew, {self.early_dim}). Received: None. An image encoder returns them if "
-                "it is made with `early_features=True`."
+                "`early_features` must be given to SAM-HQ's decoder, of shape "
+                f"(B, Eh, Ew, {self.early_dim}). Received: None. An image encoder that is made "
+                "with `early_features=True` returns them."
             )
         if early_features.shape[-1] != self.early_dim:
             raise ValueError(
-                f"`early_features` must have `early_dim` channels, here {self.early_dim}. "
-                f"Received: shape={tuple(early_features.shape)}."
+                "`early_features` must have as many channels as `early_dim` of SAM-HQ's decoder, "
+                f"here {self.early_dim}. Received: shape={tuple(early_features.shape)}. A decoder "
+                "is for one width of image encoders."
             )
-        image = super()._embed_image(embeddings, dense, positions)
-        early = self.early_upscaling.upscale_unordered(early_features, training)
-        features = early + self.embedding_upscaling.upscale_unordered(embeddings, training)
-        return {**image, "hq_features": ops.expand_dims(features, 1)}  # (B, 1, 16 Eh Ew, C / 8)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        given = inspect.signature(self.call).bind(*args, **kwargs).arguments
+        if given.get("projected_image") is None and given.get("hq_features") is None:
+            self._check_early(given.get("early_features"))
+        return super().compute_output_spec(*args, **kwargs)
+
+    def call_settings(self) -> dict[str, Any]:
+        return {"hq_token_only": self.hq_token_only}
 
     def _own_tokens(self):
         return [*super()._own_tokens(), self.hq_token]

@@ -273,6 +273,10 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         """How many masks `call` makes of a prompt with this `multimask_output`."""
         return len(self._mask_numbers(multimask_output))
 
+    def call_settings(self) -> dict[str, Any]:
+        """Attributes that may be changed between calls, as arguments of `call`."""
+        return {}
+
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         bound = inspect.signature(self.call).bind(*args, **kwargs)
         given = {**bound.arguments, **bound.kwargs}
