@@ -9,7 +9,6 @@ import importlib.util
 import sys
 import types
 
-import numpy as np
 import pytest
 
 from tests import meta_oracle
@@ -145,4 +144,4 @@ def randomize_statistics(model, seed):
 
 def tensors_of(model):
     """The model's state dict as numpy arrays."""
-    return {name: np.array(values.detach()) for name, values in model.state_dict().items()}
+    return {name: values.detach().numpy().copy() for name, values in model.state_dict().items()}

@@ -7,8 +7,6 @@ Source:
     https://github.com/huggingface/transformers at v5.23.0, models/sam_hq.
 """
 
-import math
-
 from keras_sam.converters import keras_tables, mobile_sam, sam, torch_tables
 from keras_sam.converters.family import (
     Family,
@@ -68,7 +66,12 @@ _OWN_ADDITIONS = keras_tables.keras_rows(
 )
 _RELEASED_ROWS = torch_tables.META_ROWS + _META_ADDITIONS
 _LIGHT_ROWS = mobile_sam.ROWS + _META_ADDITIONS
-_OWN_ROWS = keras_tables.OWN_ROWS + _OWN_ADDITIONS
+
+
+def _own_rows(tensors):
+    has_tiny_vit = any(name.endswith(mobile_sam.OWN_SIGNATURE) for name in tensors)
+    rows = mobile_sam.own_rows(tensors) if has_tiny_vit else keras_tables.OWN_ROWS
+    return rows + _OWN_ADDITIONS
 
 
 def _transformers_rows(tensors):
@@ -88,30 +91,14 @@ def meta_rows(arrays) -> tuple:
 _EARLY_KERNEL = "mask_decoder/early_upscaling/conv1/kernel"
 
 
-def infer_parts(shapes: dict, hints: dict | None = None) -> dict[str, dict]:
-    """`sam.infer_parts`, and what makes it a SAM-HQ; of the light one's encoder MobileSAM's."""
-    hints = hints or {}
+def infer_parts(shapes: dict, hints: dict) -> dict[str, dict]:
+    """The parts of the model that variables of these shapes belong to, see `sam.infer_config`."""
     check_ranks(shapes, {_EARLY_KERNEL: 4})
-    if _has_tiny_vit(shapes):
-        check_ranks(shapes, mobile_sam.ENCODER_NEEDS)
-        check_ranks(shapes, sam.OTHER_NEEDS)
-        encoder = mobile_sam.infer_encoder(shapes, hints.get("image_encoder"))
-        config = {
-            "image_encoder": encoder,
-            "prompt_encoder": sam.prompt_encoder_config(
-                shapes, encoder["image_shape"][:2], 4 * math.prod(encoder["merge_strides"]), hints
-            ),
-            "mask_decoder": sam.mask_decoder_config(shapes, hints),
-        }
-        classes = {**_CLASSES, "image_encoder": _CLASSES["image_encoder"][1:]}
-    else:
-        config, classes = sam.infer_config(shapes, hints), _CLASSES
-    config["image_encoder"]["early_features"] = True
-    config["mask_decoder"]["early_dim"] = shapes[_EARLY_KERNEL][-1]
-    return {
-        name: {"registered_name": classes[name][0], "config": arguments}
-        for name, arguments in config.items()
-    }
+    parts = (mobile_sam if _has_tiny_vit(shapes) else sam).infer_parts(shapes, hints)
+    parts["image_encoder"]["config"]["early_features"] = True
+    parts["mask_decoder"]["registered_name"] = _CLASSES["mask_decoder"][0]
+    parts["mask_decoder"]["config"]["early_dim"] = shapes[_EARLY_KERNEL][-1]
+    return parts
 
 
 def _transformers_hints(config):
@@ -171,7 +158,7 @@ FAMILY = Family(
             _transformers_rows,
         ),
         Format("keras_sam, SAM-HQ", (_OWN_SIGNATURE,), lambda _: ()),
-        Format("keras_sam, SAM-HQ saved by Keras", (_SAVED_SIGNATURE,), lambda _: _OWN_ROWS),
+        Format("keras_sam, SAM-HQ saved by Keras", (_SAVED_SIGNATURE,), _own_rows),
         Format(
             "SAM-HQ, mask decoder alone",
             (_META_SIGNATURE,),
@@ -187,6 +174,7 @@ FAMILY = Family(
     ),
     infer_parts=infer_parts,
     meta_rows=meta_rows,
+    meta_extras=lambda arrays: mobile_sam.classifier(arrays) if _has_tiny_vit(arrays) else {},
     transformers=TransformersLayout(
         model_types=("sam_hq", "sam_hq_vision_model"),
         hints=_transformers_hints,

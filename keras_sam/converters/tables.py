@@ -160,6 +160,10 @@ def keras_rows(table: Iterable[tuple[str, str, str]]) -> tuple[Row, ...]:
         "conv": weights,
         "conv_no_bias": weights[:1],
         "norm": (("/vars/0", "/gamma", SAME), ("/vars/1", "/beta", SAME)),
+        "batch_norm": tuple(
+            (f"/vars/{n}", f"/{name}", SAME)
+            for n, name in enumerate(("gamma", "beta", "moving_mean", "moving_variance"))
+        ),
         "embedding": (("/vars/0", "", SAME),),
         "tensor": (("", "", SAME),),
     }
