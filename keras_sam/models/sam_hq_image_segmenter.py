@@ -19,7 +19,7 @@ _SAM_DECODER = "sam_decoder"
 class SAMHQImageSegmenter(SAMImageSegmenter):
     """SAM-HQ: `SAMImageSegmenter` with a decoder whose masks have finer outlines.
 
-    All of SAM's weights are in it, as they were, and 0.5 to 1.4 million more in the decoder. Each
+    All of SAM's weights are in it, as they were, and 0.4 to 1.6 million more in the decoder. Each
     mask is the sum of SAM's and of one more token's, which reads early features of the image, too.
     `encode` returns these as `early_features`.
 

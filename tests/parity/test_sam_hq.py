@@ -55,9 +55,11 @@ def released_model(grid):
         "input_image_size": size,
         "mask_in_channels": oracles.MASK_CHANNELS,
     }
-    model = hq_like({**ENCODER, "image_shape": (*size, 3)}, prompts, DECODER)
+    import_segment_anything_hq()
     import torch
 
+    torch.manual_seed(3)  # of the positions' frequencies
+    model = hq_like({**ENCODER, "image_shape": (*size, 3)}, prompts, DECODER)
     encoder = model.image_encoder
     if grid[0] != grid[1]:  # it makes tables for square frames alone
         encoder.pos_embed = torch.nn.Parameter(torch.zeros(1, *grid, oracles.HIDDEN))
@@ -191,7 +193,7 @@ def test_predictor(predictors, size):
                 )
                 mine.segmenter.hq_token_only = False
                 assert actual[0].shape == (1, *size), name
-                assert_same(actual[1], expected[1])
+                assert_same(actual[1], expected[1], 1e-4)  # of itself: there is one score
                 assert_same(actual[2], expected[2])
                 assert 0 < expected[0].mean() < 1, "the oracle tells nothing"
                 assert np.mean(actual[0] != expected[0]) <= MASK_BOUND
