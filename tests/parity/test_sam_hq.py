@@ -147,7 +147,9 @@ def decode(model, embeddings, early, prompts, multimask_output=False, hq_token_o
 
 @pytest.fixture(scope="module")
 def predictors(ours):
-    return import_segment_anything_hq().SamPredictor(released_model(SQUARE)), keras_sam.SAMPredictor(ours)
+    return import_segment_anything_hq().SamPredictor(
+        released_model(SQUARE)
+    ), keras_sam.SAMPredictor(ours)
 
 
 PROMPTS = {
@@ -234,7 +236,9 @@ def of_transformers(folder):
     pytest.importorskip("torch", reason="transformers' SamHQModel runs on torch")
     import transformers
 
-    converted = presets.convert_checkpoint(checkpoint(folder, SQUARE), folder / "folder", "transformers")
+    converted = presets.convert_checkpoint(
+        checkpoint(folder, SQUARE), folder / "folder", "transformers"
+    )
     model, report = transformers.SamHQModel.from_pretrained(converted, output_loading_info=True)
     assert not any(report.values()), report
     # The released code's epsilon, which transformers has another default for.
