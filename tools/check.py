@@ -42,6 +42,7 @@ ORACLES = """
 import jax, openvino, tensorflow, torch
 from importlib.metadata import version
 version("segment-anything-py")  # imports torchvision, for which the tests have a stand-in
+version("segment-anything-hq")  # likewise, and timm
 """
 # What compiles every shape takes longest: in some steps, it fills the machine.
 PARTS = {
@@ -191,6 +192,7 @@ def install(environment: Environment) -> None:
     environment.pip(*pinned, "-e", f".[{extras}]", what="keras-sam and the test oracles")
     # It asks for an unpinned torchvision, which would replace the torch that is installed.
     environment.pip(*pinned, "--no-deps", "segment-anything-py", what="segment-anything-py")
+    environment.pip(*pinned, "--no-deps", "segment-anything-hq", what="segment-anything-hq")
 
 
 def install_torch(environment: Environment, version: str) -> None:
