@@ -43,6 +43,7 @@ import jax, openvino, tensorflow, torch
 from importlib.metadata import version
 version("segment-anything-py")  # imports torchvision, for which the tests have a stand-in
 version("mobilesam-mirror")  # likewise
+version("segment-anything-hq")  # likewise, and timm
 """
 # What compiles every shape takes longest: in some steps, it fills the machine.
 PARTS = {
@@ -191,7 +192,7 @@ def install(environment: Environment) -> None:
     extras = "kaggle,hub,plot,train,export,test"
     environment.pip(*pinned, "-e", f".[{extras}]", what="keras-sam and the test oracles")
     # They ask for an unpinned torchvision, which would replace the torch that is installed.
-    for oracle in ("segment-anything-py", "mobilesam-mirror"):
+    for oracle in ("segment-anything-py", "mobilesam-mirror", "segment-anything-hq"):
         environment.pip(*pinned, "--no-deps", oracle, what=oracle)
 
 

@@ -2,12 +2,14 @@
 
     python tools/compare_with_meta.py                        # ViT-B, one process per backend
     python tools/compare_with_meta.py --model huge --backend jax
+    python tools/compare_with_meta.py --model hq_base        # SAM-HQ, beside its released code
 
 Meta's code writes a `.pth` of random weights and its answers; each backend loads that file with
 `from_preset` and computes the same. Prints the differences as a fraction of Meta's largest value,
 the pixels of masks that differ, and seconds. Needs the package with its test extra, and
-`segment-anything-py`. Takes 5 GB of memory and a few minutes for ViT-B. The exit code is 1 if a
-difference exceeds the tolerance: 1e-4 of the largest value, and 0.01 % of a mask's pixels.
+`segment-anything-py`, or for SAM-HQ `segment-anything-hq`. Takes 5 GB of memory and a few minutes
+for ViT-B. The exit code is 1 if a difference exceeds the tolerance: 1e-4 of the largest value, and
+0.01 % of a mask's pixels.
 """
 
 import argparse
@@ -42,7 +44,9 @@ def main():
         description=__doc__.splitlines()[0],
         epilog="Example: python tools/compare_with_meta.py --backend torch",
     )
-    parser.add_argument("--model", choices=("base", "large", "huge"), default="base")
+    sizes = ("base", "large", "huge")
+    names = (*sizes, *(f"hq_{size}" for size in sizes))
+    parser.add_argument("--model", choices=names, default="base")
     parser.add_argument("--backend", choices=(*BACKENDS, "all"), default="all")
     parser.add_argument("--folder", type=Path, help="of Meta's file and answers, kept for later")
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
@@ -81,15 +85,18 @@ def photograph():
 def ask(folder, name):
     """Makes Meta's model, its file, and its answers."""
     sys.path.insert(0, str(ROOT))
+    from tests.hq_oracle import import_segment_anything_hq
     from tests.meta_oracle import import_segment_anything
     from tests.parity.oracles import randomize
 
-    meta = import_segment_anything()
+    is_hq = name.startswith("hq_")
+    meta = (import_segment_anything_hq if is_hq else import_segment_anything)()
     import torch
 
     folder = Path(folder)
     started = time.perf_counter()
-    model = randomize(meta.sam_model_registry[f"vit_{name[0]}"](), seed=0)
+    size = name.removeprefix("hq_")
+    model = randomize(meta.sam_model_registry[f"vit_{size[0]}"](), seed=0)
     torch.save(model.state_dict(), folder / "random.pth")
     count = sum(values.numel() for values in model.state_dict().values())
     print(f"Meta's ViT-{name}, {count:,} weights, made in {time.perf_counter() - started:.0f} s")
@@ -98,6 +105,8 @@ def ask(folder, name):
     image = photograph()
     seconds["encode"] = timed(predictor.set_image, image)[0]
     answers = {"embedding": predictor.get_image_embedding().permute(0, 2, 3, 1).numpy()}
+    if is_hq:
+        answers["early_features"] = predictor.interm_features[0].numpy()
     previous = None
     for prompt, given in PROMPTS.items():
         for multimask_output in (True, False):
@@ -110,7 +119,7 @@ def ask(folder, name):
             }
             spent, (masks, scores, logits) = timed(predictor.predict, **arguments)
             seconds.setdefault("predict", spent)
-            key = f"{prompt}, {'three masks' if multimask_output else 'one mask'}"
+            key = f"{prompt}, {'candidates' if multimask_output else 'one mask'}"
             answers |= {f"{key}/masks": masks, f"{key}/scores": scores, f"{key}/logits": logits}
             if previous is None:
                 previous = logits[:1]
@@ -143,6 +152,10 @@ def compare(folder):
     print(f"\n{keras.backend.backend()}, {segmenter.count_params():,} weights")
     worst = {"encoder": difference(predictor.image_embeddings, expected["embedding"])}
     print(f"  {'image embedding':34}{worst['encoder']:9.1e}")
+    if "early_features" in expected:
+        early = predictor.features["early_features"]
+        worst["early"] = difference(early, expected["early_features"])
+        print(f"  {'early features':34}{worst['early']:9.1e}")
     print(f"  {'':34}{'logits':>9}{'scores':>9}{'mask pixels':>13}")
     seconds = []
     for prompt, given in PROMPTS.items():
@@ -151,7 +164,7 @@ def compare(folder):
             arguments = {**given, "masks": masks, "multimask_output": multimask_output}
             spent, answer = timed(predictor.predict, **arguments)
             seconds.append(spent)
-            key = f"{prompt}, {'three masks' if multimask_output else 'one mask'}"
+            key = f"{prompt}, {'candidates' if multimask_output else 'one mask'}"
             pixels = np.mean(answer[0] != expected[f"{key}/masks"])
             scores = difference(answer[1], expected[f"{key}/scores"])
             logits = difference(answer[2], expected[f"{key}/logits"])

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_sam.converters import mobile_sam, sam, torch_tables
+from keras_sam.converters import mobile_sam, sam, sam_hq, torch_tables
 from keras_sam.converters.family import PARTS, Family
 from keras_sam.converters.tables import (
     Tensor,
@@ -17,7 +17,7 @@ from keras_sam.converters.tables import (
 )
 
 # Where names fit several families, the first one counts: special ones come first.
-FAMILIES = (mobile_sam.FAMILY, sam.FAMILY)
+FAMILIES = (sam_hq.FAMILY, mobile_sam.FAMILY, sam.FAMILY)
 _FORMATS = tuple((family, known) for family in FAMILIES for known in family.formats)
 
 # What other programs store in a Keras file besides the model's weights.

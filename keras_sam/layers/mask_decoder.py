@@ -210,53 +210,72 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         multimask_output: bool | None = None,
         training: bool | None = None,
     ) -> dict[str, Any]:
-        single_object = len(prompt_sparse_embeddings.shape) == 3
-        per_prompt = (
-            prompt_sparse_embeddings,
-            prompt_dense_embeddings,
-            prompt_sparse_mask,
-            attention_similarity,
-            target_embedding,
+        if projected_image is None:
+            projected_image = self._embed_image(
+                image_embeddings, prompt_dense_embeddings, prompt_dense_positional_embeddings
+            )
+        return self._predict(
+            projected_image,
+            (prompt_sparse_embeddings, prompt_sparse_mask, attention_similarity, target_embedding),
+            return_attentions,
+            training,
+            multimask_output=multimask_output,
         )
-        sparse, dense, sparse_mask, similarity, target = (
+
+    def _embed_image(self, image_embeddings, prompt_dense_embeddings, positions):
+        """What the masks need of the image, by name: the start of `project_image`."""
+        dense = prompt_dense_embeddings
+        dense = dense if len(dense.shape) == 5 else ops.expand_dims(dense, 1)
+        image = ops.expand_dims(image_embeddings, 1) + dense  # (B, P, Eh, Ew, C)
+        return {"image": image, "positions": positions}
+
+    def _predict(self, image, per_prompt, return_attentions, training, **choices):
+        """`call` with an image from `_embed_image` or `project_image`."""
+        single_object = len(per_prompt[0].shape) == 3
+        sparse, sparse_mask, similarity, target = (
             map(_add_prompt_axis, per_prompt) if single_object else per_prompt
         )
-        positions, projected = prompt_dense_positional_embeddings, None
-        if projected_image is None:
-            image = ops.expand_dims(image_embeddings, 1) + dense  # (B, P, Eh, Ew, C)
-        else:
-            projected = dict(projected_image)
-            image, positions = projected.pop("image"), projected.pop("positions")
-
         tokens, token_mask = self._join_tokens(sparse, sparse_mask)
-        tokens, image, *attentions = self.transformer(
-            image,
-            positions,
+        tokens, image_tokens, *attentions = self.transformer(
+            image["image"],
+            image["positions"],
             tokens,
             point_mask=token_mask,
             **_present(
                 attention_similarity=similarity,
                 target_embedding=target,
                 return_attentions=return_attentions or None,
-                projected=projected,
+                projected=image.get("transformer"),
             ),
             training=training,
         )
-        grid, kept = positions.shape[1:3], self._mask_numbers(multimask_output)
-        pixels = self._upscale(image, grid, training)  # (B, P, 16 Eh Ew, C / 8)
-        weights = ops.stack(
-            [self.output_hypernetworks_mlps[k](tokens[:, :, 1 + k]) for k in kept], axis=-1
-        )  # (B, P, C / 8, K)
-        scores = self.iou_prediction_head(tokens[:, :, 0])
-        outputs = {
-            "masks": _to_masks(backends.matmul(pixels, weights), grid),
-            "iou_pred": scores[:, :, kept.start : kept.stop],
-        }
+        pixels = self._upscale(image_tokens, self._grid(image), training)
+        outputs = self._read_masks(tokens, pixels, image, training, **choices)
         if single_object:
             outputs = {name: x[:, 0] for name, x in outputs.items()}
         if return_attentions:
             outputs["attentions"] = attentions[0]
         return outputs
+
+    def _read_masks(self, tokens, pixels, image, training, multimask_output):
+        """The masks and scores that the tokens ask of pixels `(B, P, 16 Eh Ew, C / 8)`."""
+        weights, scores = self._read_tokens(tokens, self._mask_numbers(multimask_output))
+        masks = to_masks(backends.matmul(pixels, weights), self._grid(image))
+        return {"masks": masks, "iou_pred": scores}
+
+    def _read_tokens(self, tokens, kept):
+        """The weights `(B, P, C / 8, K)` and scores `(B, P, K)` of the masks with these numbers."""
+        weights = [self.output_hypernetworks_mlps[k](tokens[:, :, 1 + k]) for k in kept]
+        scores = self.iou_prediction_head(tokens[:, :, 0])
+        return ops.stack(weights, axis=-1), scores[:, :, kept.start : kept.stop]
+
+    def num_masks(self, multimask_output: bool | None = None) -> int:
+        """How many masks `call` makes of a prompt with this `multimask_output`."""
+        return len(self._mask_numbers(multimask_output))
+
+    def call_settings(self) -> dict[str, Any]:
+        """Attributes that may be changed between calls, as arguments of `call`."""
+        return {}
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         bound = inspect.signature(self.call).bind(*args, **kwargs)
@@ -264,14 +283,14 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         *lead, count, _ = given["prompt_sparse_embeddings"].shape
         image = (given.get("projected_image") or {}).get("image", given.get("image_embeddings"))
         eh, ew = grid = image.shape[-3:-1]
-        shape = (*lead, len(self._mask_numbers(given.get("multimask_output"))))
+        shape = (*lead, self.num_masks(given.get("multimask_output")))
         outputs = {
             "masks": keras.KerasTensor((*shape, 4 * eh, 4 * ew), dtype=self.compute_dtype),
             "iou_pred": keras.KerasTensor(shape, dtype=self.compute_dtype),
         }
         if given.get("return_attentions"):
             lead = (*lead, 1)[:2]  # the maps keep the axis P
-            count = count and count + 1 + self.num_mask_tokens
+            count = count and count + self.num_own_tokens
             specs = self._transformer_specs(lead, grid, count)
             *_, outputs["attentions"] = self.transformer.compute_output_spec(
                 *specs, return_attentions=True
@@ -289,13 +308,18 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         Only with the decoder's own transformer. `prompt_dense_embeddings` `(B, 1, Eh, Ew, C)` are
         those of no mask. Returns a dict for the call argument `projected_image`.
         """
-        image = ops.expand_dims(image_embeddings, 1) + prompt_dense_embeddings
-        projected = self.transformer.project_image(image, prompt_dense_positional_embeddings)
-        return {"image": image, "positions": prompt_dense_positional_embeddings, **projected}
+        image = self._embed_image(
+            image_embeddings, prompt_dense_embeddings, prompt_dense_positional_embeddings
+        )
+        return self._add_projections(image)
+
+    def _add_projections(self, image):
+        projected = self.transformer.project_image(image["image"], image["positions"])
+        return {**image, "transformer": projected}
 
     def _join_tokens(self, sparse, sparse_mask):
-        """The quality token, the mask tokens, then the prompt's; and which of them are real."""
-        own = ops.concatenate([self.iou_token, self.mask_tokens], axis=0)
+        """The decoder's own tokens, then the prompt's; and which of them are real."""
+        own = ops.concatenate(self._own_tokens(), axis=0)
         lead = ops.shape(sparse)[:2]
         own = ops.broadcast_to(own, (*lead, *own.shape))
         tokens = ops.concatenate([own, ops.cast(sparse, own.dtype)], axis=2)  # (B, P, T', C)
@@ -303,6 +327,20 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
             return tokens, None
         real = ops.ones((*lead, own.shape[2]), dtype="bool")
         return tokens, ops.concatenate([real, sparse_mask], axis=2)
+
+    def _own_tokens(self):
+        """The learned tokens, `(count, C)` each: the quality's, then the masks'."""
+        return [self.iou_token, self.mask_tokens]
+
+    @property
+    def num_own_tokens(self) -> int:
+        """How many learned tokens come before a prompt's."""
+        return 1 + self.num_mask_tokens
+
+    @staticmethod
+    def _grid(image):
+        """`(Eh, Ew)` of an image from `_embed_image`."""
+        return image["positions"].shape[1:3]
 
     def _mask_numbers(self, multimask_output):
         numbers = range(self.num_mask_tokens)
@@ -341,7 +379,7 @@ def _present(**options):
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _to_masks(products, grid):
+def to_masks(products: Tensor, grid: tuple[int, int]) -> Tensor:
     """Products of unordered pixels and weights `(B, P, 16 Eh Ew, K)` to `(B, P, K, 4 Eh, 4 Ew)`."""
     (eh, ew), lead, count = grid, ops.shape(products)[:2], products.shape[-1]
     masks = depth_to_space(ops.reshape(products, (-1, 16 * eh * ew, count)), grid)

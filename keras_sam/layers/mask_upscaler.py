@@ -13,9 +13,14 @@ from keras_sam.layers.initialization import build_part
 
 @keras.saving.register_keras_serializable(package="keras_sam")
 class MaskUpscaler(KeptArguments, keras.layers.Layer):
-    """From the decoder's features `(B, Eh, Ew, C)` to `(B, 4 Eh, 4 Ew, C / 8)`.
+    """From features of the embedding's grid to `(B, 4 Eh, 4 Ew, C / 8)`.
 
-    Arguments are those of `SAMMaskDecoder`.
+    Args:
+        hidden_size, activation, layer_norm_epsilon, initializer_range: those of `SAMMaskDecoder`.
+        input_dim: optional int. Channels of the features. Defaults to `hidden_size`.
+        inner_dim: optional int. Channels between the two transposed convolutions. Defaults to
+            `hidden_size / 4`.
+        activates_output: bool. Defaults to `True`.
     """
 
     def __init__(
@@ -24,6 +29,9 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         activation: Activation = "gelu",
         layer_norm_epsilon: float = 1e-6,
         initializer_range: float | None = None,
+        input_dim: int | None = None,
+        inner_dim: int | None = None,
+        activates_output: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -31,10 +39,12 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
             raise ValueError(
                 f"`hidden_size` must be a multiple of 8. Received: hidden_size={hidden_size}."
             )
+        input_dim = hidden_size if input_dim is None else input_dim
+        inner_dim = hidden_size // 4 if inner_dim is None else inner_dim
         self.keep_arguments(locals())
         policy = self.dtype_policy
         self.conv1 = keras.layers.Conv2DTranspose(
-            hidden_size // 4, 2, strides=2, dtype=policy, name="conv1"
+            inner_dim, 2, strides=2, dtype=policy, name="conv1"
         )
         self.norm1 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm1")
         self.conv2 = keras.layers.Conv2DTranspose(
@@ -42,10 +52,10 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         )
 
     def build(self, input_shape: Shape | None = None) -> None:
-        quarter = (None, None, None, self.hidden_size // 4)
-        build_part(self.conv1, (None, None, None, self.hidden_size), self.initializer_range)
-        self.norm1.build(quarter)
-        build_part(self.conv2, quarter, self.initializer_range)
+        inner = (None, None, None, self.inner_dim)
+        build_part(self.conv1, (None, None, None, self.input_dim), self.initializer_range)
+        self.norm1.build(inner)
+        build_part(self.conv2, inner, self.initializer_range)
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         return depth_to_space(self.upscale_unordered(x, training), x.shape[1:3])
@@ -62,9 +72,10 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         """
         h, w, channels = x.shape[1:]
         x = ops.reshape(x, (-1, h * w, channels))
-        x = self._quarters(self.conv1, x, None, training)  # (B, Eh * Ew * 4, C / 4)
+        x = self._quarters(self.conv1, x, None, training)  # (B, Eh * Ew * 4, inner_dim)
         x = backends.activate(self.norm1(x, training=training), self.activation, training)
-        return self._quarters(self.conv2, x, self.activation, training)
+        last = self.activation if self.activates_output else None
+        return self._quarters(self.conv2, x, last, training)
 
     def _quarters(self, conv, x, activation, training):
         """A transposed convolution: `(B, pixels, C)` to 2 x 2 pixels each, `(B, 4 pixels, C')`."""

@@ -6,6 +6,7 @@ HOMES = {
     "Backbone": "keras_sam.models.backbone",
     "ImageSegmenter": "keras_sam.models.image_segmenter",
     "SAMBackbone": "keras_sam.models.sam_backbone",
+    "SAMHQImageSegmenter": "keras_sam.models.sam_hq_image_segmenter",
     "SAMImageSegmenter": "keras_sam.models.sam_image_segmenter",
     "SAMImageSegmenterPreprocessor": "keras_sam.preprocessing",
     "TinyViTBackbone": "keras_sam.models.tiny_vit_backbone",

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 import keras_sam
+from keras_sam.layers.hq_mask_decoder import MaskRefinement
 from keras_sam.layers.mask_upscaler import MaskUpscaler
 from keras_sam.layers.positional_embedding import PositionEmbedding
 from keras_sam.layers.prompt_encoder import MaskDownscaler
@@ -51,6 +52,17 @@ def _mask_decoder(**settings):
     return keras_sam.SAMMaskDecoder(**{**arguments, **settings})
 
 
+def _hq_mask_decoder(**settings):
+    arguments = {
+        "early_dim": 12,
+        "hidden_size": 16,
+        "intermediate_dim": 12,
+        "num_heads": 2,
+        "iou_head_hidden_dim": 7,
+    }
+    return keras_sam.SAMHQMaskDecoder(**{**arguments, **settings})
+
+
 def _backbone(dtype=None):
     parts = (_encoder(dtype=dtype), _prompt_encoder(dtype=dtype), _mask_decoder(dtype=dtype))
     return keras_sam.SAMBackbone(*parts, dtype=dtype)
@@ -86,6 +98,13 @@ _DECODER_INPUTS = {
     "prompt_dense_positional_embeddings": _normal(1, *GRID, 8, seed=1),
     "prompt_sparse_embeddings": _normal(2, 3, 8, seed=2),
     "prompt_dense_embeddings": _normal(2, *GRID, 8, seed=3),
+}
+_HQ_DECODER_INPUTS = {
+    "image_embeddings": _normal(2, *GRID, 16),
+    "prompt_dense_positional_embeddings": _normal(1, *GRID, 16, seed=1),
+    "prompt_sparse_embeddings": _normal(2, 3, 16, seed=2),
+    "prompt_dense_embeddings": _normal(2, *GRID, 16, seed=3),
+    "early_features": _normal(2, *GRID, 12, seed=4),
 }
 
 # name: (make(**settings), positional arguments, keyword arguments)
@@ -128,6 +147,8 @@ PARTS = {
     "SAMPromptEncoder": (_prompt_encoder, [], _PROMPTS),
     "MaskUpscaler": (lambda **s: MaskUpscaler(16, **s), [_normal(2, *GRID, 16)], {}),
     "SAMMaskDecoder": (_mask_decoder, [], _DECODER_INPUTS),
+    "MaskRefinement": (lambda **s: MaskRefinement(4, **s), [_normal(2, *MASK, 4)], {}),
+    "SAMHQMaskDecoder": (_hq_mask_decoder, [], _HQ_DECODER_INPUTS),
     "WindowAttention": (
         lambda **s: keras_sam.WindowAttention(3, **{"window_size": 2, **s}),
         [_normal(2, *GRID, 12)],
