@@ -12,6 +12,7 @@ from keras_sam import backends
 from keras_sam.losses import VOID, SAMLoss, lone_click, selected_iou
 from keras_sam.models.programs import pad_prompts
 from keras_sam.preprocessing.batches import Batch, TrainingBatches
+from keras_sam.preprocessing.preprocessor import Prepared
 from keras_sam.preprocessing.targets import prompt_weights, targets_to_frames
 
 _NOT_IN_FIT = {
@@ -272,7 +273,7 @@ class TrainableSegmenter:
     def prepare_training(self, x: Any, y: Any, sample_weight: Any = None) -> tuple:
         """One batch in the model frame, padded so that few shapes are ever compiled.
 
-        Arguments are `fit`'s; `x` may hold `image_embeddings` and `original_sizes` for `images`.
+        Arguments are `fit`'s; `x` may hold what `encode` returned in place of `images`.
 
         Returns:
             Tuple of the canonical inputs, `{"masks": uint8 (B, P, Lh, Lw)}`, and, if weights were
@@ -313,8 +314,7 @@ class TrainableSegmenter:
         targets = targets_to_frames(
             batch.y, prepared.plans, self.mask_size, prompts.num_prompts, shape[1]
         )
-        name = "image_embeddings" if "image_embeddings" in batch.x else "images"
-        inputs = {name: np.asarray(prepared.images, "float32"), **canonical}
+        inputs = {**frames_or_features(prepared), **canonical}
         return with_targets(inputs, targets, batch.sample_weight)
 
     def _batches(self, x, y, sample_weight, batch_size, shuffle=False):
@@ -352,6 +352,13 @@ def with_targets(inputs: dict[str, Any], targets: np.ndarray, sample_weight: Any
     if sample_weight is None:
         return inputs, {"masks": targets}
     return inputs, {"masks": targets}, prompt_weights(sample_weight, *targets.shape[:2])
+
+
+def frames_or_features(prepared: Prepared) -> dict[str, np.ndarray]:
+    """What a model is trained on of the images: themselves, or what they were encoded to."""
+    if isinstance(prepared.images, dict):
+        return dict(prepared.images)
+    return {"images": np.asarray(prepared.images, "float32")}
 
 
 def check_encoder_is_frozen(segmenter: Any, batch: Batch) -> None:

@@ -32,7 +32,7 @@ from keras_sam.prompts.nested import to_numpy
 class Prepared:
     """A batch in the model frame, and the way back to the original images."""
 
-    images: np.ndarray  # float32 (B, H, W, C)
+    images: np.ndarray | dict[str, np.ndarray]  # float32 (B, H, W, C), or what it was encoded to
     prompts: Prompts
     plans: Sequence[ResizePlan]
 

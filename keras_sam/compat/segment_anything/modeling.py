@@ -160,7 +160,10 @@ class Sam(OnDevice):
             return np.zeros((*shape, *self.segmenter.mask_size), "f4"), np.zeros(shape, "f4")
         prompts = self.prompt_encoder.read(points, labels, boxes, masks)
         outputs = self.segmenter.decode_prompts(
-            embedding, prompts, backends.PROMPT_CHUNK, bool(multimask_output)
+            self.segmenter.checked_features(embedding),
+            prompts,
+            backends.PROMPT_CHUNK,
+            bool(multimask_output),
         )
         return outputs["masks"][0], outputs["iou_pred"][0]
 
