@@ -98,7 +98,8 @@ class SAM2MaskDecoder(SAMMaskDecoder):
 
     def _read_tokens(self, tokens, pixels, multimask_output, training):
         is_one = multimask_output is not None and not multimask_output
-        if is_one and self.dynamic_multimask_via_stability and not training:
+        has_choice = self.dynamic_multimask_via_stability and self.num_multimask_outputs
+        if is_one and has_choice and not training:
             outputs = self._stable_mask(tokens[:, :, 1:], pixels)
         else:
             outputs = super()._read_tokens(tokens[:, :, 1:], pixels, multimask_output, training)
@@ -110,12 +111,12 @@ class SAM2MaskDecoder(SAMMaskDecoder):
         """Mask 0, or, where that is unstable, the candidate with the highest predicted IoU."""
         scores = ops.sigmoid(self.iou_prediction_head(tokens[:, :, 0]))
         weights = self._mask_weights(tokens[:, :, 1:], self._mask_numbers(None))
-        best = ops.one_hot(ops.argmax(scores[..., 1:], -1), self.num_multimask_outputs)
-        best = ops.expand_dims(ops.cast(best, weights.dtype), 2)  # (B, P, 1, K - 1)
+        # Not `one_hot`, for which torch looks at the numbers, which no recorded program may.
+        best = ops.argmax(scores[..., 1:], axis=-1, keepdims=True)  # (B, P, 1)
+        best = ops.cast(ops.equal(ops.arange(self.num_multimask_outputs), best), weights.dtype)
+        best = ops.expand_dims(best, 2)  # (B, P, 1, K - 1)
         # The candidates that are not chosen are never multiplied with the pixels.
-        weights = ops.stack(
-            [weights[..., 0], ops.sum(weights[..., 1:] * best, axis=-1)], axis=-1
-        )
+        weights = ops.stack([weights[..., 0], ops.sum(weights[..., 1:] * best, axis=-1)], axis=-1)
         scores = ops.stack(
             [scores[..., 0], ops.sum(scores[..., 1:] * best[:, :, 0], axis=-1)], axis=-1
         )

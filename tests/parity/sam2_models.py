@@ -12,9 +12,11 @@ import keras_sam
 from keras_sam import backends
 from keras_sam.converters.tables import to_ours, torch_rows
 from keras_sam.converters.torch_tables import META_ROWS
+from keras_sam.images import PIXEL_MEAN, PIXEL_STD
 from keras_sam.presets.assign import assign
 from tests.parity.oracles import randomize
 from tests.sam2_oracle import import_sam2
+from tests.tiny import without_random_values
 
 CHANNELS, MASK_CHANNELS, HEADS, MLP, IOU_HIDDEN = 32, 12, 4, 72, 20
 PATCH = 16
@@ -97,7 +99,7 @@ def load(variables, oracle):
         for theirs, sams in _RENAMED.items():
             name = name.replace(theirs, sams)
         # The convolutions of the finer features are the image encoder's, here.
-        if ".conv_s" not in name:
+        if ".conv_s" not in name and not name.startswith("convs."):
             tensors[name] = values.detach().numpy()
     assign(variables, to_ours(tensors, _ROWS), backends.assign_value)
 
@@ -140,3 +142,73 @@ def metas_masks(oracle, image, points, labels, masks, multimask_output):
             high_res_features=fine,
         )
     return masks, scores, object_score[:, 0]
+
+
+# --- the whole model, with a stand-in for the image encoder ---
+
+
+class _Encoder:
+    """Three convolutions that halve what the one before them gives, as torch and as Keras have it."""
+
+    SIZES = ((4, 3, CHANNELS // 8), (2, CHANNELS // 8, CHANNELS // 4), (2, CHANNELS // 4, CHANNELS))
+
+    def torch(self):
+        import torch
+
+        convs = [torch.nn.Conv2d(i, o, k, stride=k) for k, i, o in self.SIZES]
+        return randomize(torch.nn.ModuleList(convs), 11)
+
+    @without_random_values()
+    def keras(self, side):
+        x = images = keras.Input((side, side, 3), name="images")
+        x = keras.layers.Rescaling(1 / np.array(PIXEL_STD), -np.divide(PIXEL_MEAN, PIXEL_STD))(x)
+        maps = []
+        for i, (k, _, channels) in enumerate(self.SIZES):
+            x = keras.layers.Conv2D(channels, k, strides=k, name=f"level_{i}")(x)
+            maps.append(x)
+        names = ("high_res_features_0", "high_res_features_1", "image_embeddings")
+        encoder = keras.Model(images, dict(zip(names, maps, strict=True)))
+        encoder.pixel_mean, encoder.pixel_std = PIXEL_MEAN, PIXEL_STD
+        return encoder
+
+
+@functools.cache
+def meta_predictor(side=112):
+    """Meta's `SAM2ImagePredictor` around `meta_parts` and the stand-in."""
+    import torch
+
+    model = meta_parts((side // PATCH, side // PATCH))
+    from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+    model.convs = _Encoder().torch()
+    model.image_size, model.directly_add_no_mem_embed = side, False
+    model.device = torch.device("cpu")
+
+    def forward_image(pixels):
+        maps = []
+        for conv in model.convs:
+            pixels = conv(pixels)
+            maps.append(pixels)
+        return maps
+
+    def flatten(maps):
+        return None, [x.flatten(2).permute(2, 0, 1) for x in maps], None, None
+
+    model.forward_image, model._prepare_backbone_features = forward_image, flatten
+    predictor = SAM2ImagePredictor(model)
+    predictor._bb_feat_sizes = [(side // n, side // n) for n in (4, 8, 16)]
+    return predictor
+
+
+@functools.cache
+def our_segmenter(side=112):
+    """A `SAM2ImageSegmenter` with the weights of `meta_predictor(side)`."""
+    model = meta_predictor(side).model
+    grid = (side // PATCH, side // PATCH)
+    encoder = _Encoder().keras(side)
+    backbone = keras_sam.SAMBackbone(encoder, *our_parts(grid))
+    for i, conv in enumerate(model.convs):
+        kernel, bias = (x.detach().numpy() for x in (conv.weight, conv.bias))
+        encoder.get_layer(f"level_{i}").set_weights([kernel.transpose(2, 3, 1, 0), bias])
+    preprocessor = keras_sam.SAM2ImageSegmenterPreprocessor.for_backbone(backbone)
+    return keras_sam.SAM2ImageSegmenter(backbone, preprocessor)

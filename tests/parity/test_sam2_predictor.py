@@ -1,0 +1,95 @@
+"""SAM 2's predictor and generator, end to end on photographs, give what Meta's give."""
+
+import numpy as np
+import pytest
+
+import keras_sam
+from tests.parity.oracles import assert_same
+from tests.parity.sam2_models import meta_predictor, our_segmenter
+from tests.parity.test_meta_predictor import near_the_ends
+from tests.tiny import photograph
+
+# Of the pixels of a mask, this part may differ: those whose logit is 0 but for rounding.
+MASK_BOUND = 1e-4
+
+SIZES = [
+    (333, 500),  # landscape
+    (1200, 1800),  # much larger than the frame: antialiased
+    (500, 333),  # portrait
+    (97, 101),  # smaller than the frame: enlarged
+    (41, 300),  # proportions that change much
+    (112, 112),  # the frame itself
+]
+
+
+def assert_same_answer(actual, expected):
+    masks, scores, logits = actual
+    wanted_masks, wanted_scores, wanted_logits = expected
+    assert_same(logits, wanted_logits)
+    assert_same(scores, wanted_scores)
+    wanted_masks = wanted_masks > 0
+    assert masks.dtype == bool and masks.shape == wanted_masks.shape
+    assert 0 < wanted_masks.mean() < 1, "the oracle tells nothing"
+    assert np.mean(masks != wanted_masks) <= MASK_BOUND
+
+
+@pytest.fixture(scope="module")
+def predictors():
+    return meta_predictor(), keras_sam.SAMPredictor(our_segmenter())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_photographs_of_odd_sizes(predictors, size):
+    metas, ours = predictors
+    for predictor in predictors:
+        predictor.set_image(photograph(size))
+    embedding = metas.get_image_embedding().permute(0, 2, 3, 1)
+    assert_same(ours.image_embeddings, embedding)
+    for number, name in enumerate(("high_res_features_0", "high_res_features_1")):
+        finer = metas._features["high_res_feats"][number].permute(0, 2, 3, 1)
+        assert_same(ours.features[name], finer)
+    points, labels = near_the_ends(size), np.array([1, 0, 1, 0])
+    for multimask_output in (True, False):
+        assert_same_answer(
+            ours.predict(points=points, labels=labels, multimask_output=multimask_output),
+            metas.predict(points, labels, multimask_output=multimask_output),
+        )
+
+
+PROMPTS = {
+    "click": {"points": [[250, 100]], "labels": [1]},
+    "clicks": {"points": [[250, 100], [480, 320], [10.5, 3.25]], "labels": [1, 0, 1]},
+    "box": {"boxes": [30, 40, 470, 300]},
+    "box of no size": {"boxes": [100, 100, 100, 100]},
+    "clicks and box": {
+        "points": [[250, 100], [60, 60]],
+        "labels": [1, 0],
+        "boxes": [30, 40, 470, 300],
+    },
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("with_mask", [False, True], ids=["alone", "with a mask"])
+@pytest.mark.parametrize("name", PROMPTS)
+def test_every_prompt(predictors, name, with_mask):
+    if name == "nothing" and not with_mask:
+        return
+    metas, ours = predictors
+    for predictor in predictors:
+        predictor.set_image(photograph((333, 500)))
+    prompt = {key: np.array(value) for key, value in PROMPTS[name].items()}
+    mask = None
+    if with_mask:
+        _, scores, logits = metas.predict(np.array([[99, 200]]), np.array([1]))
+        mask = logits[np.argmax(scores)]
+    for multimask_output in (True, False):
+        expected = metas.predict(
+            prompt.get("points"),
+            prompt.get("labels"),
+            box=prompt.get("boxes"),
+            mask_input=None if mask is None else mask[None],
+            multimask_output=multimask_output,
+        )
+        actual = ours.predict(**prompt, masks=mask, multimask_output=multimask_output)
+        assert_same_answer(actual, expected)
