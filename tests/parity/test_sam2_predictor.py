@@ -70,11 +70,11 @@ PROMPTS = {
 }
 
 
-@pytest.mark.parametrize("with_mask", [False, True], ids=["alone", "with a mask"])
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize(
+    ("name", "with_mask"),
+    [(name, given) for name in PROMPTS for given in (False, True) if given or name != "nothing"],
+)
 def test_every_prompt(predictors, name, with_mask):
-    if name == "nothing" and not with_mask:
-        return
     metas, ours = predictors
     for predictor in predictors:
         predictor.set_image(photograph((333, 500)))
@@ -93,3 +93,39 @@ def test_every_prompt(predictors, name, with_mask):
         )
         actual = ours.predict(**prompt, masks=mask, multimask_output=multimask_output)
         assert_same_answer(actual, expected)
+
+
+GENERATOR = {
+    "many": {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 0.93},
+    "thresholds": {"pred_iou_thresh": 0.35, "stability_score_thresh": 0.5, "box_nms_thresh": 0.9},
+}
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "others"),
+    [
+        ("many", {"points_per_side": 5}),
+        ("thresholds", {"points_per_side": 4, "use_m2m": True}),  # its masks go back as prompts
+        ("many", {"points_per_side": 3, "crop_n_layers": 1}),  # crops are stretched, too
+    ],
+    ids=["a grid", "masks to masks", "crops"],
+)
+def test_the_generator_keeps_the_same_records(thresholds, others):
+    settings = {**GENERATOR[thresholds], **others}
+    predictor = meta_predictor()
+    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+
+    metas = SAM2AutomaticMaskGenerator(predictor.model, **settings)
+    metas.predictor._bb_feat_sizes = predictor._bb_feat_sizes
+    image = photograph((83, 131), 3)
+    expected = metas.generate(image)
+    actual = keras_sam.SAMAutomaticMaskGenerator(our_segmenter(), **settings).generate(image)
+    assert len(expected) > 4, "the oracle tells little"
+    assert len(actual) == len(expected)
+    for ours, wanted in zip(actual, expected, strict=True):
+        assert ours["bbox"] == wanted["bbox"] and ours["crop_box"] == wanted["crop_box"]
+        np.testing.assert_allclose(ours["point_coords"], wanted["point_coords"], atol=1e-4)
+        assert abs(ours["predicted_iou"] - wanted["predicted_iou"]) <= 1e-4
+        assert abs(ours["stability_score"] - wanted["stability_score"]) <= 1e-3
+        mask, theirs = ours["segmentation"], wanted["segmentation"]
+        assert (mask & theirs).sum() >= 0.999 * (mask | theirs).sum()
