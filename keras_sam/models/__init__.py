@@ -4,6 +4,7 @@ from keras_sam.namespaces import lazy_names
 
 HOMES = {
     "Backbone": "keras_sam.models.backbone",
+    "HieraBackbone": "keras_sam.models.hiera_backbone",
     "ImageSegmenter": "keras_sam.models.image_segmenter",
     "SAMBackbone": "keras_sam.models.sam_backbone",
     "SAMImageSegmenter": "keras_sam.models.sam_image_segmenter",
