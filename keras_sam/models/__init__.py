@@ -4,6 +4,7 @@ from keras_sam.namespaces import lazy_names
 
 HOMES = {
     "Backbone": "keras_sam.models.backbone",
+    "HieraBackbone": "keras_sam.models.hiera_backbone",
     "ImageSegmenter": "keras_sam.models.image_segmenter",
     "SAM2ImageSegmenter": "keras_sam.models.sam2_image_segmenter",
     "SAM2ImageSegmenterPreprocessor": "keras_sam.preprocessing",

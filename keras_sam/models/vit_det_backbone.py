@@ -111,8 +111,8 @@ class ViTDetBackbone(KeptArguments, Backbone):
         h, w, channels = image_shape = _checked_image_shape(image_shape, patch_size)
         global_attention_layer_indices = list(global_attention_layer_indices)
         dtype = keras.dtype_policies.get(dtype)
-        pixel_mean = _per_channel("pixel_mean", pixel_mean, PIXEL_MEAN, channels)
-        pixel_std = _per_channel("pixel_std", pixel_std, PIXEL_STD, channels)
+        pixel_mean = per_channel("pixel_mean", pixel_mean, PIXEL_MEAN, channels)
+        pixel_std = per_channel("pixel_std", pixel_std, PIXEL_STD, channels)
 
         images = keras.Input((h, w, channels), dtype="float32", name="images")
         x = (images - np.float32(pixel_mean)) / np.float32(pixel_std)
@@ -185,7 +185,7 @@ class ViTDetBackbone(KeptArguments, Backbone):
         names = "image_shape num_heads global_attention_layer_indices window_size use_rel_pos "
         names += "layer_norm_epsilon activation pixel_mean pixel_std"
         config = self.get_config()
-        return _hash_model(self, {name: config[name] for name in names.split()})
+        return hash_model(self, {name: config[name] for name in names.split()})
 
 
 class _InspectedEncoder(keras.Model):
@@ -241,7 +241,7 @@ def _neck(x, channels, initializer_range, dtype):
     return x
 
 
-def _hash_model(model, settings):
+def hash_model(model, settings):
     """A hash of a model's weights, in the order of its layers, and of the settings' `repr`."""
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for variable in model.weights:
@@ -257,7 +257,7 @@ def encoder_fingerprint(encoder: keras.Model) -> str:
     """`ViTDetBackbone.fingerprint`, or the same for another functional model."""
     if hasattr(encoder, "fingerprint"):
         return encoder.fingerprint()
-    return _hash_model(encoder, encoder.input.shape)
+    return hash_model(encoder, encoder.input.shape)
 
 
 def check_frame(images: Tensor, image_shape: tuple[int | None, ...]) -> None:
@@ -282,7 +282,7 @@ def _checked_image_shape(image_shape, patch_size):
     return tuple(int(n) for n in image_shape)
 
 
-def _per_channel(name, values, default, channels):
+def per_channel(name, values, default, channels):
     """One float per channel; the RGB default becomes its average for other channel counts."""
     values = [float(v) for v in values]
     if len(values) != channels and values == list(default):

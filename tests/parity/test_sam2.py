@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.parity import sam2_models
+from tests.parity import sam2_parts
 from tests.parity.oracles import assert_same
 
 GRID = (7, 9)
@@ -42,7 +42,7 @@ PROMPTS = {
 
 def our_masks(image, points, labels, masks, multimask_output, **options):
     """What the layers return for P prompt sets of one image."""
-    encoder, decoder = sam2_models.our_parts(GRID)
+    encoder, decoder = sam2_parts.our_parts(GRID)
     given = {"points": points, "labels": labels, "masks": masks}
     given = {k: x[None] for k, x in given.items() if x is not None}
     if masks is not None:
@@ -61,9 +61,9 @@ def test_masks_of_every_prompt(kind, multimask_output):
     sets = 1 if points is None else len(points)
     rng = np.random.default_rng(8)
     masks = 6 * rng.standard_normal((sets, 28, 36)).astype("float32") if with_masks else None
-    image = sam2_models.features(GRID)
-    expected = sam2_models.metas_masks(
-        sam2_models.meta_parts(GRID), image, points, labels, masks, multimask_output
+    image = sam2_parts.features(GRID)
+    expected = sam2_parts.metas_masks(
+        sam2_parts.meta_parts(GRID), image, points, labels, masks, multimask_output
     )
     outputs = our_masks(image, points, labels, masks, multimask_output)
     for name, wanted in zip(("masks", "iou_pred", "object_score"), expected, strict=True):
@@ -73,19 +73,19 @@ def test_masks_of_every_prompt(kind, multimask_output):
 def test_an_unstable_mask_gives_way_to_the_best_candidate():
     """At a threshold that some of six masks pass, and some do not."""
     points, labels = clicks(6, 2)
-    image = sam2_models.features(GRID)
-    encoder, decoder = sam2_models.our_parts(GRID)
+    image = sam2_parts.features(GRID)
+    encoder, decoder = sam2_parts.our_parts(GRID)
     all_masks = np.asarray(
         keras.ops.convert_to_numpy(our_masks(image, points, labels, None, None)["masks"])
     )
     first = all_masks[:, 0]
     stability = (first > 0.05).sum(axis=(1, 2)) / (first > -0.05).sum(axis=(1, 2))
     threshold = float(np.median(stability))
-    oracle = sam2_models.meta_parts(GRID)
+    oracle = sam2_parts.meta_parts(GRID)
     with pytest.MonkeyPatch.context() as patch:
         for part in (oracle.sam_mask_decoder, decoder):
             patch.setattr(part, "dynamic_multimask_stability_thresh", threshold)
-        expected = sam2_models.metas_masks(oracle, image, points, labels, None, False)
+        expected = sam2_parts.metas_masks(oracle, image, points, labels, None, False)
         outputs = our_masks(image, points, labels, None, False)
     for name, wanted in zip(("masks", "iou_pred", "object_score"), expected, strict=True):
         assert_same(outputs[name], wanted)
@@ -96,10 +96,10 @@ def test_an_unstable_mask_gives_way_to_the_best_candidate():
 
 def test_mask_0_stays_in_training_and_among_all_masks():
     points, labels = clicks(6, 2)
-    image = sam2_models.features(GRID)
-    _, decoder = sam2_models.our_parts(GRID)
+    image = sam2_parts.features(GRID)
+    _, decoder = sam2_parts.our_parts(GRID)
     first = our_masks(image, points, labels, None, None)["masks"][:, :1]
-    encoder, _ = sam2_models.our_parts(GRID)
+    encoder, _ = sam2_parts.our_parts(GRID)
     embedded = encoder(points=points[None], labels=labels[None])
     training = decoder(**image, **embedded, multimask_output=False, training=True)["masks"][0]
     assert_same(training, keras.ops.convert_to_numpy(first))
@@ -107,7 +107,7 @@ def test_mask_0_stays_in_training_and_among_all_masks():
 
 def test_padding_changes_nothing():
     points, labels = joined(corners(3), clicks(3, 2))
-    image = sam2_models.features(GRID)
+    image = sam2_parts.features(GRID)
     alone = our_masks(image, points, labels, None, True)
     padded = np.pad(points, [(0, 0), (0, 3), (0, 0)], constant_values=17)
     padding = np.pad(labels, [(0, 0), (0, 3)], constant_values=-10)
@@ -118,8 +118,8 @@ def test_padding_changes_nothing():
 
 def test_an_image_that_prompts_share_is_projected_once():
     points, labels = joined(corners(4), clicks(4, 2))
-    image = sam2_models.features(GRID)
-    encoder, decoder = sam2_models.our_parts(GRID)
+    image = sam2_parts.features(GRID)
+    encoder, decoder = sam2_parts.our_parts(GRID)
     embedded = encoder(points=points[None], labels=labels[None])
     expected = decoder(**image, **embedded, multimask_output=True)
     names = ("prompt_dense_embeddings", "prompt_dense_positional_embeddings")
@@ -139,8 +139,8 @@ def test_an_image_that_prompts_share_is_projected_once():
     ],
 )
 def test_features_of_another_model_are_refused(missing, extra):
-    encoder, decoder = sam2_models.our_parts(GRID)
-    image = {k: x for k, x in sam2_models.features(GRID).items() if k not in missing}
+    encoder, decoder = sam2_parts.our_parts(GRID)
+    image = {k: x for k, x in sam2_parts.features(GRID).items() if k not in missing}
     points, labels = clicks(1, 1)
     embedded = encoder(points=points[None], labels=labels[None])
     with pytest.raises(ValueError, match="needs .*high_res_features_0.* beside `image_embeddings`"):

@@ -5,7 +5,7 @@ import pytest
 
 import keras_sam
 from tests.parity.oracles import assert_same
-from tests.parity.sam2_models import meta_predictor, our_segmenter
+from tests.parity.sam2_parts import meta_predictor, our_segmenter
 from tests.parity.test_meta_predictor import near_the_ends
 from tests.tiny import photograph
 
