@@ -1,21 +1,20 @@
-"""SAM 2 with random weights, by Meta's and transformers' code, and ours with the same weights.
-
-All but the image encoder: three convolutions stand in for it, which give features of the three sizes.
-"""
+"""SAM 2 with random weights, by Meta's code, and ours with the same: its parts, and the whole."""
 
 import functools
+import re
 
-import keras
 import numpy as np
 
 import keras_sam
 from keras_sam import backends
+from keras_sam.converters.sam2 import MEMORY
+from keras_sam.converters.sam2 import META_ROWS as ENCODER_ROWS
 from keras_sam.converters.tables import to_ours, torch_rows
 from keras_sam.converters.torch_tables import META_ROWS
-from keras_sam.images import PIXEL_MEAN, PIXEL_STD
 from keras_sam.presets.assign import assign
 from tests.parity.oracles import randomize
-from tests.sam2_oracle import import_sam2
+from tests.parity.sam2_models import ENCODER
+from tests.sam2_oracle import import_sam2, sam2_like
 from tests.tiny import without_random_values
 
 CHANNELS, MASK_CHANNELS, HEADS, MLP, IOU_HIDDEN = 32, 12, 4, 72, 20
@@ -23,6 +22,7 @@ PATCH = 16
 
 # What SAM's decoder does not have.
 _ROWS = (
+    *ENCODER_ROWS,
     *META_ROWS,
     *torch_rows(
         [
@@ -70,38 +70,21 @@ def meta_parts(grid):
     return randomize(parts, 7)
 
 
-@functools.cache
-def our_parts(grid):
-    """Our prompt encoder and mask decoder with the weights of `meta_parts`."""
-    encoder = keras_sam.SAMPromptEncoder(
-        hidden_size=CHANNELS,
-        image_embedding_size=grid,
-        input_image_size=(grid[0] * PATCH, grid[1] * PATCH),
-        mask_in_channels=MASK_CHANNELS,
-        not_a_point_after_boxes=True,
-    )
-    decoder = keras_sam.SAM2MaskDecoder(
-        hidden_size=CHANNELS,
-        intermediate_dim=MLP,
-        num_heads=HEADS,
-        iou_head_hidden_dim=IOU_HIDDEN,
-    )
-    encoder.build()
-    decoder.build()
-    load(encoder.weights + decoder.weights, meta_parts(grid))
-    return encoder, decoder
-
-
 def load(variables, oracle):
     """Gives variables of ours the weights of Meta's modules."""
     tensors = {}
     for name, values in oracle.state_dict().items():
-        for theirs, sams in _RENAMED.items():
-            name = name.replace(theirs, sams)
+        if any(re.fullmatch(pattern, name) for pattern in MEMORY):
+            continue
+        if name.startswith("sam_") and ".conv_s" not in name:
+            for theirs, sams in _RENAMED.items():
+                name = name.replace(theirs, sams)
+        tensors[name] = values.detach().numpy()
+    arrays = to_ours(tensors, _ROWS)
+    if not any(v.path.startswith("neck/") for v in variables):
         # The convolutions of the finer features are the image encoder's, here.
-        if ".conv_s" not in name and not name.startswith("convs."):
-            tensors[name] = values.detach().numpy()
-    assign(variables, to_ours(tensors, _ROWS), backends.assign_value)
+        arrays = {path: x for path, x in arrays.items() if not path.startswith("neck/")}
+    assign(variables, arrays, backends.assign_value)
 
 
 def features(grid, seed=0):
@@ -144,71 +127,51 @@ def metas_masks(oracle, image, points, labels, masks, multimask_output):
     return masks, scores, object_score[:, 0]
 
 
-# --- the whole model, with a stand-in for the image encoder ---
-
-
-class _Encoder:
-    """Three convolutions that halve what the one before them gives, as torch and as Keras have it."""
-
-    SIZES = ((4, 3, CHANNELS // 8), (2, CHANNELS // 8, CHANNELS // 4), (2, CHANNELS // 4, CHANNELS))
-
-    def torch(self):
-        import torch
-
-        convs = [torch.nn.Conv2d(i, o, k, stride=k) for k, i, o in self.SIZES]
-        return randomize(torch.nn.ModuleList(convs), 11)
-
-    @without_random_values()
-    def keras(self, side):
-        x = images = keras.Input((side, side, 3), name="images")
-        x = keras.layers.Rescaling(1 / np.array(PIXEL_STD), -np.divide(PIXEL_MEAN, PIXEL_STD))(x)
-        maps = []
-        for i, (k, _, channels) in enumerate(self.SIZES):
-            x = keras.layers.Conv2D(channels, k, strides=k, name=f"level_{i}")(x)
-            maps.append(x)
-        names = ("high_res_features_0", "high_res_features_1", "image_embeddings")
-        encoder = keras.Model(images, dict(zip(names, maps, strict=True)))
-        encoder.pixel_mean, encoder.pixel_std = PIXEL_MEAN, PIXEL_STD
-        return encoder
-
-
 @functools.cache
-def meta_predictor(side=112):
-    """Meta's `SAM2ImagePredictor` around `meta_parts` and the stand-in."""
-    import torch
-
-    model = meta_parts((side // PATCH, side // PATCH))
+def meta_predictor():
+    """Meta's `SAM2ImagePredictor` of a small model that falls back to the best candidate."""
+    import_sam2()
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
-    model.convs = _Encoder().torch()
-    model.image_size, model.directly_add_no_mem_embed = side, False
-    model.device = torch.device("cpu")
+    model = randomize(sam2_like(ENCODER, dynamic_multimask_via_stability=True), 7)
+    return with_sizes(SAM2ImagePredictor(model))
 
-    def forward_image(pixels):
-        maps = []
-        for conv in model.convs:
-            pixels = conv(pixels)
-            maps.append(pixels)
-        return maps
 
-    def flatten(maps):
-        return None, [x.flatten(2).permute(2, 0, 1) for x in maps], None, None
-
-    model.forward_image, model._prepare_backbone_features = forward_image, flatten
-    predictor = SAM2ImagePredictor(model)
+def with_sizes(predictor):
+    """Meta's predictor, told that its model's frame is not 1024 x 1024."""
+    side = predictor.model.image_size
     predictor._bb_feat_sizes = [(side // n, side // n) for n in (4, 8, 16)]
     return predictor
 
 
 @functools.cache
-def our_segmenter(side=112):
-    """A `SAM2ImageSegmenter` with the weights of `meta_predictor(side)`."""
-    model = meta_predictor(side).model
-    grid = (side // PATCH, side // PATCH)
-    encoder = _Encoder().keras(side)
-    backbone = keras_sam.SAMBackbone(encoder, *our_parts(grid))
-    for i, conv in enumerate(model.convs):
-        kernel, bias = (x.detach().numpy() for x in (conv.weight, conv.bias))
-        encoder.get_layer(f"level_{i}").set_weights([kernel.transpose(2, 3, 1, 0), bias])
+def our_segmenter(grid=None, **decoder):
+    """A `SAM2ImageSegmenter` with the weights of `meta_predictor`.
+
+    With a `grid`, of that embedding and with prompt encoder and mask decoder of `meta_parts`; its
+    image encoder has no weights.
+    """
+    side = ENCODER["image_shape"][0]
+    size = (side, side) if grid is None else (grid[0] * PATCH, grid[1] * PATCH)
+    prompts = {}
+    if grid is not None:
+        prompts["mask_in_channels"] = MASK_CHANNELS
+        decoder |= {"intermediate_dim": MLP, "num_heads": HEADS, "iou_head_hidden_dim": IOU_HIDDEN}
+    with without_random_values():
+        encoder = keras_sam.HieraBackbone(**{**ENCODER, "image_shape": (*size, 3)})
+        prompt_encoder = keras_sam.SAMPromptEncoder(
+            hidden_size=CHANNELS,
+            image_embedding_size=encoder.embedding_size,
+            input_image_size=size,
+            not_a_point_after_boxes=True,
+            **prompts,
+        )
+        mask_decoder = keras_sam.SAM2MaskDecoder(hidden_size=CHANNELS, **decoder)
+        backbone = keras_sam.SAMBackbone(encoder, prompt_encoder, mask_decoder)
     preprocessor = keras_sam.SAM2ImageSegmenterPreprocessor.for_backbone(backbone)
-    return keras_sam.SAM2ImageSegmenter(backbone, preprocessor)
+    segmenter = keras_sam.SAM2ImageSegmenter(backbone, preprocessor)
+    if grid is None:
+        load(segmenter.weights, meta_predictor().model)
+    else:
+        load(prompt_encoder.weights + mask_decoder.weights, meta_parts(grid))
+    return segmenter

@@ -1,4 +1,4 @@
-"""SAM 2's prompts, masks and scores are those of Meta's and transformers' code."""
+"""SAM 2's prompts, masks and scores are those of Meta's code, on a frame that is not square."""
 
 import keras
 import numpy as np
@@ -7,8 +7,9 @@ import pytest
 from tests.parity import sam2_parts
 from tests.parity.oracles import assert_same
 
-GRID = (7, 9)
-SIDES = np.array([9 * 16, 7 * 16])  # W, H
+GRID = (6, 10)
+SIDES = np.array([10 * 16, 6 * 16])  # W, H
+NAMES = ("masks", "iou_pred", "object_score")
 
 
 def clicks(prompt_sets, count, seed=5):
@@ -29,119 +30,114 @@ def joined(*prompts):
     return np.concatenate(points, axis=1), np.concatenate(labels, axis=1)
 
 
-PROMPTS = {
-    "a click": (clicks(1, 1), False),
-    "clicks of 3 objects": (clicks(3, 4), False),
-    "boxes": (corners(4), False),  # not-a-point follows them
-    "boxes and clicks": (joined(corners(2), clicks(2, 3)), False),
-    "a click and a mask": (clicks(1, 1), True),
-    "boxes and masks": (corners(3), True),
-    "a mask": (None, True),  # no token at all
-}
+def our_masks(points, labels, masks=None, multimask_output=None):
+    """What `decode` returns for P prompt sets of one image, in the model frame."""
+    sets = len(labels)
+    prompts = {"points": points[None], "labels": labels[None]}
+    given = masks is not None
+    masks = masks[None, ..., None] if given else np.zeros((1, 0, 24, 40, 1), "float32")
+    prompts |= {"masks": masks, "mask_given": np.ones((1, sets if given else 0), bool)}
+    encoded = {**sam2_parts.features(GRID), "original_sizes": np.array([[96, 160]])}
+    outputs = sam2_parts.our_segmenter(GRID).decode(
+        {**encoded, "scaled_sizes": encoded["original_sizes"]},
+        prompts,
+        multimask_output=multimask_output,
+    )
+    return {name: outputs[name][0] for name in NAMES}
 
 
-def our_masks(image, points, labels, masks, multimask_output, **options):
-    """What the layers return for P prompt sets of one image."""
-    encoder, decoder = sam2_parts.our_parts(GRID)
-    given = {"points": points, "labels": labels, "masks": masks}
-    given = {k: x[None] for k, x in given.items() if x is not None}
-    if masks is not None:
-        given["masks"] = given["masks"][..., None]
-    embedded = encoder(**given, **options)
-    outputs = decoder(**image, **embedded, multimask_output=multimask_output)
-    single = outputs["iou_pred"].shape == (1, outputs["iou_pred"].shape[-1])
-    return {k: x if single else x[0] for k, x in outputs.items()}
+def metas_masks(points, labels, masks=None, multimask_output=True):
+    oracle = sam2_parts.meta_parts(GRID)
+    if points.shape[1] == 0:
+        points = labels = None
+    answer = sam2_parts.metas_masks(
+        oracle, sam2_parts.features(GRID), points, labels, masks, multimask_output
+    )
+    return {name: x.numpy() for name, x in zip(NAMES, answer, strict=True)}
+
+
+def assert_same_outputs(actual, expected):
+    for name in NAMES:
+        assert_same(actual[name], expected[name])
 
 
 @pytest.mark.parametrize("multimask_output", [True, False], ids=["candidates", "one mask"])
-@pytest.mark.parametrize("kind", PROMPTS)
-def test_masks_of_every_prompt(kind, multimask_output):
-    prompts, with_masks = PROMPTS[kind]
-    points, labels = prompts or (None, None)
-    sets = 1 if points is None else len(points)
-    rng = np.random.default_rng(8)
-    masks = 6 * rng.standard_normal((sets, 28, 36)).astype("float32") if with_masks else None
-    image = sam2_parts.features(GRID)
-    expected = sam2_parts.metas_masks(
-        sam2_parts.meta_parts(GRID), image, points, labels, masks, multimask_output
+@pytest.mark.parametrize(
+    ("prompts", "with_masks"),
+    [
+        (clicks(1, 3), False),
+        (joined(corners(4), clicks(4, 1)), False),  # so many share a projected image
+        (corners(2), True),  # not-a-point follows boxes
+        (clicks(1, 0), True),  # a mask alone: no token at all
+    ],
+    ids=["clicks", "4 boxes and clicks", "2 boxes and masks", "a mask"],
+)
+def test_masks_of_every_prompt(prompts, with_masks, multimask_output):
+    masks = None
+    if with_masks:
+        rng = np.random.default_rng(8)
+        masks = 6 * rng.standard_normal((len(prompts[0]), 24, 40)).astype("float32")
+    assert_same_outputs(
+        our_masks(*prompts, masks, multimask_output),
+        metas_masks(*prompts, masks, multimask_output),
     )
-    outputs = our_masks(image, points, labels, masks, multimask_output)
-    for name, wanted in zip(("masks", "iou_pred", "object_score"), expected, strict=True):
-        assert_same(outputs[name], wanted)
 
 
 def test_an_unstable_mask_gives_way_to_the_best_candidate():
     """At a threshold that some of six masks pass, and some do not."""
-    points, labels = clicks(6, 2)
-    image = sam2_parts.features(GRID)
-    encoder, decoder = sam2_parts.our_parts(GRID)
-    all_masks = np.asarray(
-        keras.ops.convert_to_numpy(our_masks(image, points, labels, None, None)["masks"])
-    )
-    first = all_masks[:, 0]
+    prompts = clicks(6, 2)
+    first = our_masks(*prompts)["masks"][:, 0]
     stability = (first > 0.05).sum(axis=(1, 2)) / (first > -0.05).sum(axis=(1, 2))
     threshold = float(np.median(stability))
-    oracle = sam2_parts.meta_parts(GRID)
+    segmenter = sam2_parts.our_segmenter(GRID, dynamic_multimask_stability_thresh=threshold)
+    oracle = sam2_parts.meta_parts(GRID).sam_mask_decoder
     with pytest.MonkeyPatch.context() as patch:
-        for part in (oracle.sam_mask_decoder, decoder):
-            patch.setattr(part, "dynamic_multimask_stability_thresh", threshold)
-        expected = sam2_parts.metas_masks(oracle, image, points, labels, None, False)
-        outputs = our_masks(image, points, labels, None, False)
-    for name, wanted in zip(("masks", "iou_pred", "object_score"), expected, strict=True):
-        assert_same(outputs[name], wanted)
-    kept = np.abs(expected[0].numpy()[:, 0] - first).max(axis=(1, 2)) < 1e-3
+        patch.setattr(sam2_parts, "our_segmenter", lambda grid: segmenter)
+        patch.setattr(oracle, "dynamic_multimask_stability_thresh", threshold)
+        outputs, expected = our_masks(*prompts, None, False), metas_masks(*prompts, None, False)
+    assert_same_outputs(outputs, expected)
+    kept = np.abs(outputs["masks"][:, 0] - first).max(axis=(1, 2)) < 1e-3
     assert kept.tolist() == (stability >= threshold).tolist()
     assert 0 < kept.sum() < 6
 
 
-def test_mask_0_stays_in_training_and_among_all_masks():
-    points, labels = clicks(6, 2)
-    image = sam2_parts.features(GRID)
-    _, decoder = sam2_parts.our_parts(GRID)
-    first = our_masks(image, points, labels, None, None)["masks"][:, :1]
-    encoder, _ = sam2_parts.our_parts(GRID)
-    embedded = encoder(points=points[None], labels=labels[None])
-    training = decoder(**image, **embedded, multimask_output=False, training=True)["masks"][0]
-    assert_same(training, keras.ops.convert_to_numpy(first))
+def test_a_ragged_batch_gives_what_each_prompt_gives_alone():
+    alone = [joined(corners(1), clicks(1, 2)), clicks(1, 1), corners(1, seed=9)]
+    points = np.full((3, 4, 2), 17, "float32")  # of padding, anything
+    labels = np.full((3, 4), -10, "int32")
+    for i, (xy, kinds) in enumerate(alone):
+        points[i, : xy.shape[1]], labels[i, : xy.shape[1]] = xy[0], kinds[0]
+    outputs = our_masks(points, labels, None, True)
+    for i, prompts in enumerate(alone):
+        expected = metas_masks(*prompts)
+        assert_same_outputs({name: x[i : i + 1] for name, x in outputs.items()}, expected)
 
 
-def test_padding_changes_nothing():
-    points, labels = joined(corners(3), clicks(3, 2))
-    image = sam2_parts.features(GRID)
-    alone = our_masks(image, points, labels, None, True)
-    padded = np.pad(points, [(0, 0), (0, 3), (0, 0)], constant_values=17)
-    padding = np.pad(labels, [(0, 0), (0, 3)], constant_values=-10)
-    outputs = our_masks(image, padded, padding, None, True)
-    for name, wanted in alone.items():
-        assert_same(outputs[name], keras.ops.convert_to_numpy(wanted), bound=1e-5)
+def called_directly(points, labels, image=None, **options):
+    """What the layers return."""
+    segmenter = sam2_parts.our_segmenter(GRID)
+    embedded = segmenter.prompt_encoder(points=points[None], labels=labels[None])
+    image = sam2_parts.features(GRID) if image is None else image
+    outputs = segmenter.mask_decoder(**image, **embedded, **options)
+    return {name: keras.ops.convert_to_numpy(x[0]) for name, x in outputs.items()}
 
 
-def test_an_image_that_prompts_share_is_projected_once():
-    points, labels = joined(corners(4), clicks(4, 2))
-    image = sam2_parts.features(GRID)
-    encoder, decoder = sam2_parts.our_parts(GRID)
-    embedded = encoder(points=points[None], labels=labels[None])
-    expected = decoder(**image, **embedded, multimask_output=True)
-    names = ("prompt_dense_embeddings", "prompt_dense_positional_embeddings")
-    shared = {name: embedded.pop(name) for name in names}
-    projected = decoder.project_image(**image, **shared)
-    outputs = decoder(projected_image=projected, **embedded, multimask_output=True)
-    for name, wanted in expected.items():
-        assert_same(outputs[name], keras.ops.convert_to_numpy(wanted), bound=1e-5)
+def test_mask_0_stays_where_it_is_in_training():
+    prompts = clicks(1, 2)
+    trained = called_directly(*prompts, multimask_output=False, training=True)["masks"]
+    assert_same(trained, our_masks(*prompts)["masks"][:, :1])
+    assert np.abs(trained - our_masks(*prompts, None, False)["masks"]).max() > 0.1
 
 
 @pytest.mark.parametrize(
     ("missing", "extra"),
     [
-        (["high_res_features_0"], {}),  # of another model, or forgotten
+        (["high_res_features_0"], {}),  # forgotten
         (["high_res_features_0", "high_res_features_1"], {}),  # SAM's
-        ([], {"early_features": np.zeros((1, 7, 9, 32), "float32")}),  # SAM-HQ's
+        ([], {"early_features": np.zeros((1, 6, 10, 32), "float32")}),  # SAM-HQ's
     ],
 )
 def test_features_of_another_model_are_refused(missing, extra):
-    encoder, decoder = sam2_parts.our_parts(GRID)
     image = {k: x for k, x in sam2_parts.features(GRID).items() if k not in missing}
-    points, labels = clicks(1, 1)
-    embedded = encoder(points=points[None], labels=labels[None])
     with pytest.raises(ValueError, match="needs .*high_res_features_0.* beside `image_embeddings`"):
-        decoder(**image, **extra, **embedded)
+        called_directly(*clicks(1, 1), image={**image, **extra})
