@@ -112,7 +112,7 @@ def tiny_sam2_backbone(image_shape=(64, 96, 3), dtype=None, seed=15):
             num_heads=1,
             global_attention_layer_indices=[3],
             image_shape=image_shape,
-            window_sizes=[4, 2, 3, 2],
+            window_sizes=[4, 2, 6, 3],
             position_background_size=(3, 3),
             num_output_channels=16,
             dtype=dtype,

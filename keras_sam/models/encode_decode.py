@@ -42,7 +42,8 @@ class EncodesAndDecodes:
         Returns:
             Dict for `decode`: `image_embeddings`, float32 array `(B, Eh, Ew, C)`, and the encoder's
             other features if it has any, see `feature_shapes`; and what prompts and masks need,
-            `original_sizes` and `scaled_sizes`, int32 arrays `(B, 2)`. With a `return_` argument also the lists `hidden_states` and `attentions`, see
+            `original_sizes` and `scaled_sizes`, int32 arrays `(B, 2)`. With a `return_` argument
+            also the lists `hidden_states` and `attentions`, see
             `ViTDetBackbone.with_outputs`.
 
         Raises:

@@ -356,8 +356,8 @@ def extra_outputs(decoder: keras.layers.Layer) -> tuple[str, ...]:
 def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Joins the outputs of several batches, by their largest `P`.
 
-    What is predicted for padded prompt sets becomes NaN. If every batch came in the form of a single
-    object, the result has no `num_prompts` and no axis `P`.
+    What is predicted for padded prompt sets becomes NaN. If every batch came in the form of a
+    single object, the result has no `num_prompts` and no axis `P`.
     """
     most = max(batch["masks"].shape[1] for batch in batches)
     of_images = [n for n in batches[0] if n.endswith("_sizes") or n == STRETCHED]

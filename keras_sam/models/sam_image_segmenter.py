@@ -247,7 +247,6 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         """
         x, prompts = batch.x, batch.prompts
         if "images" not in x:
-            self._check_no_other_keys(x)
             images = self.checked_features(x)
         elif batch.in_model_frame:
             images = checked_frames(x["images"], self.image_shape, "images")
@@ -266,7 +265,8 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
             prompts = prompts.to_model(plans, self.mask_size)
         return Prepared(images, prompts, plans)
 
-    def _check_no_other_keys(self, encoded):
+    def check_keys_of_encoded(self, encoded: dict[str, Any]) -> None:
+        """Raises unless a dict with `image_embeddings` has features, prompts and sizes alone."""
         known = (*self.feature_shapes, *KEYS, *SIZES)
         unknown = set(encoded) - {*known, *CANONICAL_KEYS, "num_prompts", "single_object"}
         if unknown:

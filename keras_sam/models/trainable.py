@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_sam import backends
 from keras_sam.losses import VOID, SAMLoss, lone_click, selected_iou
+from keras_sam.models.backbone import EMBEDDINGS
 from keras_sam.models.programs import pad_prompts
 from keras_sam.preprocessing.batches import Batch, TrainingBatches
 from keras_sam.preprocessing.preprocessor import Prepared
@@ -294,6 +295,8 @@ class TrainableSegmenter:
     def prepare_training_batch(self, batch: Batch) -> tuple:
         """`prepare_training` of a batch whose prompts are read already."""
         check_encoder_is_frozen(self, batch)
+        if EMBEDDINGS in batch.x:
+            self.check_keys_of_encoded(batch.x)
         # A preprocessor of the user's own may add prompts.
         prepared = None
         if batch.prompts is not None or self.takes_any_keys:
@@ -364,7 +367,7 @@ def frames_or_features(prepared: Prepared) -> dict[str, np.ndarray]:
 
 def check_encoder_is_frozen(segmenter: Any, batch: Batch) -> None:
     """Raises for a batch of embeddings unless the image encoder is frozen."""
-    if "image_embeddings" in batch.x and segmenter.image_encoder.trainable_variables:
+    if EMBEDDINGS in batch.x and segmenter.image_encoder.trainable_variables:
         raise ValueError(
             "`image_embeddings` cannot train the image encoder. Freeze it with "
             '`segmenter.freeze("image_encoder")` and compile again, or train on images.'

@@ -129,7 +129,7 @@ class Sam(OnDevice):
         Raises:
             ValueError: if a tensor is missing, has another shape, or belongs to no weight.
         """
-        arrays, _ = converters.rename({k: to_numpy(v) for k, v in state_dict.items()})
+        arrays = converters.rename({k: to_numpy(v) for k, v in state_dict.items()}).arrays
         assign(self.segmenter.weights, arrays, backends.assign_value)
 
     def state_dict(self) -> dict[str, np.ndarray]:
