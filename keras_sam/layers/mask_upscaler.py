@@ -67,20 +67,21 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         Args:
             x: float tensor `(..., Eh * Ew, C)`.
             training: optional bool.
-            finer: optional pair of float tensors that broadcast to `(..., Eh * Ew * 4, C / 4)` and
-                `(..., Eh * Ew * 16, C / 8)`, `space_to_depth` of finer features of the image. They
-                are added after the first and the second convolution.
+            finer: optional pair of float tensors, `cells_of` finer features of the image
+                `(B, 2 Eh, 2 Ew, C / 4)` and `(B, 4 Eh, 4 Ew, C / 8)`, with an axis more for every
+                leading axis of `x` but the first. They are added after the first and the second
+                convolution.
 
         Returns:
             Float tensor `(..., Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its
             2 x 2 quarters, then by row and column within them.
         """
         x = self._quarters(self.conv1, x, None, training)  # (..., Eh * Ew * 4, C / 4)
-        x = x if finer is None else x + finer[0]
+        x = x if finer is None else _add_cells(x, finer[0])
         x = backends.activate(self.norm1(x, training=training), self.activation, training)
         if finer is None:
             return self._quarters(self.conv2, x, self.activation, training)
-        x = self._quarters(self.conv2, x, None, training) + finer[1]
+        x = _add_cells(self._quarters(self.conv2, x, None, training), finer[1])
         return backends.activate(x, self.activation, training)
 
     def _quarters(self, conv, x, activation, training):
@@ -105,17 +106,23 @@ def depth_to_space(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return ops.reshape(x, (-1, 4 * h, 4 * w, channels))
 
 
-def space_to_depth(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Pixels `(B, s Eh, s Ew, c)`, `s` 2 or 4, as `upscale_unordered` has them: `(B, pixels, c)`.
+def cells_of(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Pixels `(B, s Eh, s Ew, c)`, `s` 2 or 4, cell by cell, in the order of `upscale_unordered`.
 
-    The reverse of `depth_to_space` for `s = 4`.
+    `(B, Eh, Ew, 2, 2 c)` or `(B, Eh, Ew, 2, 2, 2, 2 c)`: on torch a view, so that nothing is moved
+    before it is added.
     """
     h, w = grid
     channels = x.shape[-1]
     if x.shape[1] == 2 * h:
         x = ops.reshape(x, (-1, h, 2, w, 2 * channels))
-        x = ops.transpose(x, (0, 1, 3, 2, 4))  # (B, Eh, Ew, 2, 2 c)
-        return ops.reshape(x, (-1, 4 * h * w, channels))
+        return ops.transpose(x, (0, 1, 3, 2, 4))
     x = ops.reshape(x, (-1, h, 2, 2, w, 2, 2 * channels))
-    x = ops.transpose(x, (0, 1, 4, 2, 5, 3, 6))  # (B, Eh, Ew, 2, 2, 2, 2 c)
-    return ops.reshape(x, (-1, 16 * h * w, channels))
+    return ops.transpose(x, (0, 1, 4, 2, 5, 3, 6))
+
+
+def _add_cells(x, cells):
+    """Adds pixels that `cells_of` gave to pixels `(..., N, c)`."""
+    shape = ops.shape(x)
+    parts = cells.shape[len(shape) - 2 :]  # without leading axes
+    return ops.reshape(ops.reshape(x, (*shape[:-2], *parts)) + cells, shape)

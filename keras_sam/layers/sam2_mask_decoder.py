@@ -8,7 +8,7 @@ from keras import ops
 from keras_sam import backends
 from keras_sam.layers.arguments import Shape
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
-from keras_sam.layers.mask_upscaler import space_to_depth
+from keras_sam.layers.mask_upscaler import cells_of
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -93,7 +93,7 @@ class SAM2MaskDecoder(SAMMaskDecoder):
         grid = positions.shape[1:3]
         for part, name in (("full", "high_res_features_0"), ("half", "high_res_features_1")):
             finer = ops.cast(features[name], self.compute_dtype)
-            parts[part] = ops.expand_dims(space_to_depth(finer, grid), 1)  # (B, 1, pixels, c)
+            parts[part] = ops.expand_dims(cells_of(finer, grid), 1)  # (B, 1, Eh, Ew, ..., c)
         return parts
 
     def _read_tokens(self, tokens, pixels, multimask_output, training):
