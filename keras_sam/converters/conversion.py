@@ -31,6 +31,11 @@ _OTHERS = (
     (r".*(image_encoder\.trunk\.|sam_mask_decoder\.|memory_attention\.).*", "SAM 2"),
     (r".*(vision_encoder\.backbone\.|memory_encoder\.).*", "transformers' SAM 2"),
     (r".*(detector\.|vision_backbone\.).*", "SAM 3"),
+    (r".*final_output_upscaling_layers\..*", "EfficientSAM, which has another decoder"),
+    (
+        r"(model\.)+\d+\.(cv\d\.)?conv\.weight",
+        "a YOLO model of ultralytics, as FastSAM is: a detector of masks without prompts, no SAM",
+    ),
     (r".*adapter.*", "a SAM with adapters"),
     (
         r".*\.lora_[AB]\..*",
