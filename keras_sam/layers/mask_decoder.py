@@ -262,6 +262,8 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         bound = inspect.signature(self.call).bind(*args, **kwargs)
         given = {**bound.arguments, **bound.kwargs}
+        if given.get("projected_image") is None:
+            self._check_features(bound.arguments.get("features", {}))
         *lead, count, _ = given["prompt_sparse_embeddings"].shape
         image = (given.get("projected_image") or {}).get("image", given.get("image_embeddings"))
         eh, ew = grid = image.shape[-3:-1]
@@ -306,14 +308,17 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
 
     def _image_parts(self, image_embeddings, dense, positions, **features):
         """What the decoder needs of the image: with an axis `P`, 1 if the prompts share it."""
-        if set(features) != set(self.feature_names):
-            raise ValueError(
-                f"`{type(self).__name__}` needs {list(self.feature_names) or 'nothing'} beside "
-                f"`image_embeddings`, as its own image encoder gives them. "
-                f"Received: {sorted(features) or 'none'}. Encode the image with the same model."
-            )
+        self._check_features(features)
         image = ops.expand_dims(image_embeddings, 1) + dense  # (B, P, Eh, Ew, C)
         return {"image": image, "positions": positions}
+
+    def _check_features(self, names):
+        if set(names) != set(self.feature_names):
+            raise ValueError(
+                f"`{type(self).__name__}` needs {list(self.feature_names) or 'nothing'} beside "
+                "`image_embeddings`, as its own image encoder gives them. Received: "
+                f"{sorted(names) or 'nothing'}. Encode the image with the same model."
+            )
 
     def _own_tokens(self):
         """The learned tokens in their order, `(number, C)` each; those of the masks come last."""
