@@ -13,9 +13,14 @@ from keras_sam.layers.initialization import build_part
 
 @keras.saving.register_keras_serializable(package="keras_sam")
 class MaskUpscaler(KeptArguments, keras.layers.Layer):
-    """From the decoder's features `(B, Eh, Ew, C)` to `(B, 4 Eh, 4 Ew, C / 8)`.
+    """From features of the embedding's grid to `(B, 4 Eh, 4 Ew, C / 8)`.
 
-    Arguments are those of `SAMMaskDecoder`.
+    Args:
+        hidden_size, activation, layer_norm_epsilon, initializer_range: those of `SAMMaskDecoder`.
+        input_dim: optional int. Channels of the features. Defaults to `hidden_size`.
+        inner_dim: optional int. Channels between the two transposed convolutions. Defaults to
+            `hidden_size / 4`.
+        activates_output: bool. Defaults to `True`.
     """
 
     def __init__(
@@ -24,6 +29,9 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         activation: Activation = "gelu",
         layer_norm_epsilon: float = 1e-6,
         initializer_range: float | None = None,
+        input_dim: int | None = None,
+        inner_dim: int | None = None,
+        activates_output: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -31,10 +39,12 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
             raise ValueError(
                 f"`hidden_size` must be a multiple of 8. Received: hidden_size={hidden_size}."
             )
+        input_dim = hidden_size if input_dim is None else input_dim
+        inner_dim = hidden_size // 4 if inner_dim is None else inner_dim
         self.keep_arguments(locals())
         policy = self.dtype_policy
         self.conv1 = keras.layers.Conv2DTranspose(
-            hidden_size // 4, 2, strides=2, dtype=policy, name="conv1"
+            inner_dim, 2, strides=2, dtype=policy, name="conv1"
         )
         self.norm1 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm1")
         self.conv2 = keras.layers.Conv2DTranspose(
@@ -42,15 +52,13 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         )
 
     def build(self, input_shape: Shape | None = None) -> None:
-        quarter = (None, None, None, self.hidden_size // 4)
-        build_part(self.conv1, (None, None, None, self.hidden_size), self.initializer_range)
-        self.norm1.build(quarter)
-        build_part(self.conv2, quarter, self.initializer_range)
+        inner = (None, None, None, self.inner_dim)
+        build_part(self.conv1, (None, None, None, self.input_dim), self.initializer_range)
+        self.norm1.build(inner)
+        build_part(self.conv2, inner, self.initializer_range)
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        h, w, channels = x.shape[1:]
-        cells = ops.reshape(x, (-1, h * w, channels))
-        return depth_to_space(self.upscale_unordered(cells, training), (h, w))
+        return depth_to_space(self.upscale_unordered(x, training), x.shape[1:3])
 
     def upscale_unordered(
         self,
@@ -64,33 +72,31 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         product, after which a cell holds its own pixels. A caller that reduces the channels, as
         masks do, orders the pixels afterwards and so moves fewer numbers.
 
-        Args:
-            x: float tensor `(..., Eh * Ew, C)`.
-            training: optional bool.
-            finer: optional pair of float tensors, `cells_of` finer features of the image
-                `(B, 2 Eh, 2 Ew, C / 4)` and `(B, 4 Eh, 4 Ew, C / 8)`, with an axis more for every
-                leading axis of `x` but the first. They are added after the first and the second
-                convolution.
+        `finer` are features of the image, of twice and four times the grid and as many channels as
+        the two convolutions make, as `cells_of` orders them. They are added to what these make;
+        their first axis may be shorter by the prompts that share an image.
 
-        Returns:
-            Float tensor `(..., Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its
-            2 x 2 quarters, then by row and column within them.
+        Returns `(B, Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its 2 x 2
+        quarters, then by row and column within them.
         """
-        x = self._quarters(self.conv1, x, None, training)  # (..., Eh * Ew * 4, C / 4)
+        h, w, channels = x.shape[1:]
+        x = ops.reshape(x, (-1, h * w, channels))
+        x = self._quarters(self.conv1, x, None, training)  # (B, Eh * Ew * 4, inner_dim)
         x = x if finer is None else _add_cells(x, finer[0])
         x = backends.activate(self.norm1(x, training=training), self.activation, training)
+        last = self.activation if self.activates_output else None
         if finer is None:
-            return self._quarters(self.conv2, x, self.activation, training)
+            return self._quarters(self.conv2, x, last, training)
         x = _add_cells(self._quarters(self.conv2, x, None, training), finer[1])
-        return backends.activate(x, self.activation, training)
+        return x if last is None else backends.activate(x, last, training)
 
     def _quarters(self, conv, x, activation, training):
-        """A transposed convolution: `(..., N, C)` pixels to 2 x 2 each, `(..., 4 N, C')`."""
+        """A transposed convolution: `(B, pixels, C)` to 2 x 2 pixels each, `(B, 4 pixels, C')`."""
         kernel = ops.cast(conv.kernel, x.dtype)  # (2, 2, C', C)
         kernel = ops.transpose(ops.reshape(kernel, (-1, kernel.shape[3])))
         bias = ops.tile(conv.bias, 4)
-        shape = (*ops.shape(x)[:-2], 4 * x.shape[-2], conv.filters)
-        return ops.reshape(backends.dense(x, kernel, bias, activation, training), shape)
+        x = backends.dense(x, kernel, bias, activation, training)  # (B, pixels, 4 C')
+        return ops.reshape(x, (-1, 4 * x.shape[1], conv.filters))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, h, w, _ = input_shape
@@ -122,7 +128,8 @@ def cells_of(x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _add_cells(x, cells):
-    """Adds pixels that `cells_of` gave to pixels `(..., N, c)`."""
-    shape = ops.shape(x)
-    parts = cells.shape[len(shape) - 2 :]  # without leading axes
-    return ops.reshape(ops.reshape(x, (*shape[:-2], *parts)) + cells, shape)
+    """Adds what `cells_of` gave, `(B, ...)`, to pixels `(B * P, N, c)`."""
+    pixels, channels = x.shape[1:]
+    cells = ops.expand_dims(cells, 1)
+    x = ops.reshape(x, (ops.shape(cells)[0], -1, *cells.shape[2:])) + cells
+    return ops.reshape(x, (-1, pixels, channels))

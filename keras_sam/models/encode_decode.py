@@ -171,15 +171,15 @@ class EncodesAndDecodes:
     ) -> dict[str, np.ndarray]:
         """`decode` of `Prompts` in the model frame, and of features that are checked already."""
         hooks = {name: to_numpy(x) for name, x in hooks.items() if x is not None}
+        made = None if multimask_output == "auto" else multimask_output
         if not hooks and not return_attentions:
-            made = None if multimask_output == "auto" else multimask_output
             outputs = self._programs.decode(features, prompts, prompt_chunk, made)
             outputs = join_batches([outputs])
             return select_masks(outputs, "auto") if multimask_output == "auto" else outputs
-        outputs = self._programs.inspect_decoder(features, prompts, hooks, return_attentions)
+        outputs = self._programs.inspect_decoder(features, prompts, hooks, return_attentions, made)
         attentions = outputs.pop("attentions", None)
         outputs = join_batches([outputs])
-        if multimask_output is not None:
+        if multimask_output == "auto":
             outputs = select_masks(outputs, multimask_output)
         return outputs if attentions is None else {**outputs, "attentions": attentions}
 

@@ -1,5 +1,6 @@
 """SAM's three parts wired into one functional model, up to the mask decoder's input."""
 
+import inspect
 from typing import Any
 
 import keras
@@ -88,6 +89,7 @@ class SAMBackbone(KeptArguments, Backbone):
     ):
         features = named_features(image_encoder.output)
         _check_fit(image_encoder, features[EMBEDDINGS], prompt_encoder, mask_decoder)
+        _check_features(features, mask_decoder)
         mask_size = prompt_encoder.mask_size
         inputs = {
             "images": image_encoder.input,
@@ -210,4 +212,17 @@ def _check_fit(image_encoder, embeddings, prompt_encoder, mask_decoder):
         raise ValueError(
             "`mask_decoder.hidden_size` must equal `prompt_encoder.hidden_size`. Received: "
             f"{mask_decoder.hidden_size} and {prompt_encoder.hidden_size}."
+        )
+
+
+def _check_features(features, mask_decoder):
+    parameters = inspect.signature(mask_decoder.call).parameters.values()
+    takes = {p.name for p in parameters}
+    unknown = sorted(set(features) - takes)
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        named = " and ".join(f"`{name}`" for name in unknown)
+        raise ValueError(
+            "`mask_decoder` must take every feature that `image_encoder` gives. Received: an "
+            f"encoder of {named}, and a {type(mask_decoder).__name__}, which takes `{EMBEDDINGS}`. "
+            "Make the encoder without them, or use the decoder that they are for."
         )

@@ -84,8 +84,8 @@ class TrainableSegmenter:
 
         Args:
             optimizer: str or `keras.optimizers.Optimizer`.
-            loss: `"auto"` for the loss that the model was trained with; a `SAMLoss` with other weights;
-                or a function from `(outputs, targets, ambiguous)` to `(B, P)`, see
+            loss: `"auto"` for the loss that the model was trained with; a `SAMLoss` with other
+                weights; or a function from `(outputs, targets, ambiguous)` to `(B, P)`, see
                 `SAMLoss.__call__`.
             metrics: `"auto"` for `miou`, the mean IoU of the mask that `select_masks` picks, and
                 `iou_error`, the mean absolute error of its predicted IoU; or None.

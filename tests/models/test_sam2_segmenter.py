@@ -220,7 +220,7 @@ def test_features_of_another_model(segmenter):
 
 def test_parts_of_another_model(segmenter):
     backbone = segmenter.backbone
-    with pytest.raises(ValueError, match="`SAMMaskDecoder` needs nothing beside"):
+    with pytest.raises(ValueError, match="an encoder of `high_res_features_0` and"):
         keras_sam.SAMImageSegmenter(
             keras_sam.SAMBackbone(
                 backbone.image_encoder,
