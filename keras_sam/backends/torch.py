@@ -36,6 +36,38 @@ def dense(x, kernel, bias, activation=None, training=None):
     return out if activation is None else activation(out)
 
 
+def dense_add(x, kernel, bias, other, activation=None, training=None):
+    """`activation(x @ kernel + bias + other)`: GELU in the memory of the sum."""
+    shape = (*x.shape[:-1], kernel.shape[1])
+    gelu = activation is keras.activations.gelu
+    if other.shape != shape or not (gelu or activation is None) or not _adds_by_one_dnn(x):
+        return generic.dense_add(x, kernel, bias, other, activation, training)
+    kernel, bias, other = (ops.cast(y, x.dtype) for y in (kernel, bias, other))
+    return _operation_of_sums()(x, kernel.t(), bias, other, gelu)
+
+
+def _adds_by_one_dnn(x):
+    return _is_for_one_dnn(x) and private.look_up(_one_dnn()[0], "binary") is not None
+
+
+@functools.cache
+def _operation_of_sums():
+    """`dense_add` by oneDNN. One operation for torch: recordings take none that changes tensors."""
+
+    @torch.library.custom_op("keras_sam::dense_add", mutates_args=())
+    def sum_of_products(
+        x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor, other: torch.Tensor, gelu: bool
+    ) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        y = y if y.stride(0) == 1 else y.contiguous()
+        other = other.reshape(-1, len(y)).contiguous()
+        out = _one_dnn()[0].binary(rows, other, y, bias, "add")
+        out = torch.ops.aten.gelu_(out) if gelu else out
+        return out.reshape(*x.shape[:-1], len(y))
+
+    return sum_of_products
+
+
 def layer_norm(x, gamma, beta, epsilon, training=None):
     """Normalises the last axis in one pass; half precision as it is, in float32 inside."""
     gamma, beta = ops.cast(gamma, x.dtype), ops.cast(beta, x.dtype)

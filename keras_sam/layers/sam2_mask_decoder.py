@@ -30,8 +30,9 @@ class SAM2MaskDecoder(SAMMaskDecoder):
         **kwargs: the arguments of `SAMMaskDecoder`.
 
     Call arguments:
-        high_res_features_0: float tensor `(B, 4 Eh, 4 Ew, C / 8)`.
-        high_res_features_1: float tensor `(B, 2 Eh, 2 Ew, C / 4)`.
+        high_res_features_0: float tensor `(B, 4 Eh, 4 Ew, C / 8)`, or what `embed_features` made
+            of it.
+        high_res_features_1: float tensor `(B, 2 Eh, 2 Ew, C / 4)`, likewise.
         **kwargs: those of `SAMMaskDecoder`; the decoder's own tokens are `2 + K`.
 
     Returns:
@@ -158,7 +159,7 @@ class SAM2MaskDecoder(SAMMaskDecoder):
         """The two features, the finest first, as `cells_of` orders them, if they are not yet."""
         _check_finer(finer)
         finer = [ops.cast(x, self.compute_dtype) for x in finer]
-        return [x if len(x.shape) > 4 else cells_of(x, grid) for x in finer]
+        return [x if len(x.shape) == 3 else cells_of(x, grid) for x in finer]
 
     def _embed_image(self, embeddings, dense, positions, finer):
         image = super()._embed_image(embeddings, dense, positions)
