@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from keras_sam.prompts.nested import to_numpy
+from keras_sam.prompts.spellings import refuses_unknown_arguments
 
 
+@refuses_unknown_arguments
 def select_masks(outputs: dict[str, Any], multimask_output: bool | str = "auto") -> dict[str, Any]:
     """Picks which of a segmenter's masks answer a prompt.
 

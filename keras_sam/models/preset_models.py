@@ -110,11 +110,12 @@ class PresetModel(keras.Model):
             ignore: str or iterable of str, regular expressions of whole names. Tensors of these
                 names are left out, such as those of other heads that were trained together
                 with the model.
-            **kwargs: other arguments of the class: `name`; for a task also `mask_threshold`, and
-                `preprocessor`, another one than the saved one or None. Then arguments of its
-                parts, such as `drop_path_rate` of the image encoder; where several parts have
-                one, `mask_decoder={"activation": "relu"}` sets that of one part. `dropout_rate`
-                and `initializer_range` alone set all parts. `input_shape` is another name for
+            **kwargs: other arguments of the class: `name`; for a task also `mask_threshold`,
+                `generator_settings` (None for Meta's defaults), and `preprocessor`, another one
+                than the saved one or None. Then arguments of its parts, such as `drop_path_rate` of
+                the image encoder; where several parts have one,
+                `mask_decoder={"activation": "relu"}` sets that of one part. `dropout_rate` and
+                `initializer_range` alone set all parts. `input_shape` is another name for
                 `image_shape`.
 
         Returns:

@@ -126,6 +126,14 @@ def test_half_precision(segmenter):
         assert np.nanmax(np.abs(half[name] - whole[name])) < 0.1 * scale
 
 
+def test_the_generator_starts_with_the_settings_of_sam2(segmenter):
+    assert segmenter.generator_settings == {"pred_iou_thresh": 0.8}
+    generator = keras_sam.SAMAutomaticMaskGenerator(segmenter)
+    assert generator.thresholds.pred_iou_thresh == 0.8
+    own = keras_sam.SAM2ImageSegmenter(segmenter.backbone, generator_settings={})
+    assert own.generator_settings == {}
+
+
 # --- training ---
 
 
