@@ -14,7 +14,8 @@ import safetensors.numpy
 
 from keras_sam import backends
 from keras_sam.files import whole_file
-from keras_sam.geometry import ResizePlan
+from keras_sam.geometry import SIZES, ResizePlan
+from keras_sam.models.backbone import EMBEDDINGS
 from keras_sam.models.encode_decode import check_segmenter
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.vit_det_backbone import encoder_fingerprint
@@ -75,8 +76,8 @@ class SAMPredictor:
 
     def reset(self) -> None:
         """Forgets the image, so that `predict` cannot answer for an old one."""
-        # Embeddings (B, Eh, Ew, C) and plans, together: whatever interrupts, they belong together.
-        self._images: tuple[np.ndarray, list[ResizePlan]] | None = None
+        # Features by name and plans, together: whatever interrupts, they belong together.
+        self._images: tuple[dict[str, np.ndarray], list[ResizePlan]] | None = None
 
     @property
     def is_image_set(self) -> bool:
@@ -86,7 +87,12 @@ class SAMPredictor:
     @property
     def image_embeddings(self) -> np.ndarray:
         """Float32 array `(B, Eh, Ew, C)`, read-only: the embeddings of the images that are set."""
-        return self._images_set()[0]
+        return self.features[EMBEDDINGS]
+
+    @property
+    def features(self) -> dict[str, np.ndarray]:
+        """`image_embeddings`, and the encoder's other features if it has any, all read-only."""
+        return dict(self._images_set()[0])
 
     @property
     def original_sizes(self) -> list[tuple[int, int]]:
@@ -129,14 +135,14 @@ class SAMPredictor:
         overrides = {} if channel_order is None else {"channel_order": channel_order}
         progress = verbose not in (0, False) and len(images) > 1
         bar = keras.utils.Progbar(len(images), unit_name="image") if progress else None
-        embeddings, plans = [], []
+        encoded, plans = [], []
         for image in images:
             frame, plan = self.preprocessor.image_converter.convert([image], **overrides)
-            embeddings.append(self.segmenter.encode_frames(frame)["image_embeddings"])
+            encoded.append(self.segmenter.checked_features(self.segmenter.encode_frames(frame)))
             plans += plan
             if bar:
                 bar.add(1)
-        self._set(np.concatenate(embeddings), plans)
+        self._set({name: np.concatenate([x[name] for x in encoded]) for name in encoded[0]}, plans)
 
     def predict(
         self,
@@ -192,13 +198,13 @@ class SAMPredictor:
             ours = our_name(name, KEYS)
             hint = f"; here it is `{ours}`" if ours else ""
             raise TypeError(f"`SAMPredictor.predict` has no argument `{name}`{hint}.")
-        embedding, plan = self._image(image_index)
+        features, plan = self._image(image_index)
         check_at_least_one(prompt_chunk, "prompt_chunk")
         given = {"points": points, "labels": labels, "boxes": boxes, "masks": masks}
         mask_size = self.segmenter.mask_size
         prompts = read(given, mask_sizes=(mask_size, plan.original_size))
         prompts = prompts.to_model([plan], mask_size)
-        outputs = self.segmenter.decode_prompts(embedding, prompts, prompt_chunk, multimask_output)
+        outputs = self.segmenter.decode_prompts(features, prompts, prompt_chunk, multimask_output)
         scores, logits = outputs["iou_pred"][0], outputs["masks"][0]  # ([P,] K), ([P,] K, L, L)
         threshold = self.segmenter.mask_threshold if mask_threshold is None else mask_threshold
         restored = plan.masks_to_original(logits, None if return_logits else threshold)
@@ -239,9 +245,9 @@ class SAMPredictor:
             RuntimeError: if no image is set.
             OSError: if the file cannot be written.
         """
-        embeddings, plans = self._images_set()
+        features, plans = self._images_set()
         tensors = {
-            "image_embeddings": embeddings,
+            **features,
             "original_sizes": np.array([plan.original_size for plan in plans], "int64"),
             "scaled_sizes": np.array([plan.scaled_size for plan in plans], "int64"),
         }
@@ -267,10 +273,15 @@ class SAMPredictor:
                 f"The embedding in {path} was made by another model, with other weights or another "
                 "image size: its masks would be wrong. Encode the image again with `set_image`."
             )
-        embeddings = tensors["image_embeddings"]
-        wanted = (*self.segmenter.embedding_size, self.segmenter.prompt_encoder.hidden_size)
-        sizes = (tensors["original_sizes"], tensors["scaled_sizes"])
-        if embeddings.shape[1:] != wanted or {x.shape for x in sizes} != {(len(embeddings), 2)}:
+        sizes = [tensors.pop(name, None) for name in SIZES]
+        wanted = self.segmenter.feature_shapes
+        if tensors.keys() != wanted.keys() or any(x is None for x in sizes):
+            raise _damaged(path, f"it holds {sorted(tensors)}")
+        count = len(sizes[0])
+        shapes = {name: (count, *shape) for name, shape in wanted.items()}
+        if {name: x.shape for name, x in tensors.items()} != shapes or any(
+            x.shape != (count, 2) for x in sizes
+        ):
             raise _damaged(path, f"its shapes are {[x.shape for x in tensors.values()]}")
         plan = self.preprocessor.image_converter.plan
         plans = [plan(tuple(size)) for size in sizes[0].tolist()]
@@ -280,11 +291,12 @@ class SAMPredictor:
                 "predictor's preprocessor scales: its masks would be wrong. Encode the image again "
                 "with `set_image`."
             )
-        self._set(embeddings, plans)
+        self._set(tensors, plans)
 
-    def _set(self, embeddings, plans):
-        embeddings.setflags(write=False)
-        self._images = (embeddings, plans)
+    def _set(self, features, plans):
+        for x in features.values():
+            x.setflags(write=False)
+        self._images = (features, plans)
 
     def _images_set(self):
         images = self._images
@@ -293,14 +305,15 @@ class SAMPredictor:
         return images
 
     def _image(self, image_index):
-        """One image's embedding `(1, Eh, Ew, C)` and its plan."""
-        embeddings, plans = self._images_set()
+        """One image's features, `B = 1`, and its plan."""
+        features, plans = self._images_set()
         if not 0 <= image_index < len(plans):
             raise IndexError(
                 f"`image_index` must be 0 to {len(plans) - 1}, one of the images that are set. "
                 f"Received: image_index={image_index}."
             )
-        return embeddings[image_index : image_index + 1], plans[image_index]
+        chosen = slice(image_index, image_index + 1)
+        return {name: x[chosen] for name, x in features.items()}, plans[image_index]
 
     def _fingerprint(self):
         return encoder_fingerprint(self.segmenter.image_encoder)
@@ -318,8 +331,6 @@ def _read_embedding(path):
         raise _damaged(path, error) from error
     if metadata.get("format") != _EMBEDDING_FORMAT:
         raise ValueError(f"`path` must be a file that `save_embedding` wrote. Received: {path}.")
-    if set(tensors) != {"image_embeddings", "original_sizes", "scaled_sizes"}:
-        raise _damaged(path, f"it holds {sorted(tensors)}")
     return tensors, metadata.get("model")
 
 

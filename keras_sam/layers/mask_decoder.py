@@ -259,7 +259,8 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         return outputs
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        given = inspect.signature(self.call).bind(*args, **kwargs).arguments
+        bound = inspect.signature(self.call).bind(*args, **kwargs)
+        given = {**bound.arguments, **bound.kwargs}
         *lead, count, _ = given["prompt_sparse_embeddings"].shape
         image = (given.get("projected_image") or {}).get("image", given.get("image_embeddings"))
         eh, ew = grid = image.shape[-3:-1]

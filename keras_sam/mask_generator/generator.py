@@ -316,13 +316,13 @@ class SAMAutomaticMaskGenerator:
                 data_format="channels_last",
                 value_range=None,
             )
-            embedding = self.segmenter.encode_frames(frame)["image_embeddings"]
-            yield Crop(tuple(box), plan), self._candidates(embedding, plan, layer, progress)
+            features = self.segmenter.encode_frames(frame)
+            yield Crop(tuple(box), plan), self._candidates(features, plan, layer, progress)
 
-    def _embedded_crop(self, embedding, plan, progress):
+    def _embedded_crop(self, features, plan, progress):
         """An image that is encoded already, as its only crop."""
         h, w = plan.original_size
-        yield Crop((0, 0, w, h), plan), self._candidates(embedding, plan, 0, progress)
+        yield Crop((0, 0, w, h), plan), self._candidates(features, plan, 0, progress)
 
     def _segment(self, image, keep_candidates, progress):
         crops = image.crops(progress)
@@ -332,25 +332,25 @@ class SAMAutomaticMaskGenerator:
             crops = candidates.recorded(crops)
         return select_records(crops, image.original_size, self.thresholds, candidates)
 
-    def _candidates(self, embedding, plan, layer, progress):
+    def _candidates(self, features, plan, layer, progress):
         h, w = plan.original_size
         points = self.point_grids[layer] * np.array([w, h])
         for start in range(0, len(points), self.points_per_batch):
             part = points[start : start + self.points_per_batch]
             multimask = self.segmenter.mask_decoder.num_mask_tokens > 1
-            scores, logits = self._decode(embedding, plan, part, None, multimask)
+            scores, logits = self._decode(features, plan, part, None, multimask)
             if self.use_m2m:
-                scores, logits = self._refine(embedding, plan, part, logits)
+                scores, logits = self._refine(features, plan, part, logits)
             yield Candidates(part, scores, logits)
             progress(len(part))
 
-    def _decode(self, embedding, plan, points, masks, multimask_output):
+    def _decode(self, features, plan, points, masks, multimask_output):
         """Scores `(N, K)` and logits `(N, K, Lh, Lw)` of one click each."""
         prompts = {"points": points[None, :, None], "labels": np.ones((1, len(points), 1), "int32")}
         if masks is not None:
             prompts["masks"] = masks[None, ..., None]  # (1, N, Lh, Lw, 1)
         outputs = self.segmenter.decode(
-            embedding,
+            features,
             prompts,
             original_sizes=[plan],
             prompt_chunk=self.prompt_chunk,
@@ -358,10 +358,10 @@ class SAMAutomaticMaskGenerator:
         )
         return outputs["iou_pred"][0], outputs["masks"][0]
 
-    def _refine(self, embedding, plan, points, logits):
+    def _refine(self, features, plan, points, logits):
         """Mask 0 of the same clicks with each of their masks as prompt."""
         refined = [
-            self._decode(embedding, plan, points, logits[:, k], False)
+            self._decode(features, plan, points, logits[:, k], False)
             for k in range(logits.shape[1])
         ]
         return tuple(np.concatenate(arrays, axis=1) for arrays in zip(*refined, strict=True))
@@ -378,13 +378,12 @@ class SAMAutomaticMaskGenerator:
                 f"`generate`, or use `crop_n_layers=0`. Received: {self.crop_n_layers}."
             )
         plan = self.predictor.preprocessor.image_converter.plan
-        embeddings = self.predictor.image_embeddings
-        return [
-            _OpenedImage(
-                size, functools.partial(self._embedded_crop, embeddings[i : i + 1], plan(size))
-            )
-            for i, size in enumerate(self.predictor.original_sizes)
-        ]
+        opened = []
+        for i, size in enumerate(self.predictor.original_sizes):
+            features = {name: x[i : i + 1] for name, x in self.predictor.features.items()}
+            crops = functools.partial(self._embedded_crop, features, plan(size))
+            opened.append(_OpenedImage(size, crops))
+        return opened
 
     def _progress_bar(self, images, verbose):
         """A function that advances the progress bar by a number of clicks."""

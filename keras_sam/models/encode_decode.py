@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_sam import backends
 from keras_sam.geometry import SIZES, ResizePlan, plan_of_sizes, sizes_of
+from keras_sam.models.backbone import EMBEDDINGS, named_features
 from keras_sam.models.outputs import select_masks
 from keras_sam.models.programs import join_batches
 from keras_sam.preprocessing.converter import batch_of, is_one_image
@@ -39,9 +40,10 @@ class EncodesAndDecodes:
             return_attentions: bool. Also return every block's attention map.
 
         Returns:
-            Dict for `decode`: `image_embeddings`, float32 array `(B, Eh, Ew, C)`, and what its
-            prompts and masks need, `original_sizes` and `scaled_sizes`, int32 arrays `(B, 2)`. With
-            a `return_` argument also the lists `hidden_states` and `attentions`, see
+            Dict for `decode`: `image_embeddings`, float32 array `(B, Eh, Ew, C)`, and the encoder's
+            other features if it has any, see `feature_shapes`; and what prompts and masks need,
+            `original_sizes` and `scaled_sizes`, int32 arrays `(B, 2)`. With a `return_` argument
+            also the lists `hidden_states` and `attentions`, see
             `ViTDetBackbone.with_outputs`.
 
         Raises:
@@ -84,7 +86,7 @@ class EncodesAndDecodes:
             if hidden_states or attentions:
                 part = self._programs.inspect(frames, hidden_states, attentions)
             else:
-                part = {"image_embeddings": self._programs.encode(frames)}
+                part = self._programs.encode(frames)
             parts.append({**part, **sizes_of(plans)})
         return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
@@ -102,7 +104,8 @@ class EncodesAndDecodes:
         """Decodes prompts for images that `encode` has encoded.
 
         Args:
-            image_embeddings: what `encode` returned, or its float array `(B, Eh, Ew, C)`.
+            image_embeddings: what `encode` returned; or, for an encoder without other features,
+                its float array `(B, Eh, Ew, C)`.
             prompts: dict of prompts as in `predict`, without `images`; or the canonical ones
                 that `prepare` returns, in the model frame.
             original_sizes: int array `(B, 2)`, height and width in pixels of the images that
@@ -123,22 +126,22 @@ class EncodesAndDecodes:
             and all prompts at once, which is slower.
 
         Raises:
-            ValueError: for malformed prompts, embeddings of another shape, or missing sizes.
+            ValueError: for malformed prompts, features that are missing or of another shape, or
+                missing sizes.
         """
         check_at_least_one(prompt_chunk, "prompt_chunk")
-        encoded = image_embeddings
-        if not isinstance(encoded, dict):
-            encoded = {"image_embeddings": encoded}
+        encoded = named_features(image_embeddings)
         if original_sizes is not None:
             encoded = {**encoded, "original_sizes": original_sizes, "scaled_sizes": None}
-        embeddings = self.checked_embeddings(encoded.get("image_embeddings"))
-        plans = self.plans(*(encoded.get(name) for name in SIZES), len(embeddings))
+        features = self.checked_features(encoded)
+        count = len(features[EMBEDDINGS])
+        plans = self.plans(*(encoded.get(name) for name in SIZES), count)
         if isinstance(prompts, dict) and "mask_given" in prompts:
             prompts = read_canonical(prompts)
         else:
             if isinstance(prompts, dict) and set(prompts) - {*KEYS}:
                 raise unknown_names("prompts", set(prompts) - {*KEYS}, KEYS)
-            prompts = read(prompts, len(embeddings))
+            prompts = read(prompts, count)
             if encoded.get("original_sizes") is None:
                 raise ValueError(
                     "`original_sizes` must be given with an array of embeddings, the (height, "
@@ -147,7 +150,7 @@ class EncodesAndDecodes:
                 )
             prompts = prompts.to_model(plans, self.mask_size)
         outputs = self.decode_prompts(
-            embeddings,
+            features,
             prompts,
             prompt_chunk,
             multimask_output,
@@ -159,21 +162,21 @@ class EncodesAndDecodes:
 
     def decode_prompts(
         self,
-        embeddings: np.ndarray,
+        features: dict[str, np.ndarray],
         prompts: Prompts,
         prompt_chunk: int,
         multimask_output: bool | str | None,
         return_attentions: bool = False,
         **hooks: Any,
     ) -> dict[str, np.ndarray]:
-        """`decode` of `Prompts` in the model frame, and of embeddings that are checked already."""
+        """`decode` of `Prompts` in the model frame, and of features that are checked already."""
         hooks = {name: to_numpy(x) for name, x in hooks.items() if x is not None}
         if not hooks and not return_attentions:
             made = None if multimask_output == "auto" else multimask_output
-            outputs = self._programs.decode(embeddings, prompts, prompt_chunk, made)
+            outputs = self._programs.decode(features, prompts, prompt_chunk, made)
             outputs = join_batches([outputs])
             return select_masks(outputs, "auto") if multimask_output == "auto" else outputs
-        outputs = self._programs.inspect_decoder(embeddings, prompts, hooks, return_attentions)
+        outputs = self._programs.inspect_decoder(features, prompts, hooks, return_attentions)
         attentions = outputs.pop("attentions", None)
         outputs = join_batches([outputs])
         if multimask_output is not None:
@@ -204,16 +207,34 @@ class EncodesAndDecodes:
         both = zip(sizes.tolist(), to_numpy(scaled_sizes).tolist(), strict=True)
         return [plan_of_sizes(*of_image, frame) for of_image in both]
 
-    def checked_embeddings(self, embeddings: Any) -> np.ndarray:
-        """Embeddings as float32 numpy `(B, Eh, Ew, C)`, or a ValueError for another shape."""
-        embeddings = to_numpy(embeddings).astype("float32", copy=False)
-        wanted = (*self.embedding_size, self.prompt_encoder.hidden_size)
-        if embeddings.shape[1:] != wanted or not len(embeddings):
-            raise ValueError(
-                f"`image_embeddings` must have shape (B, {', '.join(map(str, wanted))}), as this "
-                f"model's `encode` returns them. Received: shape={embeddings.shape}."
-            )
-        return embeddings
+    @property
+    def feature_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes, without the axis `B`, of what `encode` returns for `decode`, sizes aside."""
+        return self.backbone.feature_shapes
+
+    def checked_features(self, encoded: Any) -> dict[str, np.ndarray]:
+        """The encoder's features as float32 numpy, from a dict with them or from embeddings alone.
+
+        Raises a ValueError if one is missing or has another shape.
+        """
+        encoded = named_features(encoded)
+        features = {}
+        for name, wanted in self.feature_shapes.items():
+            if encoded.get(name) is None:
+                raise ValueError(
+                    f"`{name}` must be given beside `image_embeddings`: this model decodes "
+                    f"{' and '.join(self.feature_shapes)}. Received: {sorted(encoded)}. Pass what "
+                    "this model's `encode` returns."
+                )
+            x = to_numpy(encoded[name]).astype("float32", copy=False)
+            count = len(features.get(EMBEDDINGS, x)) if x.ndim else 0
+            if x.shape != (count, *wanted) or not count:
+                raise ValueError(
+                    f"`{name}` must have shape (B, {', '.join(map(str, wanted))}), as this "
+                    f"model's `encode` returns them. Received: shape={x.shape}."
+                )
+            features[name] = x
+        return features
 
 
 def check_segmenter(segmenter: Any) -> None:

@@ -17,7 +17,7 @@ from keras_sam import backends, converters
 from keras_sam.backends import private
 from keras_sam.layers.initialization import skip_init
 from keras_sam.presets import Preset, list_presets, read_preset
-from keras_sam.presets.adapt import IMAGE_ENCODER_CLASS, fit_position_tables
+from keras_sam.presets.adapt import fit_tables
 from keras_sam.presets.assign import assign
 from keras_sam.presets.locate import (
     CONFIG_FILE,
@@ -195,10 +195,11 @@ class PresetModel(keras.Model):
         if part not in (None, *parts):
             raise ValueError(f"`part` must be one of {parts}. Received: part={part!r}.")
         path = os.path.expanduser(path)
-        arrays, _ = converters.rename(converters.read_checkpoint(path, checkpoint_key))
+        arrays = converters.rename(converters.read_checkpoint(path, checkpoint_key)).arrays
         encoder = getattr(backbone, "image_encoder", backbone)
-        if keras.saving.get_registered_name(type(encoder)) == IMAGE_ENCODER_CLASS:
-            arrays = fit_position_tables(arrays, encoder.get_config())
+        if isinstance(encoder, PresetModel):
+            name = keras.saving.get_registered_name(type(encoder))
+            arrays = fit_tables(arrays, name, encoder.get_config())
         if part is not None:
             arrays = {k: x for k, x in arrays.items() if converters.part_of(k) in (part, None)}
             backbone = getattr(backbone, part, backbone)

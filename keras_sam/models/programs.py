@@ -11,9 +11,9 @@ import numpy as np
 from keras import ops
 
 from keras_sam import backends
-from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
+from keras_sam.models.backbone import EMBEDDINGS, named_features
 from keras_sam.models.outputs import check_choice
 from keras_sam.prompts import CANONICAL_KEYS as _PROMPTS
 from keras_sam.prompts import PADDING, Prompts
@@ -23,12 +23,15 @@ from keras_sam.prompts.nested import next_power_of_two
 # multiplications as it saves for three prompts.
 _PROMPTS_TO_PROJECT = 3
 
+# The decoder's input for the encoded positions of the embedding's cells.
+_POSITIONS = "positions"
+
 
 class Program:
     """A Keras model that runs batch by batch, compiled once per input shape.
 
     Threads take turns, so that several need no more memory than one. The inputs of a decoder are an
-    embedding and prompt sets that do not affect each other, and may be decoded one by one.
+    image's features and prompt sets that do not affect each other, and may be decoded one by one.
     """
 
     def __init__(self, model: keras.Model, is_decoder: bool = False):
@@ -60,7 +63,7 @@ class Program:
 class Programs:
     """The encoder and decoder programs of one backbone, each made at its first use.
 
-    Embeddings and masks are returned in float32 whatever the backbone computes in, because numpy
+    Features and masks are returned in float32 whatever the backbone computes in, because numpy
     lacks bfloat16.
     """
 
@@ -70,32 +73,37 @@ class Programs:
         self._located = (None, None)  # frequencies, and the positions encoded with them
         self._lock = threading.Lock()
 
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """Images `(B, H, W, channels)` to embeddings `(B, Eh, Ew, C)`, both numpy."""
+    def encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Images `(B, H, W, channels)` to the encoder's features by name, all numpy."""
         return self._program("encoder", self._make_encoder)(np.asarray(images, "float32"))
 
     def inspect(self, images: np.ndarray, hidden_states: bool, attentions: bool) -> dict:
         """`encode` with intermediate results, see `ViTDetBackbone.with_outputs`."""
         name = f"encoder, {hidden_states=}, {attentions=}"
         encoder = self._backbone.image_encoder
+        if not hasattr(encoder, "with_outputs"):
+            raise ValueError(
+                "`return_hidden_states` and `return_attentions` need an image encoder with "
+                f"`with_outputs`, such as `ViTDetBackbone`. Received: a {type(encoder).__name__}."
+            )
         program = self._program(name, lambda: encoder.with_outputs(hidden_states, attentions))
         return _float32(program(np.asarray(images, "float32")))
 
     def decode(
         self,
-        embeddings: np.ndarray,
+        features: dict[str, np.ndarray],
         prompts: Prompts,
         chunk: int,
         multimask_output: bool | None = None,
     ) -> dict[str, np.ndarray]:
-        """Embeddings `(B, Eh, Ew, C)` and `Prompts` in the model frame to masks and their scores.
+        """What `encode` returns and `Prompts` in the model frame to masks and their scores.
 
         `chunk` prompt sets are decoded at once. `multimask_output` says which masks to make, see
         `SAMMaskDecoder`. `join_batches` finishes what is returned.
         """
         if not prompts.num_sets:
             return self.decode_nothing(prompts, multimask_output)
-        image = self._image(embeddings, prompts)
+        image = self._image(features, prompts)
         make = functools.partial(Decoder, self._backbone, multimask_output=multimask_output)
         joined = {}
         for sets, part in chunks(prompts, chunk, backends.pads_prompt_sets()):
@@ -115,34 +123,33 @@ class Programs:
         self, prompts: Prompts, multimask_output: bool | None = None
     ) -> dict[str, np.ndarray]:
         """What `decode` returns for prompt sets that are all padding, without an image."""
-        masks = self._backbone.mask_decoder.num_mask_tokens
+        decoder = self._backbone.mask_decoder
+        masks = decoder.num_mask_tokens
         check_choice(multimask_output, masks)
         kept = {None: masks, True: masks - 1, False: 1}[multimask_output]
         shape = (*prompts.labels.shape[:2], kept)
         masks = np.zeros((*shape, *self._backbone.mask_size), "float32")
         outputs = {"masks": masks, "iou_pred": np.zeros(shape, "float32")}
+        outputs |= {name: np.zeros(shape[:2], "float32") for name in extra_outputs(decoder)}
         return with_prompt_info(outputs, prompts)
 
     def inspect_decoder(
-        self, embeddings: np.ndarray, prompts: Prompts, hooks: dict, attentions: bool
+        self, features: dict[str, np.ndarray], prompts: Prompts, hooks: dict, attentions: bool
     ) -> dict[str, np.ndarray]:
         """`decode` of all prompt sets at once, with PerSAM's hooks and the attention maps.
 
         `hooks` is a dict of `attention_similarity` and `target_embedding`, or one of them.
         """
-        inputs = {"image_embeddings": embeddings, **_without_absent(prompts), **hooks}
+        inputs = {**features, **_without_absent(prompts), **hooks}
         name = f"decoder, {attentions=}, {sorted(inputs)}"
         make = functools.partial(Decoder, self._backbone, return_attentions=attentions)
         return with_prompt_info(_float32(self._program(name, make)(inputs)), prompts)
 
-    def _image(self, embeddings, prompts):
+    def _image(self, features, prompts):
         """The decoder's inputs that all prompts have in common."""
-        image = {"image_embeddings": embeddings, **self._positions()}
+        image = {**features, **self._positions()}
         few = prompts.num_sets < _PROMPTS_TO_PROJECT
-        decoder = self._backbone.mask_decoder
-        # A custom decoder or transformer may not support projections.
-        is_ours = type(decoder).call is SAMMaskDecoder.call and not decoder.has_custom_transformer
-        if few or prompts.mask_given.shape[1] or not is_ours:
+        if few or prompts.mask_given.shape[1] or not _can_project(self._backbone.mask_decoder):
             return image
         make = functools.partial(ImageProjection, self._backbone)
         return {"projected_image": self._program("projection", make).tensors(image)}
@@ -167,7 +174,7 @@ class Programs:
             make = functools.partial(Positions, self._backbone)
             positions = self._program("positions", make).tensors(np.zeros(1, "float32"))
             located = self._located = (frequencies, positions)
-        return {"positions": located[1]}
+        return {_POSITIONS: located[1]}
 
     def _program(self, name, make, is_decoder=False):
         with self._lock:
@@ -177,7 +184,10 @@ class Programs:
 
     def _make_encoder(self):
         encoder = self._backbone.image_encoder
-        return keras.Model(encoder.input, ops.cast(encoder.output, "float32"))
+        features = named_features(encoder.output)
+        return keras.Model(
+            encoder.input, {name: ops.cast(x, "float32") for name, x in features.items()}
+        )
 
 
 class _Part(keras.Model):
@@ -200,8 +210,8 @@ class Decoder(_Part):
         prompts = {name: x for name, x in inputs.items() if name in _PROMPTS}
         others = {name: x for name, x in inputs.items() if name not in _PROMPTS}
         embedded = self.prompt_encoder(**prompts)
-        if "positions" in others:
-            embedded["prompt_dense_positional_embeddings"] = others.pop("positions")
+        if _POSITIONS in others:
+            embedded["prompt_dense_positional_embeddings"] = others.pop(_POSITIONS)
         if "projected_image" in others:
             del embedded["prompt_dense_embeddings"]
             del embedded["prompt_dense_positional_embeddings"]
@@ -220,13 +230,32 @@ class ImageProjection(_Part):
     """What prompts without a mask have in common, see `SAMMaskDecoder.project_image`."""
 
     def call(self, inputs):
-        image = inputs["image_embeddings"]
-        embedded = _embed_a_click(self.prompt_encoder, ops.shape(image)[0])
+        features = {
+            name: ops.cast(x, self.compute_dtype)
+            for name, x in inputs.items()
+            if name != _POSITIONS
+        }
+        embedded = _embed_a_click(self.prompt_encoder, ops.shape(features[EMBEDDINGS])[0])
         return self.mask_decoder.project_image(
-            ops.cast(image, self.compute_dtype),
-            embedded["prompt_dense_embeddings"],
-            inputs.get("positions", embedded["prompt_dense_positional_embeddings"]),
+            prompt_dense_embeddings=embedded["prompt_dense_embeddings"],
+            prompt_dense_positional_embeddings=inputs.get(
+                _POSITIONS, embedded["prompt_dense_positional_embeddings"]
+            ),
+            **features,
         )
+
+
+def _can_project(decoder):
+    """Whether what prompts share can be computed beforehand.
+
+    A custom transformer or `call` may not support it: `call` and `project_image` must be of one
+    class.
+    """
+    owners = [
+        next((c for c in type(decoder).__mro__ if name in vars(c)), None)
+        for name in ("call", "project_image")
+    ]
+    return owners[0] is owners[1] and not getattr(decoder, "has_custom_transformer", False)
 
 
 def _embed_a_click(prompt_encoder, batch):
@@ -309,21 +338,29 @@ def split_into_buckets(total: int, size: int, pad_sets: bool) -> Iterator[tuple[
 
 # --- what is returned ---
 
+# What `join_batches` has to know of the prompts besides what is predicted for them.
+_FACTS = ("lone_click", "num_prompts", "single_object")
+
 
 def with_prompt_info(outputs: dict, prompts: Prompts) -> dict:
     """Adds what is needed to join batches and to pick masks: facts about the prompts."""
-    facts = ("lone_click", "num_prompts", "single_object")
-    return {**outputs, **{name: getattr(prompts, name) for name in facts}}
+    return {**outputs, **{name: getattr(prompts, name) for name in _FACTS}}
+
+
+def extra_outputs(decoder: keras.layers.Layer) -> tuple[str, ...]:
+    """Names of what a mask decoder predicts besides masks and their scores, `(B, P)` each."""
+    return tuple(getattr(decoder, "extra_outputs", ()))
 
 
 def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Joins the outputs of several batches, by their largest `P`.
 
-    Masks and scores of padded prompt sets become NaN. If every batch came in the form of a single
-    object, the result has no `num_prompts` and no axis `P`.
+    What is predicted for padded prompt sets becomes NaN. If every batch came in the form of a
+    single object, the result has no `num_prompts` and no axis `P`.
     """
     most = max(batch["masks"].shape[1] for batch in batches)
-    fillers = {"masks": np.nan, "iou_pred": np.nan, "lone_click": False}
+    predicted = [name for name in batches[0] if not name.endswith("_sizes") and name not in _FACTS]
+    fillers = {**dict.fromkeys(predicted, np.nan), "lone_click": False}
     joined = {
         name: _concatenate([batch[name] for batch in batches], most, filler)
         for name, filler in fillers.items()
@@ -331,7 +368,7 @@ def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     num_prompts = np.concatenate([np.asarray(batch["num_prompts"], "int32") for batch in batches])
     missing = np.arange(most) >= num_prompts[:, None]  # (B, P)
     if missing.any():
-        for name in ("masks", "iou_pred"):
+        for name in predicted:
             joined[name] = np.require(joined[name], requirements="W")
             joined[name][missing] = np.nan
     if all(batch["single_object"] for batch in batches):

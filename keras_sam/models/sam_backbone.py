@@ -10,7 +10,7 @@ from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
 from keras_sam.layers.prompt_tensors import canonical_inputs
 from keras_sam.models import preset_models
-from keras_sam.models.backbone import Backbone
+from keras_sam.models.backbone import EMBEDDINGS, Backbone, named_features
 from keras_sam.models.vit_det_backbone import ViTDetBackbone, check_frame
 
 
@@ -20,7 +20,8 @@ class SAMBackbone(KeptArguments, Backbone):
 
     Args:
         image_encoder: a `ViTDetBackbone`, or any functional model from images
-            `(B, H, W, channels)` to embeddings `(B, Eh, Ew, C)`.
+            `(B, H, W, channels)` to embeddings `(B, Eh, Ew, C)`, or to a dict of
+            `image_embeddings` and other features `(B, ...)` that the decoder takes by their names.
         prompt_encoder: a `SAMPromptEncoder` for that frame.
         mask_decoder: a `SAMMaskDecoder`; it is not part of this graph, but travels with it:
             `backbone.mask_decoder(**backbone(inputs))` gives masks.
@@ -36,7 +37,8 @@ class SAMBackbone(KeptArguments, Backbone):
             prompts with points and no box.
 
     Returns:
-        Dict of `image_embeddings` `(B, Eh, Ew, C)` and what `SAMPromptEncoder` returns.
+        Dict of `image_embeddings` `(B, Eh, Ew, C)`, the encoder's other features if it has any,
+        and what `SAMPromptEncoder` returns.
 
     Raises:
         ValueError: if the parts do not fit together.
@@ -84,7 +86,8 @@ class SAMBackbone(KeptArguments, Backbone):
         dtype: DType = None,
         **kwargs: Any,
     ):
-        _check_fit(image_encoder, prompt_encoder, mask_decoder)
+        features = named_features(image_encoder.output)
+        _check_fit(image_encoder, features[EMBEDDINGS], prompt_encoder, mask_decoder)
         mask_size = prompt_encoder.mask_size
         inputs = {
             "images": image_encoder.input,
@@ -94,11 +97,11 @@ class SAMBackbone(KeptArguments, Backbone):
             "mask_given": keras.Input((None,), dtype="bool", name="mask_given"),
         }
         outputs = {
-            "image_embeddings": image_encoder.output,
+            **features,
             **prompt_encoder(**{k: v for k, v in inputs.items() if k != "images"}),
         }
         if not mask_decoder.built:
-            mask_decoder.build(image_encoder.output.shape)
+            mask_decoder.build(features[EMBEDDINGS].shape)
         super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
         self.keep_arguments(locals())
 
@@ -111,6 +114,12 @@ class SAMBackbone(KeptArguments, Backbone):
     def embedding_size(self) -> tuple[int, int]:
         """Size `(Eh, Ew)` of the image embedding."""
         return self.prompt_encoder.image_embedding_size
+
+    @property
+    def feature_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes, without the axis `B`, of what the image encoder gives the mask decoder."""
+        features = named_features(self.image_encoder.output)
+        return {name: tuple(x.shape[1:]) for name, x in features.items()}
 
     @property
     def mask_size(self) -> tuple[int, int]:
@@ -183,8 +192,8 @@ class SAMBackbone(KeptArguments, Backbone):
         return cls(**config)
 
 
-def _check_fit(image_encoder, prompt_encoder, mask_decoder):
-    embedding = tuple(image_encoder.output.shape[1:])
+def _check_fit(image_encoder, embeddings, prompt_encoder, mask_decoder):
+    embedding = tuple(embeddings.shape[1:])
     wanted = (*prompt_encoder.image_embedding_size, prompt_encoder.hidden_size)
     if embedding != wanted:
         raise ValueError(

@@ -12,6 +12,7 @@ from keras_sam import backends
 from keras_sam.geometry import SIZES, sizes_of
 from keras_sam.layers.arguments import of_one_kind
 from keras_sam.layers.prompt_tensors import canonical_inputs
+from keras_sam.models.backbone import EMBEDDINGS
 from keras_sam.models.encode_decode import EncodesAndDecodes, checked_frames
 from keras_sam.models.fine_tuning import FineTuning
 from keras_sam.models.image_segmenter import ImageSegmenter
@@ -26,9 +27,10 @@ from keras_sam.preprocessing.preprocessor import (
     SAMImageSegmenterPreprocessor,
     check_preprocessor,
 )
-from keras_sam.prompts import CANONICAL_KEYS, read_canonical
+from keras_sam.prompts import CANONICAL_KEYS, KEYS, read_canonical
 from keras_sam.prompts.nested import check_at_least_one
 from keras_sam.prompts.reading import no_prompt
+from keras_sam.prompts.spellings import unknown_names
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -47,7 +49,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
 
     Call arguments:
         inputs: dict of `images` and prompts, see `SAMBackbone`; or of `image_embeddings`
-            `(B, Eh, Ew, C)` and the canonical prompts.
+            `(B, Eh, Ew, C)`, the encoder's other features if it has any, and the canonical prompts.
 
     Returns:
         Dict of `masks`, logits `(B, P, K, Lh, Lw)`, and `iou_pred` `(B, P, K)`, with
@@ -130,10 +132,10 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         return super().__call__(of_one_kind(inputs), *args, **kwargs)
 
     def call(self, inputs: dict[str, Any], training: bool | None = None, mask: Any = None) -> dict:
-        if "image_embeddings" in inputs:  # training on what `CachedEmbeddings` holds
+        if EMBEDDINGS in inputs:  # training on what `CachedEmbeddings` holds
             prompts = self.prompt_encoder(**{name: inputs[name] for name in CANONICAL_KEYS})
-            embeddings = inputs["image_embeddings"]
-            return self.mask_decoder(image_embeddings=embeddings, **prompts, training=training)
+            features = {name: inputs[name] for name in self.feature_shapes}
+            return self.mask_decoder(**features, **prompts, training=training)
         check_frame(inputs["images"], self.image_shape)
         inputs, single_object = canonical_inputs(inputs, self.mask_size)
         outputs = super().call(inputs, training=training)
@@ -213,8 +215,8 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
     def _predict_batch(self, batch, prompt_chunk):
         prepared = self.prepare_batch(batch)
         if prepared.prompts.num_prompts.any():
-            embeddings = self._programs.encode(prepared.images)
-            outputs = self._programs.decode(embeddings, prepared.prompts, prompt_chunk)
+            features = self._programs.encode(prepared.images)
+            outputs = self._programs.decode(features, prepared.prompts, prompt_chunk)
         else:  # no image has an object
             outputs = self._programs.decode_nothing(prepared.prompts)
         return {**outputs, **self._sizes(prepared.plans)}
@@ -237,11 +239,11 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
     def prepare_batch(self, batch: Batch) -> Prepared:
         """Takes a batch whose prompts are read to the model frame.
 
-        What was `image_embeddings` stays so, in place of images.
+        Images that are encoded already stay so: a dict of their features is in place of images.
         """
         x, prompts = batch.x, batch.prompts
         if "images" not in x:
-            images = self.checked_embeddings(x["image_embeddings"])
+            images = self.checked_features(x)
         elif batch.in_model_frame:
             images = checked_frames(x["images"], self.image_shape, "images")
         elif self.takes_any_keys:
@@ -253,10 +255,18 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
                 raise no_prompt("the whole call")
             images, plans = self._image_converter.convert(x["images"])
             return Prepared(images, prompts.to_model(plans, self.mask_size), plans)
-        plans = self.plans(*(x.get(name) for name in SIZES), len(images))
+        count = len(images[EMBEDDINGS] if "images" not in x else images)
+        plans = self.plans(*(x.get(name) for name in SIZES), count)
         if prompts is not None and not batch.in_model_frame:
             prompts = prompts.to_model(plans, self.mask_size)
         return Prepared(images, prompts, plans)
+
+    def check_keys_of_encoded(self, encoded: dict[str, Any]) -> None:
+        """Raises unless a dict with `image_embeddings` has features, prompts and sizes alone."""
+        known = (*self.feature_shapes, *KEYS, *SIZES)
+        unknown = set(encoded) - {*known, *CANONICAL_KEYS, "num_prompts", "single_object"}
+        if unknown:
+            raise unknown_names("x", unknown, known)
 
     @property
     def takes_any_keys(self) -> bool:

@@ -10,8 +10,10 @@ from keras import ops
 
 from keras_sam import backends
 from keras_sam.losses import VOID, SAMLoss, lone_click, selected_iou
+from keras_sam.models.backbone import EMBEDDINGS
 from keras_sam.models.programs import pad_prompts
 from keras_sam.preprocessing.batches import Batch, TrainingBatches
+from keras_sam.preprocessing.preprocessor import Prepared
 from keras_sam.preprocessing.targets import prompt_weights, targets_to_frames
 
 _NOT_IN_FIT = {
@@ -272,7 +274,7 @@ class TrainableSegmenter:
     def prepare_training(self, x: Any, y: Any, sample_weight: Any = None) -> tuple:
         """One batch in the model frame, padded so that few shapes are ever compiled.
 
-        Arguments are `fit`'s; `x` may hold `image_embeddings` and `original_sizes` for `images`.
+        Arguments are `fit`'s; `x` may hold what `encode` returned in place of `images`.
 
         Returns:
             Tuple of the canonical inputs, `{"masks": uint8 (B, P, Lh, Lw)}`, and, if weights were
@@ -292,6 +294,8 @@ class TrainableSegmenter:
     def prepare_training_batch(self, batch: Batch) -> tuple:
         """`prepare_training` of a batch whose prompts are read already."""
         check_encoder_is_frozen(self, batch)
+        if EMBEDDINGS in batch.x:
+            self.check_keys_of_encoded(batch.x)
         # A preprocessor of the user's own may add prompts.
         prepared = None
         if batch.prompts is not None or self.takes_any_keys:
@@ -313,8 +317,7 @@ class TrainableSegmenter:
         targets = targets_to_frames(
             batch.y, prepared.plans, self.mask_size, prompts.num_prompts, shape[1]
         )
-        name = "image_embeddings" if "image_embeddings" in batch.x else "images"
-        inputs = {name: np.asarray(prepared.images, "float32"), **canonical}
+        inputs = {**frames_or_features(prepared), **canonical}
         return with_targets(inputs, targets, batch.sample_weight)
 
     def _batches(self, x, y, sample_weight, batch_size, shuffle=False):
@@ -354,9 +357,16 @@ def with_targets(inputs: dict[str, Any], targets: np.ndarray, sample_weight: Any
     return inputs, {"masks": targets}, prompt_weights(sample_weight, *targets.shape[:2])
 
 
+def frames_or_features(prepared: Prepared) -> dict[str, np.ndarray]:
+    """What a model is trained on of the images: themselves, or what they were encoded to."""
+    if isinstance(prepared.images, dict):
+        return dict(prepared.images)
+    return {"images": np.asarray(prepared.images, "float32")}
+
+
 def check_encoder_is_frozen(segmenter: Any, batch: Batch) -> None:
     """Raises for a batch of embeddings unless the image encoder is frozen."""
-    if "image_embeddings" in batch.x and segmenter.image_encoder.trainable_variables:
+    if EMBEDDINGS in batch.x and segmenter.image_encoder.trainable_variables:
         raise ValueError(
             "`image_embeddings` cannot train the image encoder. Freeze it with "
             '`segmenter.freeze("image_encoder")` and compile again, or train on images.'

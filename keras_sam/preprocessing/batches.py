@@ -28,15 +28,12 @@ from keras_sam.preprocessing.targets import with_image_axis
 from keras_sam.prompts import KEYS, Prompts, read, read_canonical
 from keras_sam.prompts.nested import check_at_least_one, describe_value
 
-# The keys of a batch of embeddings, in place of `images`.
-_EMBEDDED = ("image_embeddings", "original_sizes")
-
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """Images and prompts as people pass them, the prompts read."""
 
-    # `images`, or `image_embeddings` and perhaps `original_sizes`, and prompts.
+    # `images`, or what they were encoded to and perhaps their sizes, and prompts.
     x: dict[str, Any]
     prompts: Prompts | None  # in pixels of the original images
     # Whether images and prompts are in the model frame already: the dict has `mask_given`.
@@ -265,7 +262,8 @@ class DictBatches(keras.utils.PyDataset):
         # An empty list says that no image has such a prompt.
         columns = {k: v for k, v in whole.x.items() if v is not None and len(v) == self.num_images}
         x = {name: rows(values) for name, values in columns.items()}
-        x |= {name: np.asarray(x[name]) for name in _EMBEDDED if name in x}
+        if "images" not in x:  # features and sizes
+            x |= {name: np.asarray(value) for name, value in x.items() if name not in KEYS}
         weight = whole.sample_weight
         return Batch(
             x,
@@ -378,8 +376,8 @@ def _length(x):
         return math.inf if cardinality is not None and int(cardinality()) == -1 else None
 
 
-# How many axes of a prepared batch's arrays differ from batch to batch.
-_FREE_AXES = {"images": 1, "image_embeddings": 1, "points": 3, "labels": 3}
+# How many axes of a prepared batch's arrays differ from batch to batch; of images and features, 1.
+_FREE_AXES = {"points": 3, "labels": 3, "masks": 2, "mask_given": 2, "targets": 2}
 
 
 def _with_free_axes(batch):
@@ -389,5 +387,5 @@ def _with_free_axes(batch):
     def free(x, axes):
         return keras.KerasTensor((*[None] * axes, *x.shape[axes:]), dtype=str(x.dtype))
 
-    inputs = {name: free(x, _FREE_AXES.get(name, 2)) for name, x in inputs.items()}
+    inputs = {name: free(x, _FREE_AXES.get(name, 1)) for name, x in inputs.items()}
     return inputs, *keras.tree.map_structure(lambda x: free(x, 2), others)

@@ -427,16 +427,17 @@ def check_images(x: Any) -> None:
 
 
 def check_keys(x: Any) -> None:
-    """Raises unless `x` is a dict of images or embeddings, and of kinds of prompts alone."""
-    source = ("images",)
-    if isinstance(x, dict) and "image_embeddings" in x:
-        source = ("image_embeddings", *SIZES)
-    else:
-        check_images(x)
+    """Raises unless `x` is a dict of images and of kinds of prompts alone.
+
+    With `image_embeddings` in place of images, the model knows which features are beside them.
+    """
+    if isinstance(x, dict) and "image_embeddings" in x and "images" not in x:
+        return
+    check_images(x)
     made = (*CANONICAL_KEYS, "num_prompts", "single_object", *SIZES) if "mask_given" in x else ()
-    unknown = set(x) - {*source, *KEYS, *made}
+    unknown = set(x) - {"images", *KEYS, *made}
     if unknown:
-        raise unknown_names("x", unknown, (*source, *KEYS))
+        raise unknown_names("x", unknown, ("images", *KEYS))
 
 
 def is_one_image(images: Any) -> bool:

@@ -24,6 +24,7 @@ from keras_sam.preprocessing.converter import (
     read_without_weights,
 )
 from keras_sam.preprocessing.tensorflow_graph import call_on_host, is_graph_tensor
+from keras_sam.presets.adapt import mask_size_of
 from keras_sam.prompts import Prompts, read
 from keras_sam.prompts.nested import to_numpy
 
@@ -32,7 +33,7 @@ from keras_sam.prompts.nested import to_numpy
 class Prepared:
     """A batch in the model frame, and the way back to the original images."""
 
-    images: np.ndarray  # float32 (B, H, W, C)
+    images: np.ndarray | dict[str, np.ndarray]  # float32 (B, H, W, C), or what it was encoded to
     prompts: Prompts
     plans: Sequence[ResizePlan]
 
@@ -166,11 +167,9 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         if found.preprocessor is not None:
             preprocessor = cls.from_config({**found.preprocessor["config"], **kwargs})
         else:
-            height, width = found.encoder["image_shape"][:2]
-            patch = found.encoder.get("patch_size", 16)
             defaults = {
                 "image_converter": SAMImageConverter.for_config(found.encoder),
-                "mask_size": (4 * height // patch, 4 * width // patch),
+                "mask_size": mask_size_of(found),
                 "name": "preprocessor",
             }
             preprocessor = cls(**{**defaults, **kwargs})

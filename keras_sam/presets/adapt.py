@@ -3,15 +3,14 @@
 import copy
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from keras_sam.converters import Tensor
 from keras_sam.enlarging import bilinear_weights
 from keras_sam.images import PIXEL_MEAN, PIXEL_STD
-
-IMAGE_ENCODER_CLASS = "keras_sam>ViTDetBackbone"
 
 
 @dataclasses.dataclass
@@ -64,7 +63,8 @@ def adapt(
         ValueError: if `image_shape` and `num_channels` disagree.
     """
     preset = dataclasses.replace(preset, parts=copy.deepcopy(preset.parts))
-    if preset.parts["image_encoder"]["registered_name"] != IMAGE_ENCODER_CLASS:
+    layout = ENCODERS.get(preset.parts["image_encoder"]["registered_name"])
+    if layout is None:
         return preset
     encoder = preset.encoder
     given = {}
@@ -74,7 +74,7 @@ def adapt(
     channels = _channels(image_shape, num_channels, encoder)
     changed = image_shape is not None or channels != encoder["image_shape"][2] or given
     if channels != encoder["image_shape"][2]:
-        preset.arrays = adapt_channels(preset.arrays, encoder, channels, given)
+        preset.arrays = layout.adapt_channels(preset.arrays, encoder, channels, given)
     encoder.update(given)
     if image_shape is not None:
         encoder["image_shape"] = [*(int(n) for n in image_shape[:2]), channels]
@@ -82,10 +82,10 @@ def adapt(
             prompt_encoder = preset.parts["prompt_encoder"]["config"]
             h, w = encoder["image_shape"][:2]
             prompt_encoder["input_image_size"] = [h, w]
-            patch = encoder["patch_size"]
-            prompt_encoder["image_embedding_size"] = [h // patch, w // patch]
+            stride = layout.stride(encoder)
+            prompt_encoder["image_embedding_size"] = [h // stride, w // stride]
     if preset.arrays is not None:
-        preset.arrays = fit_position_tables(preset.arrays, encoder)
+        preset.arrays = layout.fit_tables(preset.arrays, encoder)
     if changed:
         preset.preprocessor = None  # it was made for another frame
     return preset
@@ -218,3 +218,36 @@ def _fit_statistics(values, count):
     if count > len(values) > 1:
         average[: len(values)] = values
     return average
+
+
+class EncoderLayout(NamedTuple):
+    """What `adapt` does for one class of image encoders, with the arguments in its config."""
+
+    # Pixels of the frame for a cell of the embedding.
+    stride: Callable[[dict], int]
+    # Arrays, config, number of channels and given statistics: see `adapt_channels`.
+    adapt_channels: Callable[[dict | None, dict, int, dict], dict | None]
+    # Arrays and config to arrays for the config's frame.
+    fit_tables: Callable[[dict, dict], dict]
+
+
+# By the names under which the classes are registered with Keras.
+ENCODERS = {
+    "keras_sam>ViTDetBackbone": EncoderLayout(
+        lambda encoder: encoder.get("patch_size", 16), adapt_channels, fit_position_tables
+    ),
+}
+
+
+def fit_tables(arrays: dict, class_name: str, encoder: dict) -> dict:
+    """Arrays for the frame in an image encoder's config; those of an unknown class as they are."""
+    layout = ENCODERS.get(class_name)
+    return arrays if layout is None else layout.fit_tables(arrays, encoder)
+
+
+def mask_size_of(preset: Preset) -> tuple[int, int]:
+    """Size `(Lh, Lw)` of the mask logits, four to each side of a cell of the embedding."""
+    part = preset.parts["image_encoder"]
+    layout = ENCODERS.get(part["registered_name"])
+    stride = 16 if layout is None else layout.stride(part["config"])
+    return tuple(4 * n // stride for n in part["config"]["image_shape"][:2])

@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_sam import converters
 from keras_sam.presets import locate
-from keras_sam.presets.adapt import IMAGE_ENCODER_CLASS, Preset, adapt
+from keras_sam.presets.adapt import Preset, adapt
 from keras_sam.presets.assign import without_matches
 from keras_sam.presets.locate import (
     CONFIG_FILE,
@@ -18,12 +18,6 @@ from keras_sam.presets.locate import (
     read_json,
 )
 
-# The parts of a SAM, and what Keras knows their classes by.
-_CLASSES = {
-    "image_encoder": IMAGE_ENCODER_CLASS,
-    "prompt_encoder": "keras_sam>SAMPromptEncoder",
-    "mask_decoder": "keras_sam>SAMMaskDecoder",
-}
 _TRANSFORMERS_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _CONFIGURED_FILES = (*_TRANSFORMERS_FILES, WEIGHTS_FILE)
 _CONFIGURED_APART = ("backbone", "preprocessor", "trainable")
@@ -153,14 +147,13 @@ def _from_file(path, with_weights, hints=None, key=None):
         hints = _hints_of(kind, saved)
     tensors = converters.read_checkpoint(path, key)
     try:
-        config, arrays = converters.convert(tensors, hints)
+        family, parts, arrays = converters.convert(tensors, hints)
     except ValueError as error:
         raise ValueError(f"Cannot use the checkpoint {path!r}. {error}") from error
-    parts = {
-        name: {"registered_name": _CLASSES[name], "config": arguments}
-        for name, arguments in config.items()
-    }
-    return Preset(parts, arrays if with_weights else None)
+    task = None
+    if family.task is not None and len(parts) > 1:
+        task = {"registered_name": family.task, "config": {}}
+    return Preset(parts, arrays if with_weights else None, task=task)
 
 
 def _from_own_file(path, with_weights, saved, key):
@@ -169,7 +162,7 @@ def _from_own_file(path, with_weights, saved, key):
     backbone = task["config"].get("backbone", task)
     found = _native(backbone)
     if with_weights:
-        found.arrays, _ = converters.rename(converters.read_checkpoint(path, key))
+        found.arrays = converters.rename(converters.read_checkpoint(path, key)).arrays
     if task is not backbone:
         config = {k: v for k, v in task["config"].items() if k not in _CONFIGURED_APART}
         found.task = {**_named(task), "config": config}
@@ -200,10 +193,10 @@ def _read_native(source, with_weights, config=None, key=None):
 def _native(serialized):
     """A preset without weights from what Keras serialized, a whole SAM or an image encoder."""
     config = serialized["config"]
-    parts = {name: _named(config[name]) for name in _CLASSES if name in config}
+    parts = {name: _named(config[name]) for name in converters.PARTS if name in config}
     if not parts:
         return Preset({"image_encoder": _named(serialized)})
-    own = {k: v for k, v in config.items() if k not in (*_CLASSES, "trainable")}
+    own = {k: v for k, v in config.items() if k not in (*converters.PARTS, "trainable")}
     return Preset(parts, backbone={**_named(serialized), "config": own})
 
 
@@ -220,7 +213,13 @@ def _encoder_alone(preset):
 
 _KERAS_HUB_CLASSES = ("SAMImageSegmenter", "SAMBackbone", "ViTDetBackbone")
 _KERAS_CV_CLASSES = ("SegmentAnythingModel", "ViTDetBackbone")
-_TRANSFORMERS_TYPES = ("sam", "sam_vision_model")
+# transformers' model types, and how it stores these models.
+_TRANSFORMERS = {
+    model_type: family.transformers
+    for family in converters.FAMILIES
+    if family.transformers
+    for model_type in family.transformers.model_types
+}
 
 
 def _kind_of(config: dict) -> str:
@@ -234,7 +233,7 @@ def _kind_of(config: dict) -> str:
         return "keras_hub"
     if package.startswith("keras_cv") and name in _KERAS_CV_CLASSES:
         return "keras_cv"
-    if config.get("model_type") in _TRANSFORMERS_TYPES:
+    if config.get("model_type") in _TRANSFORMERS:
         return "transformers"
     said = registered or config.get("model_type") or config.get("class_name") or "nothing"
     raise ValueError(
@@ -244,9 +243,9 @@ def _kind_of(config: dict) -> str:
 
 
 def _hints_of(kind: str, config: dict) -> dict:
-    """Arguments of our parts that `converters.infer_config` cannot see in the tensors."""
+    """Arguments of our parts that `converters.convert` cannot see in the tensors."""
     if kind == "transformers":
-        return _transformers_hints(config)
+        return _TRANSFORMERS[config["model_type"]].hints(config)
     if str(config.get("registered_name")).endswith(">SAMImageSegmenter"):
         config = config["config"]["backbone"]
     inner = config["config"]
@@ -271,34 +270,6 @@ _KERAS_ENCODER = (
     ("global_attention_layer_indices", "global_attention_layer_indices"),
     ("global_attention_layer_indices", "global_attention_indices"),
 )
-
-
-def _transformers_hints(config):
-    """Published files leave out what equals the default, so absence means ViT-B's value."""
-    vision = config.get("vision_config", {}) if config["model_type"] == "sam" else config
-    decoder = config.get("mask_decoder_config") or {}
-    vision = vision or {}
-    # 1e-10 is what transformers has for "not given": nothing could be trained from it.
-    spread = vision.get("initializer_range", 1e-10)
-    others = {k: v for k, v in config.items() if k == "initializer_range" and v is not None}
-    return {
-        "image_encoder": {
-            "initializer_range": None if spread == 1e-10 else spread,
-            "num_heads": vision.get("num_attention_heads", 12),
-            "window_size": vision.get("window_size", 14),
-            "global_attention_layer_indices": list(
-                vision.get("global_attn_indexes", (2, 5, 8, 11))
-            ),
-            "layer_norm_epsilon": vision.get("layer_norm_eps", 1e-6),
-            "activation": vision.get("hidden_act", "gelu"),
-        },
-        "prompt_encoder": others,
-        "mask_decoder": {
-            **others,
-            "num_heads": decoder.get("num_attention_heads", 8),
-            "transformer_activation": decoder.get("hidden_act", "relu"),
-        },
-    }
 
 
 def _pixel_statistics(config: dict) -> dict:

@@ -11,7 +11,6 @@ import numpy as np
 from keras_sam import converters
 from keras_sam.converters import Tensor
 from keras_sam.files import whole_file
-from keras_sam.images import PIXEL_MEAN, PIXEL_STD
 from keras_sam.presets.adapt import Preset
 from keras_sam.presets.clients import HubSource, KaggleSource, import_client
 from keras_sam.presets.locate import (
@@ -85,20 +84,34 @@ def _write_meta(preset, target):
         parts = {"backbone": config, "preprocessor": preset.preprocessor}
         config = {**preset.task, "config": {**preset.task["config"], **parts}}
     metadata = {"format": "pt", converters.CONFIG_KEY: json.dumps(config)}
-    save_safetensors(target, converters.to_meta(preset.arrays), metadata)
+    save_safetensors(target, converters.to_meta(preset.arrays, _family_of(preset)), metadata)
+
+
+def _family_of(preset):
+    family = converters.family_of(preset.parts)
+    if family is None:
+        classes = [part["registered_name"] for part in preset.parts.values()]
+        raise ValueError(
+            "Only models of this package's classes can be written for other libraries. "
+            f"Received: {', '.join(classes)}."
+        )
+    return family
 
 
 def _write_transformers(preset, target):
     parts = {name: part["config"] for name, part in preset.parts.items()}
     if "prompt_encoder" not in parts:
         raise ValueError("The source holds an image encoder alone, not a whole SAM.")
-    config = transformers_config(parts)
+    family = _family_of(preset)
+    layout = family.transformers
+    if layout is None:
+        raise ValueError(f"transformers has no {family.name}. Write 'keras_sam' or 'meta'.")
+    config = layout.config(parts)
     os.makedirs(target, exist_ok=True)
-    tensors = converters.to_hugging_face(preset.arrays)
+    tensors = layout.tensors(preset.arrays)
     save_safetensors(os.path.join(target, "model.safetensors"), tensors, {"format": "pt"})
     save_json(os.path.join(target, CONFIG_FILE), config)
-    statistics = _preprocessor_config(parts["image_encoder"])
-    save_json(os.path.join(target, "preprocessor_config.json"), statistics)
+    save_json(os.path.join(target, "preprocessor_config.json"), layout.preprocessor_config(parts))
 
 
 def _write_ours(preset, target):
@@ -129,89 +142,6 @@ def _serialized(part):
         "class_name": name.rpartition(">")[2],
         "config": part["config"],
         "registered_name": name,
-    }
-
-
-def transformers_config(parts: dict) -> dict:
-    """The `config.json` with which `SamModel` reads what `converters.to_hugging_face` wrote."""
-    encoder, decoder = parts["image_encoder"], parts["mask_decoder"]
-    h, w, channels = encoder["image_shape"]
-    if h != w:
-        raise ValueError(
-            f"transformers' SamModel works on square frames only. Received: {h} x {w}."
-        )
-    vision = {
-        "model_type": "sam_vision_model",
-        "hidden_size": encoder["hidden_size"],
-        "output_channels": encoder["num_output_channels"],
-        "num_hidden_layers": encoder["num_layers"],
-        "num_attention_heads": encoder["num_heads"],
-        "num_channels": channels,
-        "image_size": h,
-        "patch_size": encoder["patch_size"],
-        "hidden_act": encoder.get("activation", "gelu"),
-        "layer_norm_eps": encoder.get("layer_norm_epsilon", 1e-6),
-        "qkv_bias": encoder["use_bias"],
-        "use_abs_pos": encoder["use_abs_pos"],
-        "use_rel_pos": encoder["use_rel_pos"],
-        "window_size": encoder["window_size"],
-        "global_attn_indexes": list(encoder["global_attention_layer_indices"]),
-        "num_pos_feats": parts["prompt_encoder"]["hidden_size"] // 2,
-        "mlp_dim": encoder["intermediate_dim"],
-        **_initializer_range(encoder),
-    }
-    return {
-        **_initializer_range(decoder),
-        "architectures": ["SamModel"],
-        "model_type": "sam",
-        "dtype": "float32",
-        "vision_config": vision,
-        "prompt_encoder_config": {
-            "model_type": "sam_prompt_encoder",
-            "hidden_size": parts["prompt_encoder"]["hidden_size"],
-            "image_size": h,
-            "patch_size": encoder["patch_size"],
-            "mask_input_channels": parts["prompt_encoder"].get("mask_in_channels", 16),
-        },
-        "mask_decoder_config": {
-            "model_type": "sam_mask_decoder",
-            "hidden_size": decoder["hidden_size"],
-            "hidden_act": decoder.get("transformer_activation", "relu"),
-            "mlp_dim": decoder["intermediate_dim"],
-            "num_hidden_layers": decoder["num_layers"],
-            "num_attention_heads": decoder["num_heads"],
-            "attention_downsample_rate": decoder.get("attention_downsample_rate", 2),
-            "num_multimask_outputs": decoder["num_multimask_outputs"],
-            "iou_head_depth": decoder["iou_head_depth"],
-            "iou_head_hidden_dim": decoder["iou_head_hidden_dim"],
-        },
-    }
-
-
-def _initializer_range(part):
-    value = part.get("initializer_range")
-    return {} if value is None else {"initializer_range": value}
-
-
-def _preprocessor_config(encoder: dict) -> dict:
-    """The `preprocessor_config.json` that goes with it, for `SamProcessor`."""
-    side = encoder["image_shape"][0]
-    mean = encoder.get("pixel_mean", PIXEL_MEAN)
-    std = encoder.get("pixel_std", PIXEL_STD)
-    return {
-        "image_processor_type": "SamImageProcessor",
-        "processor_class": "SamProcessor",
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_pad": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [round(v / 255, 9) for v in mean],
-        "image_std": [round(v / 255, 9) for v in std],
-        "pad_size": {"height": side, "width": side},
-        "resample": 2,
-        "rescale_factor": 1 / 255,
-        "size": {"longest_edge": side},
     }
 
 

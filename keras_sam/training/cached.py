@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ class CachedEmbeddings(Sequence):
         self._source = source
         self._folder = Path(folder)
         self._dtype = dtype
-        self._shape = (*segmenter.embedding_size, segmenter.prompt_encoder.hidden_size)
+        self._shapes = segmenter.feature_shapes
         self._skip_unreadable = skip_unreadable
         self._claim_folder(_identity(segmenter, dtype))
         self._files = self._encode_missing(segmenter, batch_size, verbose)  # by index of source
@@ -104,19 +105,31 @@ class CachedEmbeddings(Sequence):
         """The image file of an item, or its index where the source has no files."""
         return item_name(self._source, self._indices[index])
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """An item: the embedding, float32 `(Eh, Ew, C)`, and the objects, uint8 `(P, H0, W0)`."""
+    def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """An item: the encoder's features by name, float32, and the objects, uint8 `(P, H0, W0)`.
+
+        `image_embeddings` `(Eh, Ew, C)` is among the features.
+        """
         inner = self._indices[index]
         file, size = self._files[inner]
         try:
-            embedding = np.load(file, mmap_mode="r")
+            stored = np.load(file, mmap_mode="r")
         except ValueError as error:
             raise ValueError(
                 f"The embedding `{file}` is damaged. Delete it and create `CachedEmbeddings` "
                 "again, which encodes the image once more."
             ) from error
-        embedding = _to_float32(np.asarray(embedding), self._dtype)
-        return embedding, targets_of(self._source, inner, size)
+        values = _to_float32(np.asarray(stored).reshape(-1), self._dtype)
+        return self._split(values), targets_of(self._source, inner, size)
+
+    def _split(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """The features whose values are in a file one after the other."""
+        features, start = {}, 0
+        for name, shape in self._shapes.items():
+            stop = start + math.prod(shape)
+            features[name] = values[start:stop].reshape(shape)
+            start = stop
+        return features
 
     def _claim_folder(self, identity: dict[str, str]) -> None:
         """Marks an empty folder as this model's, and refuses that of another model."""
@@ -147,7 +160,8 @@ class CachedEmbeddings(Sequence):
         self, segmenter: SAMImageSegmenter, batch_size: int, verbose: str | int
     ) -> dict[int, tuple[Path, tuple[int, int]]]:
         """Encodes the images without a file. Returns each image's file and size by its index."""
-        length = len(_npy(np.zeros(self._shape, "uint16")))
+        blank = {name: np.zeros(shape, "uint16") for name, shape in self._shapes.items()}
+        length = len(_npy(_joined(blank)))
         there = {  # a file of another length is damaged
             entry.name.split("_")[0]: Path(entry.path)
             for entry in os.scandir(self._folder)
@@ -194,11 +208,11 @@ class CachedEmbeddings(Sequence):
         if not readable:
             return
         encoded = segmenter.encode([image for _, _, image in readable], len(readable))
-        embeddings = encoded["image_embeddings"]
-        for (index, digest, image), embedding in zip(readable, embeddings, strict=True):
+        for number, (index, digest, image) in enumerate(readable):
+            features = _joined({name: encoded[name][number] for name in self._shapes})
             size = tuple(image.shape[:2])
             path = self._folder / f"{digest}_{size[0]}x{size[1]}.npy"
-            stored = _stored(embedding, self._dtype)
+            stored = _stored(features, self._dtype)
             if stored is None:
                 raise ValueError(
                     f"The embedding of {item_name(self._source, index)} has values that "
@@ -222,17 +236,23 @@ def _identity(segmenter: SAMImageSegmenter, dtype: str) -> dict[str, str]:
     }
 
 
+def _joined(features: dict[str, np.ndarray]) -> np.ndarray:
+    """One array for a file: the features' values one after the other, or an embedding as it is."""
+    arrays = list(features.values())
+    return arrays[0] if len(arrays) == 1 else np.concatenate([x.reshape(-1) for x in arrays])
+
+
 def _size_of(path: Path) -> tuple[int, int]:
     height, width = path.stem.split("_")[1].split("x")
     return int(height), int(width)
 
 
-def _stored(embedding: np.ndarray, dtype: str) -> np.ndarray | None:
+def _stored(features: np.ndarray, dtype: str) -> np.ndarray | None:
     """The values as they are stored, bfloat16 as bits. None if they are out of range."""
     if dtype == "bfloat16":
-        return narrow_bfloat16(embedding) if np.isfinite(embedding).all() else None
+        return narrow_bfloat16(features) if np.isfinite(features).all() else None
     with np.errstate(over="ignore"):
-        values = embedding.astype("float16")
+        values = features.astype("float16")
     return values if np.isfinite(values).all() else None
 
 

@@ -84,7 +84,8 @@ class ObjectBatches(keras.utils.PyDataset):
         source: sequence of tuples of an image, uint8 `(H0, W0, 3)`, and its objects, uint8
             `(P, H0, W0)` of 0, 1 and 255 for void, such as `MaskFolder`, `CocoObjects`
             and `SA1BFolder`; or `CachedEmbeddings` of one, whose batches have
-            `image_embeddings` and `original_sizes` instead of `images`.
+            what the encoder gave, such as `image_embeddings`, and `original_sizes` instead of
+            `images`.
         batch_size: int. Images in a batch. Defaults to 1.
         prompts: `"none"` for `SAMTrainer`, which simulates them; `"points"` for one click per
             object; `"boxes"`; or `"points or boxes"`, which draws one of the two for each batch.
@@ -181,18 +182,17 @@ class ObjectBatches(keras.utils.PyDataset):
                 "their image, do not count. Leave them out of `source`, or use larger batches."
             )
         if self._is_cached:
-            x = {
-                "image_embeddings": np.stack([embedding for embedding, _, _ in examples]),
-                "original_sizes": np.array([t.shape[1:] for _, t, _ in examples], "int64"),
-            }
+            names = examples[0][0]
+            x = {name: np.stack([features[name] for features, _, _ in examples]) for name in names}
+            x["original_sizes"] = np.array([t.shape[1:] for _, t, _ in examples], "int64")
         else:
-            x = {"images": [image for image, _, _ in examples]}
+            x = {"images": [np.ascontiguousarray(image) for image, _, _ in examples]}
         rng = np.random.default_rng((self.seed, self.epoch, index, 1))
         x |= self._prompts(examples, rng)
         return x, {"masks": [targets for _, targets, _ in examples], "void": VOID}
 
-    def _example(self, index: int) -> tuple[np.ndarray, np.ndarray, np.random.Generator] | None:
-        """Image, targets and generator of one item; None if it has no usable object."""
+    def _example(self, index: int) -> tuple[Any, np.ndarray, np.random.Generator] | None:
+        """Image or features, targets and generator of an item; None if it has no usable object."""
         try:
             image, targets = read_item(self.source, index)
         except (OSError, ValueError) as error:
@@ -210,7 +210,7 @@ class ObjectBatches(keras.utils.PyDataset):
             return None
         if len(usable) > self.max_objects:
             usable = np.sort(rng.choice(usable, self.max_objects, replace=False))
-        return np.ascontiguousarray(image), np.ascontiguousarray(targets[usable]), rng
+        return image, np.ascontiguousarray(targets[usable]), rng
 
     def _prompts(self, examples: list[tuple], rng: np.random.Generator) -> dict[str, Any]:
         kind = self.prompts

@@ -11,11 +11,13 @@ from keras import ops
 from keras_sam.geometry import SIZES
 from keras_sam.layers.arguments import KeptArguments
 from keras_sam.losses import VOID, Tensor, choose_mask, lone_click, selected_iou, take_mask
+from keras_sam.models.backbone import named_features
 from keras_sam.models.encode_decode import check_segmenter
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.trainable import (
     TrainableSegmenter,
     check_encoder_is_frozen,
+    frames_or_features,
     mean_over_prompts,
     with_targets,
 )
@@ -105,9 +107,10 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
         segmenter = self.segmenter
         targets = ops.convert_to_tensor(inputs["targets"])
         foreground, valid = ops.equal(targets, 1), ops.not_equal(targets, VOID)
-        embeddings = inputs.get("image_embeddings")
-        if embeddings is None:
-            embeddings = segmenter.image_encoder(inputs["images"], training=training)
+        if "images" in inputs:
+            features = named_features(segmenter.image_encoder(inputs["images"], training=training))
+        else:
+            features = {name: inputs[name] for name in segmenter.feature_shapes}
         (h, w), (mask_h, mask_w) = segmenter.image_shape[:2], segmenter.mask_size
         scale = ops.convert_to_tensor([w / mask_w, h / mask_h], "float32")
         points, labels = self._first_prompts(foreground, scale)
@@ -123,7 +126,7 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
                 labels = ops.concatenate([labels, label], axis=2)
             if one_round is not None:
                 one_round.see(labels, logits)
-            outputs = self._decode(embeddings, points, labels, logits, training)
+            outputs = self._decode(features, points, labels, logits, training)
             rounds.append(outputs)
             logits = take_mask(
                 outputs["masks"], choose_mask(outputs["iou_pred"], outputs["ambiguous"])
@@ -133,7 +136,7 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
                 rounds = []  # these rounds only produce the next prompts
         if one_round is not None:
             labels, logits, mask_given = one_round.prompts(labels)
-            rounds = [self._decode(embeddings, points, labels, logits, training, mask_given)]
+            rounds = [self._decode(features, points, labels, logits, training, mask_given)]
         return {k: ops.stack([r[k] for r in rounds], axis=2) for k in rounds[0]}
 
     def _rounds_with_click(self):
@@ -167,17 +170,17 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
         origin = ops.zeros_like(point)
         return ops.concatenate([point, corners, origin], axis=2), labels  # (B, P, 4)
 
-    def _decode(self, embeddings, points, labels, logits, training, mask_given=None):
+    def _decode(self, features, points, labels, logits, training, mask_given=None):
         segmenter = self.segmenter
         masks = None if logits is None else ops.expand_dims(logits, -1)
         prompts = segmenter.prompt_encoder(
             points=points, labels=labels, masks=masks, mask_given=mask_given
         )
-        outputs = segmenter.mask_decoder(image_embeddings=embeddings, **prompts, training=training)
+        outputs = segmenter.mask_decoder(**features, **prompts, training=training)
         if logits is not None and mask_given is None:
             mask_given = ops.ones(ops.shape(labels)[:2], dtype="bool")
         ambiguous = lone_click(labels, mask_given)
-        return {"masks": outputs["masks"], "iou_pred": outputs["iou_pred"], "ambiguous": ambiguous}
+        return {**outputs, "ambiguous": ambiguous}
 
     def restore_lora(self) -> None:
         """See `SAMImageSegmenter.restore_lora`."""
@@ -186,10 +189,11 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
     def prepare_training_batch(self, batch: Batch) -> tuple:
         """One batch in the model frame. Refuses prompts in `x`, which would have no effect."""
         x, segmenter = batch.x, self.segmenter
-        if set(x) - set(SIZES) != {"image_embeddings"} and set(x) != {"images"}:
+        if set(x) - set(SIZES) != {*segmenter.feature_shapes} and set(x) != {"images"}:
             raise ValueError(
                 "`SAMTrainer` simulates the prompts: `x` must hold `images` alone, or "
-                "`image_embeddings` and `original_sizes`. To train on prompts of your own use "
+                f"{', '.join(f'`{name}`' for name in segmenter.feature_shapes)} and "
+                "`original_sizes`. To train on prompts of your own use "
                 f"`segmenter.fit`. Received: {sorted(x)}."
             )
         if "images" in x:
@@ -199,7 +203,7 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
         else:
             check_encoder_is_frozen(segmenter, batch)
             prepared = segmenter.prepare_batch(batch)
-            inputs, plans = {"image_embeddings": prepared.images}, prepared.plans
+            inputs, plans = frames_or_features(prepared), prepared.plans
         targets = targets_to_frames(batch.y, plans, segmenter.mask_size)
         return with_targets({**inputs, "targets": targets}, targets, batch.sample_weight)
 

@@ -9,6 +9,7 @@ import pytest
 
 import keras_sam
 from keras_sam import converters
+from keras_sam.converters import sam
 from tests import checkpoints
 
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
@@ -299,7 +300,7 @@ def test_transformers_folder_in_shards(tmp_path):
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     for source in (tmp_path, tmp_path / "model.safetensors.index.json"):
         arrays = keras_sam.presets.read_preset(source).arrays
-        found = converters.to_hugging_face(arrays)
+        found = sam.to_transformers(arrays)
         for name, tensor in model.state_dict().items():
             np.testing.assert_array_equal(np.asarray(found[name]), tensor.numpy())
 
@@ -336,7 +337,7 @@ def test_transformers_half_precision(dtype, tmp_path):
     wanted = model.float().state_dict()
     for source in (tmp_path, tmp_path / "model.pt"):
         arrays = keras_sam.presets.read_preset(source).arrays
-        found = converters.to_hugging_face(arrays)
+        found = sam.to_transformers(arrays)
         for name, tensor in wanted.items():
             np.testing.assert_array_equal(np.asarray(found[name]), tensor.numpy())
 

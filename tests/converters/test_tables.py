@@ -108,12 +108,12 @@ def test_a_variable_without_a_name_in_the_other_format_is_an_error():
 
 def test_transformers_tied_matrix():
     tensors = of_hugging_face()
-    _, wanted = convert(tensors)
+    _, _, wanted = convert(tensors)
     name = "prompt_encoder/positional_embedding/gaussian_matrix"
     first = tensors[torch_tables.POSITIONAL]
-    _, both = convert({**tensors, torch_tables.TIED_POSITIONAL: first})
+    _, _, both = convert({**tensors, torch_tables.TIED_POSITIONAL: first})
     moved = {k: v for k, v in tensors.items() if k != torch_tables.POSITIONAL}
-    _, other = convert({**moved, torch_tables.TIED_POSITIONAL: first})
+    _, _, other = convert({**moved, torch_tables.TIED_POSITIONAL: first})
     for found in (both, other):
         assert found.keys() == wanted.keys()
         np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(wanted[name]))
@@ -124,9 +124,9 @@ def test_transformers_tied_matrix():
 def test_meta_pixel_statistics_are_taken_over():
     tensors = of_meta()
     mean, std = np.float32([1, 2, 3]).reshape(3, 1, 1), np.float32([4, 5, 6]).reshape(3, 1, 1)
-    config, arrays = convert({**tensors, "pixel_mean": mean, "pixel_std": std})
-    assert config["image_encoder"]["pixel_mean"] == [1, 2, 3]
-    assert config["image_encoder"]["pixel_std"] == [4, 5, 6]
+    _, parts, arrays = convert({**tensors, "pixel_mean": mean, "pixel_std": std})
+    assert parts["image_encoder"]["config"]["pixel_mean"] == [1, 2, 3]
+    assert parts["image_encoder"]["config"]["pixel_std"] == [4, 5, 6]
     assert len(arrays) == len(tensors)
 
 
@@ -136,7 +136,7 @@ def test_keras_extras_are_left_out():
         "optimizer/vars/0": np.zeros(()),
         "layers/dropout/seed_generator/vars/0": np.zeros(2, "uint32"),
     }
-    _, arrays = convert(tensors)
+    _, _, arrays = convert(tensors)
     assert len(arrays) == len(tensors) - 2
 
 
@@ -187,9 +187,9 @@ def test_without_relative_tables_released_sizes_are_known_and_others_refused():
     tensors = {k: v for k, v in of_meta().items() if "rel_pos" not in k}
     with pytest.raises(ValueError, match="would tell the number of heads"):
         convert(tensors)
-    config, _ = convert(tensors, {"image_encoder": {"num_heads": 6, "window_size": 5}})
-    assert config["image_encoder"]["num_heads"] == 6
-    assert config["image_encoder"]["use_rel_pos"] is False
+    _, parts, _ = convert(tensors, {"image_encoder": {"num_heads": 6, "window_size": 5}})
+    assert parts["image_encoder"]["config"]["num_heads"] == 6
+    assert parts["image_encoder"]["config"]["use_rel_pos"] is False
     wide = {
         k: np.lib.stride_tricks.as_strided(v, strides=(0,) * v.ndim) for k, v in tensors.items()
     }
@@ -199,6 +199,6 @@ def test_without_relative_tables_released_sizes_are_known_and_others_refused():
     wide = {k: v for k, v in wide.items() if "blocks.1" not in k and "blocks.2" not in k}
     for i in range(12):
         wide[f"image_encoder.blocks.{i}.norm1.weight"] = np.zeros(768, "f4")
-    config, _ = convert(wide)
-    assert config["image_encoder"]["num_heads"] == 12
-    assert config["image_encoder"]["global_attention_layer_indices"] == [2, 5, 8, 11]
+    _, parts, _ = convert(wide)
+    assert parts["image_encoder"]["config"]["num_heads"] == 12
+    assert parts["image_encoder"]["config"]["global_attention_layer_indices"] == [2, 5, 8, 11]

@@ -84,7 +84,7 @@ def test_a_failing_computation_leaves_the_model_as_it_was(segmenter):
     embeddings = segmenter.encode([PHOTO])["image_embeddings"]
     prompts = read_canonical(segmenter.prepare(CLICK))
     with pytest.raises(Exception, match=r"."):
-        segmenter._programs.decode(embeddings[..., :5], prompts, 8)
+        segmenter._programs.decode({"image_embeddings": embeddings[..., :5]}, prompts, 8)
     for weight, before in zip(segmenter.weights, weights):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(weight), before)
     assert_same_outputs(segmenter.predict(CLICK, verbose=0), expected)
@@ -244,12 +244,12 @@ def test_one_hypernetwork_runs_for_mask_0(segmenter, monkeypatch):
             head, "call", lambda x, k=k, call=head.call, **kw: ran.append(k) or call(x, **kw)
         )
     model = Programs(segmenter.backbone)
-    embeddings = segmenter.encode([PHOTO])["image_embeddings"]
+    features = segmenter.checked_features(segmenter.encode([PHOTO]))
     canonical = read_canonical(segmenter.prepare(CLICK))
-    assert model.decode(embeddings, canonical, 8, False)["masks"].shape[2] == 1
+    assert model.decode(features, canonical, 8, False)["masks"].shape[2] == 1
     assert set(ran) == {0}
     ran.clear()
-    assert model.decode(embeddings, canonical, 8, True)["masks"].shape[2] == 3
+    assert model.decode(features, canonical, 8, True)["masks"].shape[2] == 3
     assert set(ran) == {1, 2, 3}
 
 

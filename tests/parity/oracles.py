@@ -13,6 +13,7 @@ import pytest
 
 import keras_sam
 from keras_sam import backends, converters
+from keras_sam.converters import sam
 from keras_sam.preprocessing import SAMImageSegmenterPreprocessor
 from keras_sam.presets.assign import assign
 from tests.meta_oracle import import_segment_anything, meta_like
@@ -151,7 +152,7 @@ def meta_pair(grid=(10, 10)):
     """Meta's model and ours with its weights."""
     oracle, ours = meta_model(grid), our_model(grid)
     tensors = {name: values.detach().numpy() for name, values in oracle.state_dict().items()}
-    _, arrays = converters.convert(tensors)
+    _, _, arrays = converters.convert(tensors)
     assign(ours.weights, arrays, backends.assign_value)
     return oracle, ours
 
@@ -164,7 +165,7 @@ def transformers_pair():
     import torch
 
     arrays = {v.path: keras.ops.convert_to_numpy(v) for v in ours.weights}
-    tensors = converters.to_hugging_face(arrays)
+    tensors = sam.to_transformers(arrays)
     oracle.load_state_dict({name: torch.tensor(np.asarray(t)) for name, t in tensors.items()})
     return oracle, ours
 

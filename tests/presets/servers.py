@@ -219,9 +219,10 @@ class Process:
 
     def __init__(self, code, home, **variables):
         prelude = "import time; time.sleep = lambda seconds: None\nfrom keras_sam import presets\n"
-        # Files, because kagglehub's test environment prints more than a pipe holds.
-        self._out = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in `finish`
-        self._error = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        # Files, because kagglehub's test environment prints more than a pipe holds: downloads too,
+        # which a full disk may cut within a character.
+        self._out = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - see `finish`
+        self._error = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-c", prelude + code],
             env=environment(home, **variables),

@@ -83,11 +83,11 @@ def test_a_decoder_changes_the_masks_of_a_model_that_was_used(base, trained, tmp
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_of_transformers(part, base, trained, tmp_path):
-    from keras_sam.converters import to_hugging_face
+    from keras_sam.converters.sam import to_transformers
 
     arrays = in_memory(tiny_segmenter(seed=3).backbone).arrays
     state = {"image_encoder": "vision_encoder"}.get(part, part)
-    state = {k: v for k, v in to_hugging_face(arrays).items() if k.startswith(state)}
+    state = {k: v for k, v in to_transformers(arrays).items() if k.startswith(state)}
     if part != "image_encoder":
         state = without_prefix(part, state)
     before = values(base)

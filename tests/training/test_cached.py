@@ -58,7 +58,8 @@ def test_embeddings_are_the_encoders_rounded_to_nearest(segmenter, source, tmp_p
     cache = make(segmenter, source, tmp_path / "cache", dtype=dtype, batch_size=2)
     assert len(cache) == 3
     for i in range(3):
-        embedding, targets = cache[i]
+        features, targets = cache[i]
+        embedding = features["image_embeddings"]
         image, wanted_targets = source[i]
         wanted = segmenter.encode([image])["image_embeddings"][0]
         assert embedding.dtype == "float32"
@@ -86,7 +87,9 @@ def test_images_are_encoded_once_whatever_their_order(segmenter, source, tmp_pat
     cache = make(again, turned[:2], tmp_path / "other")
     assert again.encoded == 0
     np.testing.assert_allclose(
-        cache[0][0], segmenter.encode([source[2][0]])["image_embeddings"][0], atol=2e-2
+        cache[0][0]["image_embeddings"],
+        segmenter.encode([source[2][0]])["image_embeddings"][0],
+        atol=2e-2,
     )
 
 
@@ -117,7 +120,7 @@ def test_an_embedding_that_was_cut_short_is_made_again(segmenter, source, tmp_pa
     again = Count(segmenter)
     cache = make(again, source, tmp_path / "cache")
     assert again.encoded == 1
-    assert np.isfinite([cache[i][0] for i in range(3)]).all()
+    assert np.isfinite([cache[i][0]["image_embeddings"] for i in range(3)]).all()
 
 
 @pytest.mark.parametrize(

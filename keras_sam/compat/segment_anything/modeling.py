@@ -129,7 +129,7 @@ class Sam(OnDevice):
         Raises:
             ValueError: if a tensor is missing, has another shape, or belongs to no weight.
         """
-        arrays, _ = converters.rename({k: to_numpy(v) for k, v in state_dict.items()})
+        arrays = converters.rename({k: to_numpy(v) for k, v in state_dict.items()}).arrays
         assign(self.segmenter.weights, arrays, backends.assign_value)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -160,7 +160,10 @@ class Sam(OnDevice):
             return np.zeros((*shape, *self.segmenter.mask_size), "f4"), np.zeros(shape, "f4")
         prompts = self.prompt_encoder.read(points, labels, boxes, masks)
         outputs = self.segmenter.decode_prompts(
-            embedding, prompts, backends.PROMPT_CHUNK, bool(multimask_output)
+            self.segmenter.checked_features(embedding),
+            prompts,
+            backends.PROMPT_CHUNK,
+            bool(multimask_output),
         )
         return outputs["masks"][0], outputs["iou_pred"][0]
 

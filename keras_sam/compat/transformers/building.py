@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 from keras_sam.compat.transformers.configuration import SamConfig, read_config
+from keras_sam.converters.sam_transformers import transformers_config
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
 from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.vit_det_backbone import ViTDetBackbone
-from keras_sam.presets.write import transformers_config
 
 
 def config_of(address: str, segmenter: SAMImageSegmenter) -> SamConfig:

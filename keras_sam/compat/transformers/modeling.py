@@ -214,7 +214,7 @@ class SamModel(OnDevice):
             lead = (1, 1) if len(similarity) == 1 else (-1, prompts.num_sets)
             hooks["attention_similarity"] = similarity.reshape(*lead, *similarity.shape[1:])
         outputs = self.segmenter.decode_prompts(
-            self.segmenter.checked_embeddings(embeddings),
+            self.segmenter.checked_features(embeddings),
             prompts,
             backends.PROMPT_CHUNK,
             bool(multimask_output),
