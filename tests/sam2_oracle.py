@@ -1,6 +1,7 @@
 """SAM 2's released code as the oracle of the tests, without hydra, which only reads its yaml files.
 
-Its wheel asks for hydra and iopath as it is imported; small modules stand in for what is missing.
+Its wheel asks for hydra, iopath and torchvision as it is imported; small modules stand in for what
+is missing.
 """
 
 import importlib
@@ -8,7 +9,10 @@ import importlib.util
 import sys
 import types
 
+import numpy as np
 import pytest
+
+from tests.meta_oracle import batched_nms, box_area
 
 # Names of video parts of the files, which belong to no variable of ours.
 VIDEO = (
@@ -35,6 +39,8 @@ def import_sam2():
             importlib.import_module(f"sam2.modeling.{name}")
         for name in ("memory_attention", "memory_encoder", "position_encoding"):
             importlib.import_module(f"sam2.modeling.{name}")
+        for name in ("sam2_image_predictor", "automatic_mask_generator"):
+            importlib.import_module(f"sam2.{name}")
         return sys.modules["sam2"]
     finally:
         # It has what it needs now; other libraries must not believe that these are here.
@@ -132,7 +138,8 @@ def _memory_encoder(channels):
 
 
 def _install_stand_ins():
-    """Puts modules for the missing ones of hydra and iopath into `sys.modules`; their names."""
+    """Puts modules for what is missing into `sys.modules`, and returns their names."""
+    import torch
 
     class GlobalHydra:
         @staticmethod
@@ -143,7 +150,36 @@ def _install_stand_ins():
         def is_initialized():
             return True
 
+    class Resize(torch.nn.Module):
+        """Bilinear and antialiased, as torchvision's is of a tensor."""
+
+        def __init__(self, size: tuple[int, int]):
+            super().__init__()
+            self.size = list(size)
+
+        def forward(self, x):
+            return torch.nn.functional.interpolate(
+                x[None], self.size, mode="bilinear", align_corners=False, antialias=True
+            )[0]
+
+    class Normalize(torch.nn.Module):
+        def __init__(self, mean: list[float], std: list[float]):
+            super().__init__()
+            self.mean, self.std = mean, std
+
+        def forward(self, x):
+            mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+            return (x - mean[:, None, None]) / std[:, None, None]
+
     contents = {
+        "torchvision": {},
+        "torchvision.transforms": {
+            "Normalize": Normalize,
+            "Resize": Resize,
+            "ToTensor": lambda: _to_tensor,
+        },
+        "torchvision.ops": {},
+        "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
         "hydra": {"initialize_config_module": None},
         "hydra.core": {},
         "hydra.core.global_hydra": {"GlobalHydra": GlobalHydra},
@@ -151,10 +187,18 @@ def _install_stand_ins():
         "iopath.common": {},
         "iopath.common.file_io": {"g_pathmgr": None},
     }
-    missing = [top for top in ("hydra", "iopath") if importlib.util.find_spec(top) is None]
+    tops = {name.partition(".")[0] for name in contents}
+    missing = {top for top in tops if importlib.util.find_spec(top) is None}
     names = [name for name in contents if name.split(".")[0] in missing]
     for name in names:
         module = types.ModuleType(name)
         module.__dict__.update(contents[name])
         sys.modules[name] = module
     return names
+
+
+def _to_tensor(image):
+    """A uint8 image `(H0, W0, 3)` as a float tensor `(3, H0, W0)` in 0..1."""
+    import torch
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255

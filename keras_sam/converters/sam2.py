@@ -77,15 +77,18 @@ _ENCODER = (
     ),
     ("neck/no_memory_embedding", "tensor", "no_mem_embed", "no_memory_embedding"),
 )
-_POSITIONS = ((
-    "position_embedding/background",
-    "image_encoder.trunk.pos_embed",
-    "vision_encoder.backbone.pos_embed",
-), (
-    "position_embedding/window",
-    "image_encoder.trunk.pos_embed_window",
-    "vision_encoder.backbone.pos_embed_window",
-))
+_POSITIONS = (
+    (
+        "position_embedding/background",
+        "image_encoder.trunk.pos_embed",
+        "vision_encoder.backbone.pos_embed",
+    ),
+    (
+        "position_embedding/window",
+        "image_encoder.trunk.pos_embed_window",
+        "vision_encoder.backbone.pos_embed_window",
+    ),
+)
 
 META_ROWS = (
     *torch_rows([(ours, kind, meta) for ours, kind, meta, _ in _ENCODER]),

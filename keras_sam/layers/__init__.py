@@ -6,6 +6,7 @@ HOMES = {
     "MLP": "keras_sam.layers.mlp",
     "MultiHeadAttentionWithDownsampling": "keras_sam.layers.multi_head_attention",
     "RandomFrequencyPositionalEmbeddings": "keras_sam.layers.positional_embedding",
+    "SAM2MaskDecoder": "keras_sam.layers.sam2_mask_decoder",
     "SAMImageConverter": "keras_sam.preprocessing",
     "SAMMaskDecoder": "keras_sam.layers.mask_decoder",
     "SAMPromptEncoder": "keras_sam.layers.prompt_encoder",

@@ -39,7 +39,9 @@ class FeaturePyramid(KeptArguments, keras.layers.Layer):
         modeling/backbones/image_encoder.py.
     """
 
-    def __init__(self, output_dim: int = 256, initializer_range: float | None = None, **kwargs: Any):
+    def __init__(
+        self, output_dim: int = 256, initializer_range: float | None = None, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         if output_dim % 8:
             raise ValueError(

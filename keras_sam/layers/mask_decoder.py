@@ -61,6 +61,7 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         projected_image: optional dict, what `project_image` returned, instead of
             `image_embeddings`, `prompt_dense_embeddings` and
             `prompt_dense_positional_embeddings`.
+        **features: what subclasses need of the image besides, see `feature_names`.
         multimask_output: optional bool. True makes the candidates alone, masks 1 to
             `num_multimask_outputs`, False mask 0 alone; by default all are made.
 
@@ -91,6 +92,11 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
     outputs["masks"].shape  # (1, 4, 16, 16)
     ```
     """
+
+    # Call arguments for what the image encoder gives besides `image_embeddings`.
+    feature_names: tuple[str, ...] = ()
+    # Outputs `(B, [P,])` besides `masks` and `iou_pred`.
+    extra_outputs: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -209,6 +215,7 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         projected_image: dict[str, Tensor] | None = None,
         multimask_output: bool | None = None,
         training: bool | None = None,
+        **features: Tensor,
     ) -> dict[str, Any]:
         single_object = len(prompt_sparse_embeddings.shape) == 3
         per_prompt = (
@@ -221,12 +228,12 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         sparse, dense, sparse_mask, similarity, target = (
             map(_add_prompt_axis, per_prompt) if single_object else per_prompt
         )
-        positions, projected = prompt_dense_positional_embeddings, None
         if projected_image is None:
-            image = ops.expand_dims(image_embeddings, 1) + dense  # (B, P, Eh, Ew, C)
-        else:
-            projected = dict(projected_image)
-            image, positions = projected.pop("image"), projected.pop("positions")
+            projected_image = self._image_parts(
+                image_embeddings, dense, prompt_dense_positional_embeddings, **features
+            )
+        image, positions, *finer = (projected_image[name] for name in self._image_names)
+        projected = {k: x for k, x in projected_image.items() if k not in self._image_names}
 
         tokens, token_mask = self._join_tokens(sparse, sparse_mask)
         tokens, image, *attentions = self.transformer(
@@ -238,20 +245,14 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
                 attention_similarity=similarity,
                 target_embedding=target,
                 return_attentions=return_attentions or None,
-                projected=projected,
+                projected=projected or None,
             ),
             training=training,
         )
-        grid, kept = positions.shape[1:3], self._mask_numbers(multimask_output)
-        pixels = self._upscale(image, grid, training)  # (B, P, 16 Eh Ew, C / 8)
-        weights = ops.stack(
-            [self.output_hypernetworks_mlps[k](tokens[:, :, 1 + k]) for k in kept], axis=-1
-        )  # (B, P, C / 8, K)
-        scores = self.iou_prediction_head(tokens[:, :, 0])
-        outputs = {
-            "masks": _to_masks(backends.matmul(pixels, weights), grid),
-            "iou_pred": scores[:, :, kept.start : kept.stop],
-        }
+        grid = positions.shape[1:3]
+        pixels = self._upscale(image, grid, finer, training)  # (B, P, 16 Eh Ew, C / 8)
+        outputs = self._read_tokens(tokens, pixels, multimask_output, training)
+        outputs["masks"] = _to_masks(outputs["masks"], grid)
         if single_object:
             outputs = {name: x[:, 0] for name, x in outputs.items()}
         if return_attentions:
@@ -268,10 +269,11 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         outputs = {
             "masks": keras.KerasTensor((*shape, 4 * eh, 4 * ew), dtype=self.compute_dtype),
             "iou_pred": keras.KerasTensor(shape, dtype=self.compute_dtype),
+            **{n: keras.KerasTensor(lead, self.compute_dtype) for n in self.extra_outputs},
         }
         if given.get("return_attentions"):
             lead = (*lead, 1)[:2]  # the maps keep the axis P
-            count = count and count + 1 + self.num_mask_tokens
+            count = count and count + sum(x.shape[0] for x in self._own_tokens())
             specs = self._transformer_specs(lead, grid, count)
             *_, outputs["attentions"] = self.transformer.compute_output_spec(
                 *specs, return_attentions=True
@@ -283,19 +285,43 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         image_embeddings: Tensor,
         prompt_dense_embeddings: Tensor,
         prompt_dense_positional_embeddings: Tensor,
+        **features: Tensor,
     ) -> dict[str, Tensor]:
         """What all prompts without a mask have in common, to be computed once per image.
 
         Only with the decoder's own transformer. `prompt_dense_embeddings` `(B, 1, Eh, Ew, C)` are
-        those of no mask. Returns a dict for the call argument `projected_image`.
+        those of no mask, `features` the call's. Returns a dict for the call argument
+        `projected_image`.
         """
-        image = ops.expand_dims(image_embeddings, 1) + prompt_dense_embeddings
-        projected = self.transformer.project_image(image, prompt_dense_positional_embeddings)
-        return {"image": image, "positions": prompt_dense_positional_embeddings, **projected}
+        parts = self._image_parts(
+            image_embeddings,
+            prompt_dense_embeddings,
+            prompt_dense_positional_embeddings,
+            **features,
+        )
+        return {**parts, **self.transformer.project_image(parts["image"], parts["positions"])}
+
+    # What `_image_parts` returns: inputs of the transformer, then of `_upscale`.
+    _image_names: tuple[str, ...] = ("image", "positions")
+
+    def _image_parts(self, image_embeddings, dense, positions, **features):
+        """What the decoder needs of the image: with an axis `P`, 1 if the prompts share it."""
+        if set(features) != set(self.feature_names):
+            raise ValueError(
+                f"`{type(self).__name__}` needs {list(self.feature_names) or 'nothing'} beside "
+                f"`image_embeddings`, as its own image encoder gives them. "
+                f"Received: {sorted(features) or 'none'}. Encode the image with the same model."
+            )
+        image = ops.expand_dims(image_embeddings, 1) + dense  # (B, P, Eh, Ew, C)
+        return {"image": image, "positions": positions}
+
+    def _own_tokens(self):
+        """The learned tokens in their order, `(number, C)` each; those of the masks come last."""
+        return [self.iou_token, self.mask_tokens]
 
     def _join_tokens(self, sparse, sparse_mask):
-        """The quality token, the mask tokens, then the prompt's; and which of them are real."""
-        own = ops.concatenate([self.iou_token, self.mask_tokens], axis=0)
+        """The decoder's own tokens, then the prompt's; and which of them are real."""
+        own = ops.concatenate(self._own_tokens(), axis=0)
         lead = ops.shape(sparse)[:2]
         own = ops.broadcast_to(own, (*lead, *own.shape))
         tokens = ops.concatenate([own, ops.cast(sparse, own.dtype)], axis=2)  # (B, P, T', C)
@@ -304,19 +330,29 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         real = ops.ones((*lead, own.shape[2]), dtype="bool")
         return tokens, ops.concatenate([real, sparse_mask], axis=2)
 
+    def _read_tokens(self, tokens, pixels, multimask_output, training):
+        """The outputs, with `masks` as products of unordered pixels `(B, P, 16 Eh Ew, K)`."""
+        kept = self._mask_numbers(multimask_output)
+        scores = self.iou_prediction_head(tokens[:, :, 0])
+        return {
+            "masks": backends.matmul(pixels, self._mask_weights(tokens[:, :, 1:], kept)),
+            "iou_pred": scores[:, :, kept.start : kept.stop],
+        }
+
+    def _mask_weights(self, mask_tokens, numbers):
+        """What the pixels are multiplied with for some of the masks: `(B, P, C / 8, K)`."""
+        heads = self.output_hypernetworks_mlps
+        return ops.stack([heads[k](mask_tokens[:, :, k]) for k in numbers], axis=-1)
+
     def _mask_numbers(self, multimask_output):
         numbers = range(self.num_mask_tokens)
         if multimask_output is None:
             return numbers
         return numbers[1:] if multimask_output else numbers[:1]
 
-    def _upscale(self, image, grid, training):
+    def _upscale(self, image, grid, finer, training):
         """Image tokens `(B, P, Eh * Ew, C)` to pixels `(B, P, 16 Eh Ew, C / 8)`, unordered."""
-        eh, ew = grid
-        lead = ops.shape(image)[:2]
-        image = ops.reshape(image, (-1, eh, ew, self.hidden_size))
-        pixels = self.output_upscaling.upscale_unordered(image, training)
-        return ops.reshape(pixels, (*lead, 16 * eh * ew, self.hidden_size // 8))
+        return self.output_upscaling.upscale_unordered(image, training, finer or None)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -48,31 +48,48 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         build_part(self.conv2, quarter, self.initializer_range)
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        return depth_to_space(self.upscale_unordered(x, training), x.shape[1:3])
+        h, w, channels = x.shape[1:]
+        cells = ops.reshape(x, (-1, h * w, channels))
+        return depth_to_space(self.upscale_unordered(cells, training), (h, w))
 
-    def upscale_unordered(self, x: Tensor, training: bool | None = None) -> Tensor:
+    def upscale_unordered(
+        self,
+        x: Tensor,
+        training: bool | None = None,
+        finer: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """`call`, with the pixels of each cell side by side, for `depth_to_space`.
 
         The kernels do not overlap, so each of the two transposed convolutions is one matrix
         product, after which a cell holds its own pixels. A caller that reduces the channels, as
         masks do, orders the pixels afterwards and so moves fewer numbers.
 
-        Returns `(B, Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its 2 x 2
-        quarters, then by row and column within them.
+        Args:
+            x: float tensor `(..., Eh * Ew, C)`.
+            training: optional bool.
+            finer: optional pair of float tensors that broadcast to `(..., Eh * Ew * 4, C / 4)` and
+                `(..., Eh * Ew * 16, C / 8)`, `space_to_depth` of finer features of the image. They
+                are added after the first and the second convolution.
+
+        Returns:
+            Float tensor `(..., Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its
+            2 x 2 quarters, then by row and column within them.
         """
-        h, w, channels = x.shape[1:]
-        x = ops.reshape(x, (-1, h * w, channels))
-        x = self._quarters(self.conv1, x, None, training)  # (B, Eh * Ew * 4, C / 4)
+        x = self._quarters(self.conv1, x, None, training)  # (..., Eh * Ew * 4, C / 4)
+        x = x if finer is None else x + finer[0]
         x = backends.activate(self.norm1(x, training=training), self.activation, training)
-        return self._quarters(self.conv2, x, self.activation, training)
+        if finer is None:
+            return self._quarters(self.conv2, x, self.activation, training)
+        x = self._quarters(self.conv2, x, None, training) + finer[1]
+        return backends.activate(x, self.activation, training)
 
     def _quarters(self, conv, x, activation, training):
-        """A transposed convolution: `(B, pixels, C)` to 2 x 2 pixels each, `(B, 4 pixels, C')`."""
+        """A transposed convolution: `(..., N, C)` pixels to 2 x 2 each, `(..., 4 N, C')`."""
         kernel = ops.cast(conv.kernel, x.dtype)  # (2, 2, C', C)
         kernel = ops.transpose(ops.reshape(kernel, (-1, kernel.shape[3])))
         bias = ops.tile(conv.bias, 4)
-        x = backends.dense(x, kernel, bias, activation, training)  # (B, pixels, 4 C')
-        return ops.reshape(x, (-1, 4 * x.shape[1], conv.filters))
+        shape = (*ops.shape(x)[:-2], 4 * x.shape[-2], conv.filters)
+        return ops.reshape(backends.dense(x, kernel, bias, activation, training), shape)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, h, w, _ = input_shape
@@ -86,3 +103,19 @@ def depth_to_space(x: Tensor, grid: tuple[int, int]) -> Tensor:
     x = ops.reshape(x, (-1, h, w, 2, 2, 2, 2, channels))
     x = ops.transpose(x, (0, 1, 3, 5, 2, 4, 6, 7))  # (B, Eh, 2, 2, Ew, 2, 2, c)
     return ops.reshape(x, (-1, 4 * h, 4 * w, channels))
+
+
+def space_to_depth(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Pixels `(B, s Eh, s Ew, c)`, `s` 2 or 4, as `upscale_unordered` has them: `(B, pixels, c)`.
+
+    The reverse of `depth_to_space` for `s = 4`.
+    """
+    h, w = grid
+    channels = x.shape[-1]
+    if x.shape[1] == 2 * h:
+        x = ops.reshape(x, (-1, h, 2, w, 2 * channels))
+        x = ops.transpose(x, (0, 1, 3, 2, 4))  # (B, Eh, Ew, 2, 2 c)
+        return ops.reshape(x, (-1, 4 * h * w, channels))
+    x = ops.reshape(x, (-1, h, 2, 2, w, 2, 2 * channels))
+    x = ops.transpose(x, (0, 1, 4, 2, 5, 3, 6))  # (B, Eh, Ew, 2, 2, 2, 2 c)
+    return ops.reshape(x, (-1, 16 * h * w, channels))

@@ -6,6 +6,8 @@ HOMES = {
     "Backbone": "keras_sam.models.backbone",
     "HieraBackbone": "keras_sam.models.hiera_backbone",
     "ImageSegmenter": "keras_sam.models.image_segmenter",
+    "SAM2ImageSegmenter": "keras_sam.models.sam2_image_segmenter",
+    "SAM2ImageSegmenterPreprocessor": "keras_sam.preprocessing",
     "SAMBackbone": "keras_sam.models.sam_backbone",
     "SAMImageSegmenter": "keras_sam.models.sam_image_segmenter",
     "SAMImageSegmenterPreprocessor": "keras_sam.preprocessing",

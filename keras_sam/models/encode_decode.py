@@ -205,7 +205,8 @@ class EncodesAndDecodes:
         if scaled_sizes is None:
             return [self._image_converter.plan(tuple(size)) for size in sizes.tolist()]
         both = zip(sizes.tolist(), to_numpy(scaled_sizes).tolist(), strict=True)
-        return [plan_of_sizes(*of_image, frame) for of_image in both]
+        stretch = getattr(self._image_converter, "stretch", False)  # a custom one may not know it
+        return [plan_of_sizes(*of_image, frame, stretch) for of_image in both]
 
     @property
     def feature_shapes(self) -> dict[str, tuple[int, ...]]:

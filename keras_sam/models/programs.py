@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_sam import backends
+from keras_sam.geometry import STRETCHED
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
 from keras_sam.models.backbone import EMBEDDINGS, named_features
@@ -359,7 +360,8 @@ def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     single object, the result has no `num_prompts` and no axis `P`.
     """
     most = max(batch["masks"].shape[1] for batch in batches)
-    predicted = [name for name in batches[0] if not name.endswith("_sizes") and name not in _FACTS]
+    of_images = [n for n in batches[0] if n.endswith("_sizes") or n == STRETCHED]
+    predicted = [name for name in batches[0] if name not in (*of_images, *_FACTS)]
     fillers = {**dict.fromkeys(predicted, np.nan), "lone_click": False}
     joined = {
         name: _concatenate([batch[name] for batch in batches], most, filler)
@@ -375,8 +377,7 @@ def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         joined = {name: array[:, 0] for name, array in joined.items()}
     else:
         joined["num_prompts"] = num_prompts
-    sizes = [name for name in batches[0] if name.endswith("_sizes")]
-    return {**joined, **{name: np.concatenate([b[name] for b in batches]) for name in sizes}}
+    return {**joined, **{name: np.concatenate([b[name] for b in batches]) for name in of_images}}
 
 
 def _concatenate(arrays: list[np.ndarray], prompt_sets: int, filler: float | bool) -> np.ndarray:

@@ -41,14 +41,18 @@ def _prompt_encoder(**settings):
     return keras_sam.SAMPromptEncoder(**{**arguments, **settings})
 
 
-def _mask_decoder(**settings):
+def _mask_decoder(cls=None, **settings):
     arguments = {
         "hidden_size": 8,
         "intermediate_dim": 12,
         "num_heads": 2,
         "iou_head_hidden_dim": 7,
     }
-    return keras_sam.SAMMaskDecoder(**{**arguments, **settings})
+    return (cls or keras_sam.SAMMaskDecoder)(**{**arguments, **settings})
+
+
+def _sam2_decoder(**settings):
+    return _mask_decoder(keras_sam.SAM2MaskDecoder, **settings)
 
 
 def _backbone(dtype=None):
@@ -72,6 +76,10 @@ _DECODER_INPUTS = {
     "prompt_dense_positional_embeddings": _normal(1, *GRID, 8, seed=1),
     "prompt_sparse_embeddings": _normal(2, 3, 8, seed=2),
     "prompt_dense_embeddings": _normal(2, *GRID, 8, seed=3),
+}
+_FINER = {
+    "high_res_features_0": _normal(2, 12, 20, 1, seed=4),
+    "high_res_features_1": _normal(2, 6, 10, 2, seed=5),
 }
 
 # name: (make(**settings), positional arguments, keyword arguments)
@@ -114,6 +122,7 @@ PARTS = {
     "SAMPromptEncoder": (_prompt_encoder, [], _PROMPTS),
     "MaskUpscaler": (lambda **s: MaskUpscaler(16, **s), [_normal(2, *GRID, 16)], {}),
     "SAMMaskDecoder": (_mask_decoder, [], _DECODER_INPUTS),
+    "SAM2MaskDecoder": (_sam2_decoder, [], {**_DECODER_INPUTS, **_FINER}),
     "WindowAttention": (
         lambda **s: keras_sam.WindowAttention(3, **{"window_size": 2, **s}),
         [_normal(2, *GRID, 12)],
