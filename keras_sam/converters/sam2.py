@@ -223,7 +223,9 @@ def to_transformers(arrays: dict) -> dict[str, Tensor]:
     tensors = to_foreign(arrays, transformers_rows(depth))
     rows = [tensors.pop(_POINT.format(i)) for i in range(4)]
     shape = (4, *rows[0].shape[1:])
-    tensors[_POINTS] = Tensor(shape, rows[0].dtype, lambda: np.concatenate([*map(np.asarray, rows)]))
+    tensors[_POINTS] = Tensor(
+        shape, rows[0].dtype, lambda: np.concatenate([*map(np.asarray, rows)])
+    )
     tensors[torch_tables.TIED_POSITIONAL] = tensors[torch_tables.POSITIONAL]
     return tensors
 
