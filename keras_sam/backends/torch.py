@@ -149,11 +149,25 @@ def attend(query, key, value, rel_pos_bias, grid, training=None):
     inputs = (query, key, value, rel_pos_bias, grid)
     if query.device.type != "cpu":
         return attend_flash(*inputs)
-    if math.prod(grid) >= generic.ROWS_FROM_TOKENS and _is_for_one_dnn(query):
+    is_for_rows = math.prod(grid) >= generic.ROWS_FROM_TOKENS and _is_for_one_dnn(query)
+    if rel_pos_bias is None and query.dtype == torch.float32 and not (is_for_rows and _is_wide()):
+        # By torch alone: numbers may have gaps between them, which Keras would close by copies.
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    if is_for_rows:
         return _operation_by_head()(query, key, value, list(rel_pos_bias or ()), grid[0])
     if query.dtype == torch.float32:  # slower in bfloat16
         return generic.attend_fused(*inputs, _BIAS_AT_ONCE)
     return generic.attend(*inputs, softmax=softmax_float32)
+
+
+@functools.cache
+def _is_wide():
+    """Whether the processor has AVX-512, which oneDNN always uses.
+
+    torch's attention, of MKL's products, does so on Intel's alone. Without it, that is
+    faster: it keeps no logits.
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @functools.cache
@@ -184,9 +198,8 @@ def _operation_by_head():
             for top in range(0, height, rows):
                 some = slice(top * width, (top + rows) * width)
                 logits = _product(scaled[some], keys)  # (queries, h * w)
-                by_cell = logits.view(rows, width, height, width)
                 for bias in biases:
-                    by_cell += bias[top : top + rows]
+                    logits.view(rows, width, height, width).add_(bias[top : top + rows])
                 head_out[some] = _product(torch.softmax(logits, -1), values)
         return out
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_sam.converters import sam, torch_tables
+from keras_sam.converters import sam, sam2, torch_tables
 from keras_sam.converters.family import PARTS, Family
 from keras_sam.converters.tables import (
     Tensor,
@@ -17,7 +17,7 @@ from keras_sam.converters.tables import (
 )
 
 # Where names fit several families, the first one counts: special ones come first.
-FAMILIES = (sam.FAMILY,)
+FAMILIES = (sam2.FAMILY, sam.FAMILY)
 _FORMATS = tuple((family, known) for family in FAMILIES for known in family.formats)
 
 # What other programs store in a Keras file besides the model's weights.
@@ -28,8 +28,9 @@ KERAS_EXTRAS = (r"(.*/)?seed_generator(_\d+)?/.*", r"(.*/)?optimizer/.*", r"(.*/
 _OTHERS = (
     (r".*\b(hf_token|hq_token)\b.*", "SAM-HQ"),
     (r".*patch_embed\.seq\..*", "MobileSAM (TinyViT)"),
-    (r".*(image_encoder\.trunk\.|sam_mask_decoder\.|memory_attention\.).*", "SAM 2"),
-    (r".*(vision_encoder\.backbone\.|memory_encoder\.).*", "transformers' SAM 2"),
+    (r".*(image_encoder\.trunk\.|sam_mask_decoder\.).*", "SAM 2"),
+    (r".*vision_encoder\.backbone\..*", "transformers' SAM 2"),
+    (r".*memory_(attention|encoder)\..*", "SAM 2's memory for videos without its image model"),
     (r".*(detector\.|vision_backbone\.).*", "SAM 3"),
     (r".*final_output_upscaling_layers\..*", "EfficientSAM, which has another decoder"),
     (
@@ -134,7 +135,7 @@ def rename(tensors: dict) -> Renamed:
         tensors = {k: v for k, v in tensors.items() if not k.startswith(others)}
     tensors = _without_prefix(tensors, prefix, known.add)
     statistics = _pixel_statistics(tensors)
-    arrays = to_ours(_one_positional(tensors), known.rows(tensors))
+    arrays = to_ours(known.prepare(_one_positional(tensors)), known.rows(tensors))
     ignored = [re.compile(pattern) for pattern in (*KERAS_EXTRAS, *known.ignore)]
     arrays = {k: v for k, v in arrays.items() if not any(p.fullmatch(k) for p in ignored)}
     return Renamed(family, arrays, statistics)

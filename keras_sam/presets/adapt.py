@@ -236,6 +236,12 @@ ENCODERS = {
     "keras_sam>ViTDetBackbone": EncoderLayout(
         lambda encoder: encoder.get("patch_size", 16), adapt_channels, fit_position_tables
     ),
+    # Its tables of positions are interpolated whenever it runs.
+    "keras_sam>HieraBackbone": EncoderLayout(
+        lambda encoder: 4 * encoder.get("patch_stride", 4),
+        adapt_channels,
+        lambda arrays, encoder: arrays,
+    ),
 }
 
 

@@ -4,8 +4,10 @@ import keras
 import numpy as np
 
 import keras_sam
+from keras_sam.layers.feature_pyramid import FeaturePyramid
+from keras_sam.layers.hiera_block import HieraAttention, HieraBlock
 from keras_sam.layers.mask_upscaler import MaskUpscaler
-from keras_sam.layers.positional_embedding import PositionEmbedding
+from keras_sam.layers.positional_embedding import PositionEmbedding, WindowedPositionEmbedding
 from keras_sam.layers.prompt_encoder import MaskDownscaler
 from keras_sam.layers.window_attention import DropPath
 
@@ -29,6 +31,17 @@ def _encoder(**settings):
         "num_output_channels": 8,
     }
     return keras_sam.ViTDetBackbone(**{**arguments, **settings})
+
+
+def _hiera(**settings):
+    arguments = {
+        "hidden_size": 8,
+        "num_blocks": [1, 1, 2, 1],
+        "global_attention_layer_indices": [3],
+        "image_shape": (64, 96, 3),
+        "num_output_channels": 16,
+    }
+    return keras_sam.HieraBackbone(**{**arguments, **settings})
 
 
 def _prompt_encoder(**settings):
@@ -133,6 +146,27 @@ PARTS = {
         [_normal(2, *GRID, 12)],
         {},
     ),
+    "WindowedPositionEmbedding": (
+        lambda **s: WindowedPositionEmbedding((2, 3), 2, **s),
+        [_normal(2, 4, 6, 5)],
+        {},
+    ),
+    "HieraAttention": (
+        lambda **s: HieraAttention(3, 12, **{"window_size": 4, "pools_queries": True, **s}),
+        [_normal(2, 1, 6, 10, 8)],
+        {},
+    ),
+    "HieraBlock": (
+        lambda **s: HieraBlock(3, 12, 20, **{"window_size": 2, "pools_queries": True, **s}),
+        [_normal(2, 3, 2, 2, 8)],
+        {},
+    ),
+    "FeaturePyramid": (
+        lambda **s: FeaturePyramid(16, **s),
+        [[_normal(2, 1, 24 >> i, 40 >> i, 4 + i) for i in range(4)]],
+        {},
+    ),
+    "HieraBackbone": (_hiera, [_normal(2, 64, 96, 3)], {}),
     "ViTDetBackbone": (_encoder, [_IMAGES], {}),
     "SAMBackbone": (_backbone, [{"images": _IMAGES, **_PROMPTS}], {}),
     "SAMImageSegmenter": (_segmenter, [{"images": _IMAGES, **_PROMPTS}], {}),
