@@ -97,7 +97,7 @@ def test_released_sizes_need_no_config():
         "position_embedding/window": (1, 8, 8, 112),
         "block_0/mlp/dense_0/kernel": (112, 448),
         "neck/conv_0/kernel": (1, 1, 112, 256),
-        "block_23/norm1/gamma": (896,),
+        **{f"block_{i}/norm1/gamma": (112,) for i in range(24)},
         **{f"block_{i}/shortcut/kernel": (1, 2) for i in (2, 5, 21)},
     }
     encoder = sam2.infer_parts(shapes)["image_encoder"]["config"]

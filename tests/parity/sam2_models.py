@@ -80,7 +80,7 @@ def transformers_model(cls="Sam2Model", config_cls="Sam2Config"):
     model = randomize(model, 5)
     # Two names for what is one matrix in the published files.
     shared = model.shared_image_embedding.positional_embedding
-    model.prompt_encoder.shared_embedding.positional_embedding.data = shared.data
+    model.prompt_encoder.shared_embedding.positional_embedding.data = shared.clone()
     return model
 
 
