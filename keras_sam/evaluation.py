@@ -17,9 +17,10 @@ from keras_sam.masks.measures import iou_of_areas
 from keras_sam.models.outputs import best_index
 from keras_sam.preprocessing.targets import read_targets
 from keras_sam.prompts import VOID
-from keras_sam.prompts.nested import to_numpy
+from keras_sam.prompts.nested import describe_value, to_numpy
 
 if TYPE_CHECKING:
+    from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
     from keras_sam.predictor import SAMPredictor
 
 
@@ -218,9 +219,9 @@ class Evaluation:
 
 
 def evaluate(
-    predictor: SAMPredictor,
+    predictor: SAMPredictor | SAMImageSegmenter | str | os.PathLike,
     data: Iterable[tuple[Any, Sequence[np.ndarray]]],
-    clicks: Sequence[int] = (1, 2, 3, 5, 9),
+    clicks: int | Sequence[int] = (1, 2, 3, 5, 9),
     boxes: bool = True,
     noc: Sequence[float] = (0.85, 0.90),
     max_clicks: int = 20,
@@ -233,11 +234,11 @@ def evaluate(
     three by predicted IoU, later ones are mask 0.
 
     Args:
-        predictor: a `SAMPredictor`.
+        predictor: a `SAMPredictor`, or what it takes: a segmenter, or the name of a preset.
         data: iterable of tuples of an image, as `SAMPredictor.set_image` takes it, and its
             objects, arrays `(H0, W0)` of 0, 1 and 255 for void, or black and white. Empty objects
             are left out.
-        clicks: ints. The numbers of clicks after which the IoU is measured.
+        clicks: int or ints. The numbers of clicks after which the IoU is measured.
         boxes: bool. Whether to measure the mask from each object's exact box.
         noc: floats. IoUs for which the number of clicks (NoC) is counted.
         max_clicks: int. The most clicks per object, and the NoC of an IoU that is not reached.
@@ -248,15 +249,22 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
-        ValueError: if there is no object, or `clicks` are not positive.
+        ValueError: if there is no object, `data` holds something else, or `clicks` are not
+            positive.
     """
+    clicks = (clicks,) if np.ndim(clicks) == 0 else clicks
     if not clicks or min(clicks) < 1 or max_clicks < 1:
         raise ValueError(
             "`clicks` and `max_clicks` must be at least 1. "
             f"Received: clicks={tuple(clicks)}, max_clicks={max_clicks}."
         )
+    if not hasattr(predictor, "set_image"):
+        from keras_sam.predictor import SAMPredictor  # imports Keras, which the measures need not
+
+        predictor = SAMPredictor(predictor)
     rows = []
-    for image_index, (image, targets) in enumerate(data):
+    for image_index, item in enumerate(data):
+        image, targets = _checked_item(item)
         predictor.set_image(image)
         for object_index, target in enumerate(read_targets(targets, void=void)):
             if not (target == 1).any():
@@ -275,6 +283,15 @@ def evaluate(
         name.replace("iou", "miou"): float(np.mean([row[name] for row in rows])) for name in names
     }
     return Evaluation(rows, summary)
+
+
+def _checked_item(item):
+    if not isinstance(item, (tuple, list)) or len(item) != 2 or isinstance(item[0], dict):
+        raise ValueError(
+            "`data` must give tuples of an image and its objects, as `MaskFolder` and the other "
+            f"sources do. Received: {describe_value(item)}. Of an `ObjectBatches`, pass `source`."
+        )
+    return item
 
 
 def _click_through(

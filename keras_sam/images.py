@@ -55,6 +55,12 @@ def load_image(
     """
     check_choice(channel_order, "channel_order", ("rgb", "bgr"))
     check_choice(data_format, "data_format", ("channels_last", "channels_first"))
+    if image is None:
+        raise ValueError(
+            "An image must be an array, a pillow image or a file. Received: None, which is what "
+            "`cv2.imread` returns for a file that it cannot read: look at its path, or pass the "
+            "path here."
+        )
     if getattr(image, "shape", None) == ():
         image = to_numpy(image).item()  # a path, in TensorFlow's data sets
     is_array, name = False, "an array"
@@ -105,7 +111,10 @@ def _read_file(source: Any, name: str, num_channels: int, convert_rgb: bool) -> 
             if not needs_tifffile(opened, to_rgb):
                 return _read_pillow(opened, to_rgb)
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no image file at {name}.") from None
+        looked_in = ""
+        if isinstance(source, str) and not os.path.isabs(source):
+            looked_in = f" Relative paths start at the working directory, {os.getcwd()!r}."
+        raise FileNotFoundError(f"There is no image file at {name}.{looked_in}") from None
     except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
         if not is_tiff(source):
             raise _unreadable(name, _kind_of(_head_of(source)) or error) from error
@@ -142,6 +151,11 @@ def _open_source(image: Any) -> tuple[Any, str]:
             "path; or pass the bytes that your client reads."
         )
     path = os.path.expanduser(path)
+    if os.path.isdir(path):
+        raise ValueError(
+            f"An image must be one file. Received: the folder {path!r:.200}. Pass the paths of the "
+            "files in it."
+        )
     return path, f"{path!r:.200}"
 
 
@@ -305,9 +319,10 @@ def _with_channels(array: np.ndarray) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3:
+        batch = " This is a batch: take its images one by one." if array.ndim == 4 else ""
         raise ValueError(
             "An image must have shape (height, width, channels) or (height, width). "
-            f"Received: shape={array.shape}."
+            f"Received: shape={array.shape}.{batch}"
         )
     if array.size == 0:
         raise _empty_error(array.shape)

@@ -192,6 +192,8 @@ def test_evaluate_with_a_real_predictor(segmenter):
     data = [(photograph((60, 90)), [rectangle(10, 10, 30, 30, (60, 90))])]
     result = evaluate(SAMPredictor(segmenter), data, clicks=(1, 2), noc=())
     assert isinstance(result, Evaluation)
+    assert evaluate(segmenter, data, clicks=(1, 2), noc=()).objects == result.objects
+    assert evaluate(segmenter, data, clicks=2, noc=()).summary["miou@2"] == result.summary["miou@2"]
     assert set(result.summary) == {
         "miou@1",
         "miou@2",
@@ -207,6 +209,16 @@ def test_evaluate_with_a_real_predictor(segmenter):
     [
         (lambda: evaluate(KnownPredictor(), []), "holds no object"),
         (lambda: evaluate(KnownPredictor(), [], clicks=(0,)), r"clicks=\(0,\)"),
+        (lambda: evaluate(KnownPredictor(), [], clicks=0), r"clicks=\(0,\)"),
+        (
+            lambda: evaluate(KnownPredictor(), [({"images": []}, {"masks": []})]),
+            "an image and its objects.*Received: tuple. Of an `ObjectBatches`, pass `source`",
+        ),
+        (
+            lambda: evaluate(KnownPredictor(), [np.zeros((40, 60, 3))]),
+            r"Received: ndarray of shape \(40, 60, 3\)",
+        ),
+        (lambda: evaluate(None, [(0, 0)]), "`segmenter` must be a `SAMImageSegmenter`"),
         (lambda: average_recall([], [], []), "at least one mask"),
     ],
 )

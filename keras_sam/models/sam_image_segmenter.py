@@ -13,7 +13,7 @@ from keras_sam.backends import private
 from keras_sam.generator_settings import check_generator_settings
 from keras_sam.geometry import SIZES, STRETCHED, sizes_of
 from keras_sam.layers.arguments import of_one_kind
-from keras_sam.layers.prompt_tensors import canonical_inputs
+from keras_sam.layers.prompt_tensors import canonical_inputs, prompt_axes
 from keras_sam.models.backbone import EMBEDDINGS
 from keras_sam.models.encode_decode import EncodesAndDecodes, checked_frames
 from keras_sam.models.fine_tuning import FineTuning
@@ -154,6 +154,16 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         if single_object:
             outputs = {name: x[:, 0] for name, x in outputs.items()}
         return outputs
+
+    def compute_output_spec(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict:
+        # Inside a functional model of the user's own, whose inputs may be any of the prompts:
+        # Keras would look for all of this model's inputs among them.
+        check_frame(inputs["images"], self.image_shape)
+        axes = prompt_axes(inputs)
+        return {
+            name: keras.KerasTensor((*axes, *x.shape[2:]), x.dtype)
+            for name, x in self.output.items()
+        }
 
     @refuses_unknown_arguments
     def predict(

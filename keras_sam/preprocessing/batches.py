@@ -212,6 +212,13 @@ class TrainingBatches(keras.utils.PyDataset):
                     "A data set to train on must give tuples (x, y) or (x, y, sample_weight). "
                     f"Received: {type(batch).__name__}."
                 )
+            if not isinstance(batch[0], dict):
+                raise ValueError(
+                    "A data set to train on must give tuples (x, y) of dicts, batches of images "
+                    f"and of masks. Received: x of type {describe_value(batch[0])}. "
+                    "`keras_sam.training.ObjectBatches(source)` makes batches of a `MaskFolder`, "
+                    "`CocoObjects` or any other sequence of images with their objects."
+                )
             batch = self._read(*batch)
         prepared = self._prepare(batch)
         if not self._signatures_due:

@@ -148,6 +148,11 @@ class CocoObjects(Source):
     def __init__(
         self, annotations: str | os.PathLike, images: str | os.PathLike, rescale: bool = False
     ):
+        if os.path.isdir(annotations):
+            raise ValueError(
+                "`annotations` must be a JSON file, and comes before `images`, the folder. "
+                f"Received: the folder {annotations}."
+            )
         content = read_json(annotations)
         if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
             raise ValueError(
@@ -228,7 +233,8 @@ class SA1BFolder(Source):
         if not self._paths:
             raise ValueError(
                 "`folder` must hold images with a JSON file of the same name beside each. "
-                f"Received: {folder}."
+                f"Received: {folder}. Where masks are pictures, `MaskFolder(images, masks)` reads "
+                "them (`--masks`)."
             )
 
     def objects(self, index: int, size: tuple[int, int]) -> np.ndarray:

@@ -34,6 +34,11 @@ def test_a_picture_of_another_size_in_a_direct_call_names_both_sizes(segmenter, 
         call(segmenter)
 
 
+def test_images_alone_are_for_the_image_encoder(segmenter):
+    with pytest.raises(ValueError, match="`inputs` must be a dict.*takes images alone is `image_e"):
+        segmenter.backbone(np.zeros((1, *segmenter.image_shape), "float32"))
+
+
 def test_casting_the_weights_names_the_remedy(segmenter):
     for cast in (segmenter.half, segmenter.bfloat16, segmenter.double):
         with pytest.raises(NotImplementedError, match=r'from_preset\(..., dtype="float16"\)'):

@@ -1,6 +1,7 @@
 """What `SAMImageSegmenter` refuses: one clear error each, before anything is computed."""
 
 import copy
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -153,12 +154,16 @@ def test_masks_of_no_known_size(segmenter, mask, message):
         ([PHOTO[..., :2], PHOTO], r"An image must have 3 channels.*shape=\(53, 80, 2\)"),
         ([np.zeros((53, 80, 5), "uint8"), PHOTO], "An image must have 3 channels"),
         ([PHOTO.transpose(2, 0, 1), PHOTO], "An image must have 3 channels.*channels_first"),
-        ([PHOTO[None], PHOTO[None]], r"An image must have shape.*\(1, 53, 80, 3\)"),
+        (
+            [PHOTO[None], PHOTO[None]],
+            r"must have shape.*\(1, 53, 80, 3\). This is a batch",
+        ),
         ([PHOTO > 99, PHOTO], "An image must be uint8.*dtype=bool"),
         ([PHOTO.astype("int32") * 9, PHOTO], "must have values within 0..255"),
         ([PHOTO.astype("complex64"), PHOTO], "An image must hold numbers.*complex64"),
         ([np.zeros((1, 4000, 3), "uint8"), PHOTO], "too long and thin.*Crop the image or pad"),
-        ([None, PHOTO], "image"),  # nothing where an image belongs
+        ([None, PHOTO], "Received: None, which is what `cv2.imread` returns"),
+        ([str(Path(__file__).parent), PHOTO], "must be one file. Received: the folder"),
         ([{"a": 1}, PHOTO], "image"),
         ([], "`images` must hold at least one image. Received: an empty batch"),
         (np.zeros((0, 53, 80, 3), "uint8"), "`images` must hold at least one image"),
@@ -186,6 +191,8 @@ def test_bad_images_of_encode(segmenter, without_preprocessor, images):
 def test_files_that_do_not_exist(segmenter, tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no image file at"):
         segmenter.predict({**GOOD, "images": [tmp_path / "nothing.png"] * 2}, verbose=0)
+    with pytest.raises(FileNotFoundError, match="Relative paths start at .*"):
+        segmenter.predict({**GOOD, "images": ["nothing.png"] * 2}, verbose=0)
 
 
 @pytest.mark.parametrize(
