@@ -403,9 +403,11 @@ def test_threads_that_wait_sleep_soon_unless_the_user_chose(given, count):
 
 NAMESPACES = {
     "layers": "MLP MultiHeadAttentionWithDownsampling RandomFrequencyPositionalEmbeddings "
-    "SAMImageConverter SAMMaskDecoder SAMPromptEncoder TwoWayMultiHeadAttention TwoWayTransformer "
+    "SAM2MaskDecoder SAMImageConverter SAMMaskDecoder SAMPromptEncoder TwoWayMultiHeadAttention "
+    "TwoWayTransformer "
     "WindowAttention WindowedTransformerEncoder",
-    "models": "Backbone ImageSegmenter SAMBackbone SAMImageSegmenter "
+    "models": "Backbone HieraBackbone ImageSegmenter SAM2ImageSegmenter "
+    "SAM2ImageSegmenterPreprocessor SAMBackbone SAMImageSegmenter "
     "SAMImageSegmenterPreprocessor ViTDetBackbone",
 }
 

@@ -41,9 +41,9 @@ RUN_ONCE = (
 ORACLES = """
 import jax, openvino, tensorflow, torch
 from importlib.metadata import version
-version("segment-anything-py")  # imports torchvision, for which the tests have a stand-in
-version("mobilesam-mirror")  # likewise
-version("segment-anything-hq")  # likewise, and timm
+# These import torchvision, and some timm, for which the tests have stand-ins.
+for name in ("segment-anything-py", "mobilesam-mirror", "segment-anything-hq", "sam2"):
+    version(name)
 """
 # What compiles every shape takes longest: in some steps, it fills the machine.
 PARTS = {
@@ -194,6 +194,10 @@ def install(environment: Environment) -> None:
     # They ask for an unpinned torchvision, which would replace the torch that is installed.
     for oracle in ("segment-anything-py", "mobilesam-mirror", "segment-anything-hq"):
         environment.pip(*pinned, "--no-deps", oracle, what=oracle)
+    # Its build asks for a torch of its own, and for CUDA, for an extension that no test needs.
+    environment.pip("setuptools", "wheel", what="what builds sam2")
+    alone = ("--no-deps", "--no-build-isolation")
+    environment.pip(*pinned, *alone, "sam2", what="sam2", variables={"SAM2_BUILD_CUDA": "0"})
 
 
 def install_torch(environment: Environment, version: str) -> None:

@@ -28,6 +28,7 @@ from keras_sam.backends.generic import (
     convolve_depthwise,
     decomposed_rel_pos,
     dense,
+    dense_add,
     has_device,
     in_strips,
     keeps_weights,

@@ -41,6 +41,38 @@ def dense(x, kernel, bias, activation=None, training=None):
     return out if activation is None else activation(out)
 
 
+def dense_add(x, kernel, bias, other, activation=None, training=None):
+    """`activation(x @ kernel + bias + other)`: GELU in the memory of the sum."""
+    shape = (*x.shape[:-1], kernel.shape[1])
+    gelu = activation is keras.activations.gelu
+    if other.shape != shape or not (gelu or activation is None) or not _adds_by_one_dnn(x):
+        return generic.dense_add(x, kernel, bias, other, activation, training)
+    kernel, bias, other = (ops.cast(y, x.dtype) for y in (kernel, bias, other))
+    return _operation_of_sums()(x, kernel.t(), bias, other, gelu)
+
+
+def _adds_by_one_dnn(x):
+    return _is_for_one_dnn(x) and private.look_up(_one_dnn()[0], "binary") is not None
+
+
+@functools.cache
+def _operation_of_sums():
+    """`dense_add` by oneDNN. One operation for torch: recordings take none that changes tensors."""
+
+    @torch.library.custom_op("keras_sam::dense_add", mutates_args=())
+    def sum_of_products(
+        x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor, other: torch.Tensor, gelu: bool
+    ) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        y = y if y.stride(0) == 1 else y.contiguous()
+        other = other.reshape(-1, len(y)).contiguous()
+        out = _one_dnn()[0].binary(rows, other, y, bias, "add")
+        out = torch.ops.aten.gelu_(out) if gelu else out
+        return out.reshape(*x.shape[:-1], len(y))
+
+    return sum_of_products
+
+
 def layer_norm(x, gamma, beta, epsilon, training=None):
     """Normalises the last axis in one pass; half precision as it is, in float32 inside."""
     gamma, beta = ops.cast(gamma, x.dtype), ops.cast(beta, x.dtype)
@@ -173,7 +205,11 @@ def attend(query, key, value, rel_pos_bias, grid, training=None):
     inputs = (query, key, value, rel_pos_bias, grid)
     if query.device.type != "cpu":
         return attend_flash(*inputs)
-    if math.prod(grid) >= generic.ROWS_FROM_TOKENS and _is_for_one_dnn(query):
+    is_for_rows = math.prod(grid) >= generic.ROWS_FROM_TOKENS and _is_for_one_dnn(query)
+    if rel_pos_bias is None and query.dtype == torch.float32 and not (is_for_rows and _is_wide()):
+        # By torch alone: numbers may have gaps between them, which Keras would close by copies.
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    if is_for_rows:
         return _operation_by_head()(query, key, value, list(rel_pos_bias or ()), grid[0])
     if query.dtype == torch.float32:  # slower in bfloat16
         return generic.attend_fused(*inputs, _BIAS_AT_ONCE)
@@ -186,6 +222,16 @@ def attend_with_bias(query, key, value, bias, training=None):
         return generic.attend_with_bias(query, key, value, bias)
     bias = bias.to(query.dtype).unsqueeze(0)
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+
+@functools.cache
+def _is_wide():
+    """Whether the processor has AVX-512, which oneDNN always uses.
+
+    torch's attention, of MKL's products, does so on Intel's alone. Without it, that is
+    faster: it keeps no logits.
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @functools.cache
@@ -216,9 +262,8 @@ def _operation_by_head():
             for top in range(0, height, rows):
                 some = slice(top * width, (top + rows) * width)
                 logits = _product(scaled[some], keys)  # (queries, h * w)
-                by_cell = logits.view(rows, width, height, width)
                 for bias in biases:
-                    by_cell += bias[top : top + rows]
+                    logits.view(rows, width, height, width).add_(bias[top : top + rows])
                 head_out[some] = _product(torch.softmax(logits, -1), values)
         return out
 

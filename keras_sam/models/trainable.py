@@ -100,9 +100,10 @@ class TrainableSegmenter:
     """Training for models from the canonical inputs to `masks` and `iou_pred`.
 
     A mixin before `keras.Model`. It overrides public methods only: data is brought into the
-    model frame before Keras sees it, and the loss is `SAMLoss` unless another is given.
+    model frame before Keras sees it, and the loss is `loss_cls` unless another is given.
     """
 
+    loss_cls = SAMLoss
     _fit_state = None
     called = "segmenter"  # in messages
     takes_any_keys = True  # whether keys of `x` that are not ours are somebody else's concern
@@ -114,8 +115,8 @@ class TrainableSegmenter:
 
         Args:
             optimizer: str or `keras.optimizers.Optimizer`.
-            loss: `"auto"` for the loss that SAM was trained with; a `SAMLoss` with other weights;
-                or a function from `(outputs, targets, ambiguous)` to `(B, P)`, see
+            loss: `"auto"` for the loss that the model was trained with; a `SAMLoss` with other
+                weights; or a function from `(outputs, targets, ambiguous)` to `(B, P)`, see
                 `SAMLoss.__call__`.
             metrics: `"auto"` for `miou`, the mean IoU of the mask that `select_masks` picks, and
                 `iou_error`, the mean absolute error of its predicted IoU; or None.
@@ -125,7 +126,7 @@ class TrainableSegmenter:
             ValueError: if `loss` or `metrics` is something else.
         """
         if loss == "auto":
-            loss = SAMLoss()
+            loss = self.loss_cls()
         if not _takes_three(loss):
             raise ValueError(
                 '`loss` must be "auto", a `SAMLoss` or a function from (outputs, targets, '
