@@ -1,0 +1,13 @@
+"""Models as files for other runtimes: ONNX Runtime, OpenVINO, TensorFlow, LiteRT.
+
+Example:
+
+```python
+manifest = keras_sam.export.export_model(tiny_segmenter, "exported", format="onnx")
+sorted(manifest["files"])  # ["image_encoder.onnx", "mask_decoder.onnx", "prompt_decoder.onnx"]
+```
+"""
+
+
+
+
