@@ -27,6 +27,11 @@ def unknown_names(name: str, unknown: Iterable[str], known: Sequence[str]) -> Va
     )
 
 
+def is_other_name(name: str, known: Sequence[str]) -> bool:
+    """Whether this is what another system calls one of `known`."""
+    return _THEIRS.get(str(name).lower()) in known
+
+
 def our_name(name: str, known: Sequence[str]) -> str | None:
     """Which of our names is meant by one of another system, or by a misspelling."""
     ours = _THEIRS.get(name.lower())

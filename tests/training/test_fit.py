@@ -135,7 +135,9 @@ class Embedded:
     """Four encoded images with one or two objects each, as `ObjectBatches` would have them."""
 
     def __init__(self, x, y):
-        self._items = [(x["image_embeddings"][i % 2], y["masks"][i % 2]) for i in (0, 1, 1, 0)]
+        self._items = [
+            ({"image_embeddings": x["image_embeddings"][i]}, y["masks"][i]) for i in (0, 1, 1, 0)
+        ]
 
     def __len__(self):
         return len(self._items)
