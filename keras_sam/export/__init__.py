@@ -8,6 +8,6 @@ sorted(manifest["files"])  # ["image_encoder.onnx", "mask_decoder.onnx", "prompt
 ```
 """
 
+from keras_sam.export.writing import FORMATS, export_model
 
-
-
+__all__ = ["FORMATS", "export_model"]

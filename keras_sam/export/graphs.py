@@ -30,7 +30,7 @@ class Argument(NamedTuple):
 
 
 class Graph:
-    """A function of its `layers`: it takes `arguments` one by one, and returns a dict of `outputs`."""
+    """A function of its `layers`, from `arguments` one by one to a dict of `outputs`."""
 
     layers: tuple[keras.layers.Layer, ...]
     arguments: tuple[Argument, ...]
@@ -61,9 +61,9 @@ class PromptDecoderGraph(Graph):
     """Features of one image and P prompts in the model frame to masks and their scores.
 
     Prompts are canonical: `points` `(1, P, N, 2)`, `labels` `(1, P, N)` (1 and 0 clicks, 2 and 3
-    corners of a box, -1 not a point, -10 padding), `masks` `(1, P, Lh, Lw)` and `mask_given`
-    `(1, P)`, above 0 where a prompt has a mask. Outputs are `masks` `(1, P, K, Lh, Lw)` and
-    `iou_pred` `(1, P, K)`.
+    corners of a box, -1 not a point, -10 padding), `mask_prompts` `(1, P, Lh, Lw)` and
+    `mask_given` `(1, P)`, above 0 where a prompt has a mask. Outputs are `masks`
+    `(1, P, K, Lh, Lw)` and `iou_pred` `(1, P, K)`.
     """
 
     def __init__(self, segmenter: Any, multimask_output: bool | None = None):
@@ -76,7 +76,7 @@ class PromptDecoderGraph(Graph):
             *self.features,
             Argument("points", "float32", (1, "prompts", "points", 2)),
             Argument("labels", "int32", (1, "prompts", "points")),
-            Argument("masks", "float32", (1, "prompts", *segmenter.mask_size)),
+            Argument("mask_prompts", "float32", (1, "prompts", *segmenter.mask_size)),
             Argument("mask_given", "float32", (1, "prompts")),
         )
         self.outputs = ("masks", "iou_pred", *extra_outputs(self.mask_decoder))

@@ -66,7 +66,8 @@ def with_image_input(encoder: Any, plan: dict, opset: int) -> Any:
     channels = len(plan["mean"])
     pre = _parse(
         f"""
-        scale_to_frame (uint8[H0, W0, {channels}] image) => (float[1, {channels}, {height}, {width}] pixels)
+        scale_to_frame (uint8[H0, W0, {channels}] image)
+        => (float[1, {channels}, {height}, {width}] pixels)
         <int64[1] batch_axis = {{0}}, int64[2] batch = {{1, {channels}}},
          float low = {{0.0}}, float high = {{255.0}},
          float[{channels}] mean = {{{mean}}}, float[{channels}] std = {{{std}}},
@@ -285,3 +286,71 @@ def _merge_input(model, name, into):
     kept = [x for x in model.graph.input if x.name != name]
     del model.graph.input[:]
     model.graph.input.extend(kept)
+
+
+def with_stored_weights(model: Any, precision: str) -> Any:
+    """The same model with its large weights stored in fewer bits; it computes in float32.
+
+    float16 keeps 11 bits of each number. int8 keeps 8 bits of each channel's range, for the weights
+    of products and convolutions, one channel per output.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    if precision == "float32":
+        return model
+    graph = model.graph
+    axes = _output_axes(graph)
+    nodes, kept = [], []
+    for tensor in graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.size < _SMALL:
+            kept.append(tensor)
+            continue
+        name = tensor.name
+        if precision == "float16":
+            kept.append(numpy_helper.from_array(values.astype("float16"), f"{name}_float16"))
+            nodes.append(
+                helper.make_node("Cast", [f"{name}_float16"], [name], to=onnx.TensorProto.FLOAT)
+            )
+        elif name in axes:
+            axis = axes[name]
+            others = tuple(i for i in range(values.ndim) if i != axis)
+            scale = np.maximum(np.abs(values).max(others) / 127, 1e-12).astype("float32")
+            column = [-1 if i == axis else 1 for i in range(values.ndim)]
+            whole = np.clip(np.rint(values / scale.reshape(column)), -127, 127).astype("int8")
+            kept.append(numpy_helper.from_array(whole, f"{name}_int8"))
+            kept.append(numpy_helper.from_array(scale, f"{name}_scale"))
+            nodes.append(
+                helper.make_node(
+                    "DequantizeLinear", [f"{name}_int8", f"{name}_scale"], [name], axis=axis
+                )
+            )
+        else:
+            kept.append(tensor)
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
+    return model
+
+
+_SMALL = 1024  # values, below which a tensor stays as it is
+
+
+def _output_axes(graph):
+    """The axis of the output channels of each weight that a product or a convolution reads."""
+    axes = {}
+    for node in graph.node:
+        if node.op_type not in ("MatMul", "Gemm", "Conv", "ConvTranspose") or len(node.input) < 2:
+            continue
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        axes[node.input[1]] = {
+            "MatMul": -1,
+            "Gemm": 0 if transposed else 1,
+            "Conv": 0,
+            "ConvTranspose": 1,
+        }[node.op_type]
+    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    return {name: axis % ranks[name] for name, axis in axes.items() if name in ranks}
