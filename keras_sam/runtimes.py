@@ -89,15 +89,19 @@ class OpenVino:
             self._model = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
         except Exception as error:
             raise _cannot_load(path, f"OpenVINO {openvino.__version__}", error) from error
-        self.inputs = {x.get_any_name(): None for x in self._model.inputs}
-        self.outputs = [x.get_any_name() for x in self._model.outputs]
+        # A tensor may have several names, where a step between two of them did nothing.
+        self._inputs = [sorted(x.get_names()) for x in self._model.inputs]
+        self._outputs = [sorted(x.get_names()) for x in self._model.outputs]
         self._request = self._model.create_infer_request()
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._request.infer({name: inputs[name] for name in self.inputs})
+        self._request.infer(
+            [next(inputs[n] for n in names if n in inputs) for names in self._inputs]
+        )
         # Copies: the next answer is written to the same memory.
-        arrays = [np.array(self._request.get_tensor(name).data) for name in self.outputs]
-        return dict(zip(self.outputs, arrays, strict=True))
+        arrays = [np.array(tensor.data) for tensor in self._request.output_tensors]
+        pairs = zip(self._outputs, arrays, strict=True)
+        return {name: array for names, array in pairs for name in names}
 
 
 class LiteRT:

@@ -219,32 +219,45 @@ def _write_openvino(segmenter, folder, settings):
     import onnx
 
     files = {}
-    for name, make, check in _onnx_parts(segmenter, {**settings, "precision": "float32"}):
+    for name, make, check in _onnx_parts(segmenter, settings, "float32"):
         with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
             between = os.path.join(place, "model.onnx")
-            onnx.save(make(), between)
+            model = make()
+            onnx.save(model, between)
             converted = openvino.convert_model(between)
+            _keep_names(converted.inputs, model.graph.input)
+            _keep_names(converted.outputs, model.graph.output)
             path = folder / f"{name}.xml"
+            inputs = {x.get_any_name(): str(x.partial_shape) for x in converted.inputs}
+            outputs = [x.get_any_name() for x in converted.outputs]
             half = settings["precision"] == "float16"
             openvino.save_model(converted, os.fspath(path), compress_to_fp16=half)
         run = runtimes.OpenVino(path)
-        shapes = {x.get_any_name(): str(x.partial_shape) for x in converted.inputs}
         files[path.name] = {
-            "inputs": shapes, "outputs": run.outputs, "differences": check(run)
+            "inputs": inputs, "outputs": outputs, "differences": check(run)
         }  # fmt: skip
         files[f"{name}.bin"] = {}
     return files
 
 
-def _onnx_parts(segmenter, settings):
-    """For each file its name, a function that makes the ONNX model, and one that checks it."""
+def _keep_names(ports, named):
+    """Where a step does nothing, OpenVINO gives a tensor the names of both of its ends."""
+    for port, value in zip(ports, named, strict=True):
+        port.get_tensor().set_names({value.name})
+
+
+def _onnx_parts(segmenter, settings, stored_in=None):
+    """For each file its name, a function that makes the ONNX model, and one that checks it.
+
+    `stored_in` is the precision of the ONNX model's weights, where it is not the settings'.
+    """
     from keras_sam.export import onnx_graphs
 
     opset, precision = settings["opset"], settings["precision"]
     plan = _plan(segmenter)
 
     def stored(model):
-        return onnx_graphs.with_stored_weights(model, precision)
+        return onnx_graphs.with_stored_weights(model, stored_in or precision)
 
     def encoder():
         model = onnx_graphs.trace(graphs.ImageEncoderGraph(segmenter), opset)
