@@ -81,9 +81,11 @@ def check_metas(run: Any, segmenter: Any, settings: dict[str, Any]) -> dict[str,
 def check_decoder(run: Any, graph: Graph, segmenter: Any, precision: str) -> dict[str, float]:
     """`check_encoder` for a decoder whose inputs are those of a graph: clicks, a box, a mask."""
     rng = np.random.default_rng(0)
-    features = {
-        name: rng.standard_normal((1, *shape)).astype("float32")
-        for name, shape in segmenter.feature_shapes.items()
+    prompts = ("points", "labels", "mask_prompts", "mask_given")
+    of_image = {  # features, or pixels
+        a.name: rng.standard_normal(a.shape).astype("float32")
+        for a in graph.arguments
+        if a.name not in prompts
     }
     height, width = segmenter.image_shape[:2]
     lh, lw = segmenter.mask_size
@@ -96,10 +98,8 @@ def check_decoder(run: Any, graph: Graph, segmenter: Any, precision: str) -> dic
     masks[1] = np.where(shape, 6.9, -6.9)
     given = np.float32([0, 1, 0])
     arrays = (points[None], labels[None], masks[None], given[None])
-    names = [a.name for a in graph.arguments if a.name not in features]
-    first = {name: x.transpose(0, 3, 1, 2) for name, x in features.items()}
-    expected = _decoded(graph, [*first.values(), *arrays])
-    outputs = run({**first, **dict(zip(names, arrays, strict=True))})
+    expected = _decoded(graph, [*of_image.values(), *arrays])
+    outputs = run({**of_image, **dict(zip(prompts, arrays, strict=True))})
     return _compared(outputs, expected, BOUNDS[precision])
 
 
