@@ -14,7 +14,6 @@ import numpy as np
 _INSTALL = {
     "onnxruntime": 'pip install "keras-sam[onnxruntime]"',
     "openvino": 'pip install "keras-sam[openvino]"',
-    "ai_edge_litert": 'pip install "keras-sam[litert]"',
 }
 
 
@@ -102,34 +101,6 @@ class OpenVino:
         arrays = [np.array(tensor.data) for tensor in self._request.output_tensors]
         pairs = zip(self._outputs, arrays, strict=True)
         return {name: array for names, array in pairs for name in names}
-
-
-class LiteRT:
-    """A LiteRT (TensorFlow Lite) file, by its default signature.
-
-    Args:
-        path: the `.tflite` file.
-        threads: as in `OnnxRuntime`.
-
-    Raises:
-        ImportError: if ai-edge-litert is not installed.
-        ValueError: if the file is damaged, or needs operators that this version lacks.
-    """
-
-    def __init__(self, path: str | os.PathLike, threads: int = 0):
-        interpreter = _import("ai_edge_litert.interpreter")
-        try:
-            self._interpreter = interpreter.Interpreter(
-                os.fspath(path), num_threads=threads or os.cpu_count()
-            )
-            self._runner = self._interpreter.get_signature_runner()
-        except Exception as error:
-            raise _cannot_load(path, "LiteRT", error) from error
-        self.inputs = dict.fromkeys(self._runner.get_input_details())
-        self.outputs = list(self._runner.get_output_details())
-
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._runner(**{name: inputs[name] for name in self.inputs})
 
 
 def _import(name):

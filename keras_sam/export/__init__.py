@@ -1,4 +1,4 @@
-"""Models as files for other runtimes: ONNX Runtime, OpenVINO, TensorFlow, LiteRT.
+"""Models as files for other runtimes: ONNX Runtime, OpenVINO, TensorFlow.
 
 Example:
 

@@ -5,6 +5,8 @@ These steps have sizes that depend on the image, which PyTorch cannot trace.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
 from typing import Any
 
@@ -36,7 +38,7 @@ def trace(graph: Graph, opset: int) -> Any:
         {i: axes[n] for i, n in enumerate(a.shape) if isinstance(n, str)} or None
         for a in graph.arguments
     )
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             Module().eval(),
@@ -53,6 +55,18 @@ def trace(graph: Graph, opset: int) -> Any:
         del node.metadata_props[:]
     del model.metadata_props[:]
     return model
+
+
+@contextlib.contextmanager
+def _quiet(name):
+    """Without a logger's warnings, such as those on packages that our graphs do not use."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def with_image_input(encoder: Any, plan: dict, opset: int) -> Any:

@@ -1,17 +1,14 @@
-"""SavedModel and LiteRT files, on the TensorFlow backend."""
+"""SavedModels, on the TensorFlow backend."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_sam import runtimes
 from keras_sam.export import checking
 from keras_sam.export.graphs import Graph, ImageEncoderGraph, PromptDecoderGraph
 
@@ -34,12 +31,18 @@ class SegmentGraph(Graph):
 
 def write_saved_model(segmenter: Any, folder: Path) -> dict[str, dict]:
     """Writes a SavedModel with the signatures `encode`, `decode` and `segment`, and checks them."""
+    import tensorflow as tf
+
     path = folder / SAVED_MODEL
     made = _save(segmenter, path)
     loaded = tf.saved_model.load(os.fspath(path))
     differences = {}
-    for name, check in _checks(segmenter, made, "float32").items():
-        differences[name] = check(_of_signature(loaded.signatures[name]))
+    for name, graph in made.items():
+        run = _of_signature(loaded.signatures[name])
+        if name == "encode":
+            differences[name] = checking.check_encoder(run, segmenter, False, "float32")
+        else:
+            differences[name] = checking.check_decoder(run, graph, segmenter, "float32")
     about = {
         "inputs": {name: [a.name for a in graph.arguments] for name, graph in made.items()},
         "outputs": {name: list(graph.outputs) for name, graph in made.items()},
@@ -48,31 +51,9 @@ def write_saved_model(segmenter: Any, folder: Path) -> dict[str, dict]:
     return {SAVED_MODEL: about}
 
 
-def write_litert(segmenter: Any, folder: Path, precision: str) -> dict[str, dict]:
-    """Writes image encoder and prompts' decoder as LiteRT files, and checks them."""
-    files = {}
-    with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
-        made = _save(segmenter, os.path.join(place, SAVED_MODEL))
-        checks = _checks(segmenter, made, precision)
-        for signature, name in (("encode", "image_encoder"), ("decode", "prompt_decoder")):
-            converter = tf.lite.TFLiteConverter.from_saved_model(
-                os.path.join(place, SAVED_MODEL), signature_keys=[signature]
-            )
-            if precision == "float16":
-                converter.optimizations = [tf.lite.Optimize.DEFAULT]
-                converter.target_spec.supported_types = [tf.float16]
-            path = folder / f"{name}.tflite"
-            path.write_bytes(converter.convert())
-            run = runtimes.LiteRT(path)
-            files[path.name] = {
-                "inputs": list(run.inputs),
-                "outputs": run.outputs,
-                "differences": checks[signature](run),
-            }
-    return files
-
-
 def _save(segmenter, path):
+    import tensorflow as tf
+
     graphs = {
         "encode": ImageEncoderGraph(segmenter),
         "decode": PromptDecoderGraph(segmenter),
@@ -91,17 +72,9 @@ def _save(segmenter, path):
     return graphs
 
 
-def _checks(segmenter, graphs, precision):
-    """For each signature a function that checks it, see `checking`."""
-    segment = graphs["segment"]
-    return {
-        "encode": lambda run: checking.check_encoder(run, segmenter, False, precision),
-        "decode": lambda run: checking.check_decoder(run, graphs["decode"], segmenter, precision),
-        "segment": lambda run: checking.check_decoder(run, segment, segmenter, precision),
-    }
-
-
 def _of_signature(signature):
+    import tensorflow as tf
+
     def run(inputs):
         names = signature.structured_input_signature[1]
         arrays = {name: tf.constant(np.asarray(inputs[name])) for name in names}

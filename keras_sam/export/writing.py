@@ -27,7 +27,6 @@ FORMATS = {
     "onnx": ("torch",),
     "openvino": ("torch",),
     "saved_model": ("tensorflow",),
-    "litert": ("tensorflow",),
 }
 PRECISIONS = ("float32", "float16", "int8")
 
@@ -66,7 +65,7 @@ def export_model(
     Args:
         model: a `SAMImageSegmenter`, or what `from_preset` takes.
         folder: path of the folder to write. One that an earlier export wrote is replaced.
-        format: `"onnx"`, `"openvino"`, `"saved_model"` or `"litert"`.
+        format: `"onnx"`, `"openvino"` or `"saved_model"`.
         image_input: bool. The encoder takes the image itself, `image`, uint8 `(H0, W0, channels)`,
             and scales, normalises and pads it. Only for ONNX and OpenVINO.
         precision: `"float32"`; `"float16"` or `"int8"`, in which the weights are stored: half or a
@@ -106,11 +105,8 @@ def export_model(
             "`image_input` is possible with the formats 'onnx' and 'openvino'. "
             f"Received: format={format!r}."
         )
-    if (
-        precision != "float32"
-        and not (is_onnx or format == "litert")
-        or (precision == "int8" and format != "onnx")
-    ):
+    stored = {"onnx": PRECISIONS, "openvino": PRECISIONS[:2], "saved_model": PRECISIONS[:1]}
+    if precision not in stored[format]:
         raise ValueError(
             "`precision` must be 'float32', with ONNX and OpenVINO also 'float16', with ONNX also "
             f"'int8'. Received: precision={precision!r}, format={format!r}."
@@ -309,17 +305,10 @@ def _write_saved_model(segmenter, folder, settings):
     return tensorflow_graphs.write_saved_model(segmenter, folder)
 
 
-def _write_litert(segmenter, folder, settings):
-    from keras_sam.export import tensorflow_graphs
-
-    return tensorflow_graphs.write_litert(segmenter, folder, settings["precision"])
-
-
 _WRITERS: dict[str, Callable] = {
     "onnx": _write_onnx,
     "openvino": _write_openvino,
     "saved_model": _write_saved_model,
-    "litert": _write_litert,
 }
 
 
