@@ -25,6 +25,7 @@ LEVELS = {
     "drawing": 0,
     "enlarging": 0,
     "files": 0,
+    "generator_settings": 0,
     "geometry": 0,
     "images": 0,
     "masks": 0,

@@ -2,7 +2,9 @@
 
 import functools
 import math
+import os
 import platform
+import threading
 from collections.abc import Sequence
 
 import keras
@@ -218,7 +220,6 @@ def compile_program(model, variables, prompts=()):
         notice(
             "torch computes float16 on a CPU many times slower than float32. Load the model with "
             'dtype="float32", or "bfloat16" on processors that have it.',
-            stacklevel=6,
         )
     hooks = [table for layer in layers for table in private.hook_tables(layer)]
     never_records = (
@@ -295,3 +296,29 @@ def assign_value(variable, array):
     """
     values = torch.from_numpy(generic.row_major_copy(array))
     variable.value.data = values.to(variable.value)
+
+
+def let_waiting_threads_sleep():
+    """Makes torch's threads that wait for others sleep soon, where the environment says nothing.
+
+    After `import torch` it is too late for `GOMP_SPINCOUNT`, which `import keras_sam` sets before.
+    But GNU's OpenMP looks 1,000 times, too, instead of 300,000 times, where it has more threads
+    than the machine has processors. So a thread starts a second pool with one operation, and both
+    sleep from then on.
+    """
+    said = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+    if said or platform.system() != "Linux" or torch.get_num_threads() == 1:
+        return
+    started = threading.Event()
+
+    def start_pool():
+        size = 2**15 * torch.get_num_threads()  # a piece for each, of the least that torch gives
+        torch.empty(size, dtype=torch.uint8, device="cpu").fill_(0)
+        started.set()
+        threading.Event().wait()
+
+    threading.Thread(target=start_pool, name="keras_sam_idle", daemon=True).start()
+    started.wait()
+
+
+let_waiting_threads_sleep()

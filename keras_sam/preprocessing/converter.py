@@ -25,7 +25,7 @@ from keras_sam.pixel_values import check_finite, check_value_range
 from keras_sam.preprocessing.tensorflow_graph import call_on_host, is_graph_tensor
 from keras_sam.prompts import CANONICAL_KEYS, KEYS
 from keras_sam.prompts.nested import describe_value, is_ragged_tensor, read_ragged, to_numpy
-from keras_sam.prompts.spellings import is_other_name, unknown_names
+from keras_sam.prompts.spellings import is_other_name, meant_by, unknown_names
 
 
 class BuiltInPresets:
@@ -422,7 +422,7 @@ def check_images(x: Any) -> None:
         received = f"the keys {sorted(map(str, x))}" if isinstance(x, dict) else describe_value(x)
         raise ValueError(
             f"`x` must be a dict and must have the key 'images', next to any of {KEYS}. "
-            f"Received: {received}."
+            f"Received: {received}.{meant_by(x, ('images',))}"
         )
 
 
