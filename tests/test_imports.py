@@ -34,6 +34,7 @@ LEVELS = {
     "pixel_values": 0,
     "presets": 0,
     "prompts": 0,
+    "runtimes": 0,
     # 1: Keras layers
     "backends": 1,
     "layers": 1,
@@ -44,6 +45,7 @@ LEVELS = {
     # 3: using a model
     "compat": 3,
     "evaluation": 3,
+    "export": 3,
     "mask_generator": 3,
     "predictor": 3,
     "training": 3,

@@ -92,8 +92,11 @@ def matmul_transposed(x, y):
 
 
 def _is_one_product(x, y):
-    is_one = len(x.shape) == len(y.shape) and {*x.shape[:-2], *y.shape[:-2]} <= {1}
-    return is_one and x.dtype == y.dtype and _is_for_one_dnn(x) and _is_for_one_dnn(y)
+    # Where a program is traced for export, sizes are symbols, which the last test cannot compare.
+    same = len(x.shape) == len(y.shape) and x.dtype == y.dtype
+    if not (same and _is_for_one_dnn(x) and _is_for_one_dnn(y)):
+        return False
+    return {*x.shape[:-2], *y.shape[:-2]} <= {1}
 
 
 def _is_for_one_dnn(x):
