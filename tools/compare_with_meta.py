@@ -100,7 +100,7 @@ def ask(folder, name):
     image = photograph()
     seconds["encode"] = timed(predictor.set_image, image)[0]
     answers = {"embedding": predictor.get_image_embedding().permute(0, 2, 3, 1).numpy()}
-    if is_hq:
+    if hasattr(predictor, "interm_features"):  # SAM-HQ's
         answers["early_features"] = predictor.interm_features[0].numpy()
     previous = None
     for prompt, given in PROMPTS.items():
