@@ -27,13 +27,15 @@ def test_presets_of_a_class():
     assert encoders["vitdet_base_sa1b"] == "sam_base_sa1b"
     for cls in (keras_sam.SAMImageSegmenter, keras_sam.ImageSegmenter, keras_sam.SAMBackbone):
         assert cls.presets == whole
-    assert keras_sam.ViTDetBackbone.presets.keys() == encoders.keys()
+    vitdet = {name for name in encoders if name.startswith("vitdet_")}
+    assert keras_sam.ViTDetBackbone.presets.keys() == vitdet
+    assert keras_sam.TinyViTBackbone.presets.keys() == {"tiny_vit_mobile_sam"} <= encoders.keys()
     assert keras_sam.Backbone.presets.keys() == whole.keys() | encoders.keys()
 
     class Mine(keras_sam.ViTDetBackbone):
         pass
 
-    assert Mine.presets.keys() == encoders.keys()
+    assert Mine.presets.keys() == vitdet
     known = Mine.presets["vitdet_base_sa1b"]
     assert known["parameters"] == whole["sam_base_sa1b"]["image_encoder_parameters"]
     assert known["size"] == 4 * known["parameters"]
@@ -138,6 +140,8 @@ def test_damaged_data_is_an_error_with_a_name(tmp_path, monkeypatch):
         ("vit_b", "sam_base_sa1b"),  # the keys of Meta's registry
         ("vit_l", "sam_large_sa1b"),
         ("vit_h", "sam_huge_sa1b"),
+        ("vit_t", "mobile_sam"),
+        ("MobileSAM", "mobile_sam"),
         ("sam-vit-base", "sam_base_sa1b"),
         ("sam_l", "sam_large_sa1b"),
         ("sam_vit_b_01ec64.pth", "sam_base_sa1b"),  # a file that is not there
