@@ -24,6 +24,8 @@ OUTSIDE_LOGIT = -math.log(999.0)
 
 # How each image of a batch was scaled, int arrays `(B, 2)`.
 SIZES = ("original_sizes", "scaled_sizes")
+# Whether each image of a batch was stretched, bool `(B,)`; missing where none was.
+STRETCHED = "stretched"
 
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # pillow's codes 0..5
 
@@ -47,10 +49,14 @@ class ResizePlan:
             Defaults to `False`.
         fit_size: int or pair of ints. Scales the image to fit into this size
             and pads the rest up to `model_size`. Defaults to `model_size`.
+        stretch: bool. Scales each side to the model's, as SAM 2 does, so that
+            proportions change and nothing is padded. Masks then go to the
+            original image in one step. Defaults to `False`.
 
     Raises:
         ValueError: if the image is empty, if a side would be rounded to no
-            pixel at all, or if `pad_only` and the image does not fit.
+            pixel at all, if `pad_only` and the image does not fit, or if
+            `stretch` comes with `pad_only` or `fit_size`.
 
     Source:
         `ResizeLongestSide` and `Sam.postprocess_masks`,
@@ -69,14 +75,22 @@ class ResizePlan:
     model_size: tuple[int, int] = (1024, 1024)
     pad_only: bool = False
     fit_size: tuple[int, int] | None = None
+    stretch: bool = False
     scaled_size: tuple[int, int] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         original = size_pair(self.original_size, "original_size", square=False)
         model = size_pair(self.model_size, "model_size")
         fit = model if self.fit_size is None else size_pair(self.fit_size, "fit_size")
+        if self.stretch and (self.pad_only or fit != model):
+            raise ValueError(
+                "`stretch` must come without `pad_only` and `fit_size`: a stretched image has no "
+                f"padding. Received: pad_only={self.pad_only}, fit_size={self.fit_size}."
+            )
         if self.pad_only:
             scaled = original
+        elif self.stretch:
+            scaled = model
         else:
             scale = min(fit[0] / original[0], fit[1] / original[1])
             scaled = (int(original[0] * scale + 0.5), int(original[1] * scale + 0.5))
@@ -96,6 +110,7 @@ class ResizePlan:
         object.__setattr__(self, "model_size", model)
         object.__setattr__(self, "pad_only", bool(self.pad_only))
         object.__setattr__(self, "fit_size", None if fit == model else fit)
+        object.__setattr__(self, "stretch", bool(self.stretch))
         object.__setattr__(self, "scaled_size", scaled)
 
     # --- images ---
@@ -209,8 +224,9 @@ class ResizePlan:
 
         Bilinear to the model's frame, padding cut off, bilinear to the
         original size, both without antialiasing and with half-pixel centres:
-        two linear, separable steps, hence one small matrix per axis. A
-        threshold comes after that.
+        two linear, separable steps, hence one small matrix per axis. Logits of
+        a stretched image take the second step alone. A threshold comes after
+        that.
 
         Args:
             masks: float array `(..., Lh, Lw)`, logits of the model's whole
@@ -267,9 +283,16 @@ def sizes_of(plans: Sequence[ResizePlan]) -> dict[str, np.ndarray]:
     }
 
 
-def plan_of_sizes(original: Sequence[int], scaled: Sequence[int], model: Any) -> ResizePlan:
-    """The plan by which an image of one size is scaled to another and padded to the model's."""
+def plan_of_sizes(
+    original: Sequence[int], scaled: Sequence[int], model: Any, stretch: bool = False
+) -> ResizePlan:
+    """The plan by which an image of one size is scaled to another and padded to the model's.
+
+    With `stretch` an image that is scaled to the model's size was stretched.
+    """
     (h0, w0), (h, w) = original, scaled
+    if stretch and (h, w) == size_pair(model, "model"):
+        return ResizePlan((h0, w0), model, stretch=True)
     if (h0, w0) == (h, w):
         return ResizePlan((h0, w0), model, pad_only=True)
     # One side is as long as the frame allows, the other is rounded.
@@ -301,7 +324,10 @@ def check_not_swapped(original_sizes: Any, scaled_sizes: Any) -> None:
 
 def mask_axes(plan: ResizePlan, mask_size: tuple[int, int]) -> tuple[AxisWeights, AxisWeights]:
     """The weights of `plan.masks_to_original` for heights and widths, from masks `(Lh, Lw)`."""
-    sizes = (plan.original_size, plan.scaled_size, plan.model_size, mask_size)
+    if plan.stretch:  # in one step: as if the mask frame were the model's
+        sizes = (plan.original_size, mask_size, mask_size, mask_size)
+    else:
+        sizes = (plan.original_size, plan.scaled_size, plan.model_size, mask_size)
     rows, columns = (axis_weights(*along) for along in zip(*sizes, strict=True))
     return rows, columns
 

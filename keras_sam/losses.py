@@ -150,10 +150,52 @@ class SAMLoss:
         best = ops.argmin(ops.where(candidates > 0, ops.stop_gradient(fit), 1e9), axis=-1)
         chosen = ops.one_hot(best, logits.shape[2], dtype="float32")
         iou = ops.stop_gradient(mask_iou(logits, *shared))
-        error = ops.square(ops.cast(outputs["iou_pred"], "float32") - iou)
+        error = self._iou_error(ops.cast(outputs["iou_pred"], "float32") - iou)
         error = ops.sum(error * candidates, -1) / ops.sum(candidates, -1)
         loss = ops.sum(fit * chosen, -1) + self.iou_weight * error
-        return loss * ops.cast(ops.any(valid > 0, axis=(-2, -1)), "float32")
+        return loss * _any_pixel(valid)
+
+    def _iou_error(self, difference):
+        return ops.square(difference)
+
+
+@dataclasses.dataclass(frozen=True)
+class SAM2Loss(SAMLoss):
+    """The loss that SAM 2 was trained with: `SAMLoss`, and whether there is an object at all.
+
+    A target without a pixel says that the object is not in the image: it trains the object score
+    alone, by cross-entropy, and no mask. The error of the predicted IoU is absolute, not squared.
+
+    Args:
+        object_score_weight: float. Defaults to `1.0`.
+        **kwargs: the arguments of `SAMLoss`.
+
+    Source:
+        Ravi et al. 2024, https://arxiv.org/abs/2408.00714, section 4 and its appendix on training.
+    """
+
+    object_score_weight: float = 1.0
+
+    def __call__(self, outputs: dict[str, Tensor], targets: Tensor, ambiguous: Tensor) -> Tensor:
+        """The loss of every prompt set.
+
+        Args:
+            outputs: dict as `SAMLoss` takes it, and `object_score` `(B, P)`.
+            targets: this and `ambiguous` as for `SAMLoss`.
+            ambiguous: see there.
+
+        Returns:
+            Float32 tensor `(B, P)`; 0 where the whole target is void.
+        """
+        target, valid = split_void(targets)
+        present, counts = _any_pixel(target), _any_pixel(valid)
+        score = ops.cast(outputs["object_score"], "float32")
+        cross_entropy = ops.softplus(score) - score * present
+        of_masks = super().__call__(outputs, targets, ambiguous)
+        return of_masks * present + self.object_score_weight * cross_entropy * counts
+
+    def _iou_error(self, difference):
+        return ops.abs(difference)
 
 
 def split_void(targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,14 +266,23 @@ def selected_iou(
 
     Returns:
         Tuple of float32 tensors `(B, P)`: the IoU with the target of the mask that `choose_mask`
-        chooses, the absolute error of its predicted IoU, and 1 where the target counts.
+        chooses, the absolute error of its predicted IoU, and 1 where the target counts. Where an
+        `object_score` is not above 0, the mask counts as empty.
     """
     targets, valid = split_void(targets)
     chosen = choose_mask(outputs["iou_pred"], ambiguous)
     logits = take_mask(outputs["masks"], chosen)
+    if "object_score" in outputs:
+        present = ops.cast(outputs["object_score"] > 0, logits.dtype)[..., None, None]
+        logits = ops.minimum(logits, present * 1e9)
     iou = mask_iou(logits, targets, valid)
     predicted = take_mask(outputs["iou_pred"], chosen)
-    return iou, ops.abs(predicted - iou), ops.cast(ops.any(valid > 0, axis=(-2, -1)), "float32")
+    return iou, ops.abs(predicted - iou), _any_pixel(valid)
+
+
+def _any_pixel(x: Tensor) -> Tensor:
+    """1 where a map `(..., L, L)` has a pixel above 0, otherwise 0: float32 `(...)`."""
+    return ops.cast(ops.any(x > 0, axis=(-2, -1)), "float32")
 
 
 def _sum_pixels(x: Tensor) -> Tensor:

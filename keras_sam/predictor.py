@@ -205,7 +205,7 @@ class SAMPredictor:
         scores, logits = outputs["iou_pred"][0], outputs["masks"][0]  # ([P,] K), ([P,] K, L, L)
         threshold = self.segmenter.mask_threshold if mask_threshold is None else mask_threshold
         restored = plan.masks_to_original(logits, None if return_logits else threshold)
-        return restored, scores, logits
+        return restored, scores, self.segmenter.logits_as_prompt(logits)
 
     def preprocess_masks(self, masks: Any, image_index: int = 0) -> np.ndarray:
         """Mask logits of the original image, in the frame of the model's mask prompts.

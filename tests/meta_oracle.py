@@ -126,7 +126,7 @@ def install_stand_in():
         "torchvision.transforms": {},
         "torchvision.transforms.functional": {"resize": _resize, "to_pil_image": _to_pil_image},
         "torchvision.ops": {},
-        "torchvision.ops.boxes": {"batched_nms": _batched_nms, "box_area": _box_area},
+        "torchvision.ops.boxes": {"batched_nms": batched_nms, "box_area": box_area},
     }
     for name, functions in contents.items():
         module = types.ModuleType(name)
@@ -148,11 +148,11 @@ def _resize(image, size):
     return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
-def _box_area(boxes):
+def box_area(boxes):
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _batched_nms(boxes, scores, idxs, iou_threshold):
+def batched_nms(boxes, scores, idxs, iou_threshold):
     """Greedy non-maximum suppression within each group, the best first."""
     import torch
 

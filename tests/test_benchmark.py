@@ -134,6 +134,15 @@ def test_encoders(run, tmp_path):
     assert len(with_the_same_weights) == 8
 
 
+def test_the_encoders_of_sam2(run):
+    pytest.importorskip("transformers")
+    words = ["--cases", "hiera", "--repeats", "1", "--sides", "float32"]
+    rows, measured, _ = run(*words)
+    assert measured["missing"] == [] and len(rows) == 3
+    same = {key: row for key, row in rows.items() if "SAM 2.1" in key[1]}
+    assert_same_work(same, "largest value", first="ours, SAM 2.1 tiny, float32")
+
+
 def test_decoders(run):
     for name in ("openvino", "transformers"):
         pytest.importorskip(name)

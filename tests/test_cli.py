@@ -877,7 +877,7 @@ def test_the_value_range_of_a_camera(cli, photo, checkpoint, predictor, tmp_path
         multimask_output=False,
     )
     code, _, err = cli(*call, tmp_path / "told", "--quiet")
-    assert code == 0 and "dark.png" in err and "value_range=(0, 4095)" in err
+    assert code == 0 and "value_range=(0, 4095)" in err
 
 
 def test_every_command_with_a_model_takes_a_value_range():

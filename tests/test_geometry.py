@@ -90,6 +90,10 @@ def test_plan_is_a_frozen_value():
             r"must fit.*\(30, 40\).*\(32, 32\)",
         ),
         ({"original_size": (30, 40), "model_size": 32, "fit_size": 48}, "must fit.*fit_size"),
+        (
+            {"original_size": (30, 40), "model_size": 32, "stretch": True, "pad_only": True},
+            "`stretch` must come without",  # a stretched image has no padding
+        ),
     ],
 )
 def test_impossible_plans_are_refused(arguments, message):
@@ -408,3 +412,54 @@ def test_box_formats_keep_leading_axes_and_do_not_wrap():
     assert geometry.xyxy_to_xywh(np.zeros((0, 4))).shape == (0, 4)
     with pytest.raises(ValueError, match=r"`boxes` must have shape.*\(3,\)"):
         geometry.xyxy_to_xywh([1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        (97, 151),  # smaller than the frame, which stands
+        (411, 60),  # larger one way, smaller the other
+        (64, 64),  # square, larger
+        (32, 24),  # the frame itself
+    ],
+)
+def test_stretched_images_have_no_padding(size):
+    plan = ResizePlan(size, (32, 24), stretch=True)
+    h, w = size
+    assert plan.scaled_size == (32, 24)
+    np.testing.assert_allclose(plan.to_model([[w, h]]), [[24, 32]], rtol=1e-6)
+    np.testing.assert_allclose(plan.boxes_to_original([[0, 0, 24, 32]]), [[0, 0, w, h]], rtol=1e-6)
+    image = np.zeros((*size, 3), "uint8")
+    assert plan.scale_image(image).shape == (32, 24, 3)
+
+
+@pytest.mark.parametrize("size", [(97, 151), (411, 60), (8, 6), (5, 3)])
+def test_masks_of_stretched_images_come_back_in_one_step(size):
+    torch = pytest.importorskip("torch", reason="its resizing is the oracle")
+    logits = np.random.default_rng(0).normal(size=(2, 8, 6)).astype("float32")
+    plan = ResizePlan(size, (32, 24), stretch=True)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(logits)[None], size, mode="bilinear", align_corners=False
+    )[0].numpy()
+    np.testing.assert_allclose(plan.masks_to_original(logits), expected, atol=1e-5)
+    in_two_steps = ResizePlan(size, (32, 24)).masks_to_original(logits)
+    assert size == (8, 6) or np.abs(in_two_steps - expected).max() > 0.01
+
+
+def test_masks_of_stretched_images_are_averaged_under_each_pixel():
+    torch = pytest.importorskip("torch", reason="its resizing is the oracle")
+    masks = np.random.default_rng(1).normal(size=(2, 97, 151)).astype("float32")
+    mapped = ResizePlan((97, 151), (32, 24), stretch=True).masks_to_model(masks, (8, 6))
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(masks)[None], (8, 6), mode="bilinear", antialias=True
+    )[0].numpy()
+    np.testing.assert_allclose(mapped, expected, atol=1e-5)
+
+
+def test_a_stretched_plan_is_known_by_its_sizes():
+    plan = ResizePlan((97, 151), (32, 24), stretch=True)
+    again = geometry.plan_of_sizes((97, 151), plan.scaled_size, (32, 24), stretch=True)
+    assert again == plan
+    kept = ResizePlan((97, 151), (32, 24)).scaled_size
+    again = geometry.plan_of_sizes((97, 151), kept, (32, 24), stretch=True)
+    assert (again.scaled_size, again.stretch) == (kept, False)

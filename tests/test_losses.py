@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from keras_sam.losses import (
+    SAM2Loss,
     SAMLoss,
     candidate_masks,
     choose_mask,
@@ -135,3 +136,36 @@ def test_the_chosen_mask_is_the_one_that_select_masks_picks(num_masks):
 def test_lone_click(labels, mask, lone):
     labels = np.array([[labels]])
     assert bool(to_numpy(lone_click(labels, np.array([[mask]])))[0, 0]) is lone
+
+
+def test_sam2_trains_the_object_score_and_no_mask_of_an_empty_target():
+    logits, targets, predicted = example(3)
+    targets[0, 0] = np.where(targets[0, 0] == 255, 255, 0)  # no object, though some pixels are void
+    targets[1, 2] = 255  # nothing known
+    score = np.random.default_rng(3).normal(size=(2, 3)).astype("float32")
+    outputs = {"masks": logits, "iou_pred": predicted, "object_score": score}
+    loss = to_numpy(SAM2Loss(object_score_weight=0.5)(outputs, targets, np.ones((2, 3), bool)))
+    for b, p in np.ndindex(2, 3):
+        if (b, p) == (1, 2):
+            assert loss[b, p] == 0
+            continue
+        present = (b, p) != (0, 0)
+        wanted = -0.5 * np.log(sigmoid(score[b, p] if present else -score[b, p]))
+        if present:
+            terms = [numpy_terms(logits[b, p, k], targets[b, p]) for k in (1, 2, 3)]
+            wanted += min(20 * focal + dice for focal, dice, _ in terms)
+            errors = [abs(predicted[b, p, k] - t[2]) for k, t in zip((1, 2, 3), terms)]
+            wanted += np.mean(errors)
+        np.testing.assert_allclose(loss[b, p], wanted, rtol=2e-5)
+
+
+def test_a_mask_without_an_object_counts_as_empty():
+    logits, targets, predicted = example(4)
+    targets[:] = 0
+    outputs = {"masks": np.abs(logits), "iou_pred": predicted}
+    score = np.array([[1, -1, 0], [-1, 1, 1]], "float32")
+    lone = np.zeros((2, 3), bool)
+    iou, _, _ = map(to_numpy, selected_iou({**outputs, "object_score": score}, targets, lone))
+    np.testing.assert_array_equal(iou, score <= 0)
+    iou, _, _ = map(to_numpy, selected_iou(outputs, targets, lone))
+    assert (iou == 0).all()

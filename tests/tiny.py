@@ -100,3 +100,47 @@ def photograph(size, seed=0, channels=3):
     ]
     noise = rng.uniform(-20, 20, (h, w, channels))
     return np.clip(127 + 90 * np.stack(waves, axis=-1) + noise, 0, 255).astype("uint8")
+
+
+def tiny_sam2_backbone(image_shape=(64, 96, 3), dtype=None, seed=15):
+    """A `SAMBackbone` of SAM 2's parts: embedding 4 x 6, mask logits 16 x 24, random weights."""
+    keras.utils.set_random_seed(seed)
+    with without_random_values():
+        image_encoder = keras_sam.HieraBackbone(
+            hidden_size=8,
+            num_blocks=[1, 1, 2, 1],
+            num_heads=1,
+            global_attention_layer_indices=[3],
+            image_shape=image_shape,
+            window_sizes=[4, 2, 6, 3],
+            position_background_size=(3, 3),
+            num_output_channels=16,
+            dtype=dtype,
+        )
+        prompt_encoder = keras_sam.SAMPromptEncoder(
+            hidden_size=16,
+            image_embedding_size=(image_shape[0] // 16, image_shape[1] // 16),
+            input_image_size=image_shape[:2],
+            mask_in_channels=8,
+            not_a_point_after_boxes=True,
+            dtype=dtype,
+        )
+        mask_decoder = keras_sam.SAM2MaskDecoder(
+            hidden_size=16,
+            intermediate_dim=20,
+            num_heads=2,
+            iou_head_hidden_dim=12,
+            dtype=dtype,
+        )
+        backbone = keras_sam.SAMBackbone(image_encoder, prompt_encoder, mask_decoder, dtype=dtype)
+    randomize(backbone, seed)
+    return backbone
+
+
+def tiny_sam2_segmenter(preprocessor=True, **settings):
+    """A `SAM2ImageSegmenter` around `tiny_sam2_backbone(**settings)`."""
+    backbone = tiny_sam2_backbone(**settings)
+    cls = keras_sam.SAM2ImageSegmenterPreprocessor
+    return keras_sam.SAM2ImageSegmenter(
+        backbone, cls.for_backbone(backbone) if preprocessor else None
+    )

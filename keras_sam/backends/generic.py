@@ -51,6 +51,18 @@ def dense(
     return activate(out, activation, training)
 
 
+def dense_add(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    other: Tensor,
+    activation: Activation | None = None,
+    training: bool | None = None,
+) -> Tensor:
+    """`activation(x @ kernel + bias + other)`, where `other` broadcasts to the product."""
+    return activate(dense(x, kernel, bias, None, training) + other, activation, training)
+
+
 def activate(x: Tensor, activation: Activation | None, training: bool | None = None) -> Tensor:
     """`activation(x)`, or `x` if there is none."""
     return x if activation is None else activation(x)
@@ -76,11 +88,9 @@ def convolve(
     `k` is odd, and `k // 2` zeros are put around the map on each side. Keras's own padding would
     put more at the end where strides are larger than 1.
     """
-    if strides > 1:
-        x = _pad_map(x, kernel.shape[0] // 2)
-    padding = "valid" if strides > 1 else "same"
-    out = ops.conv(x, ops.cast(kernel, x.dtype), strides=strides, padding=padding)
-    return activate(_add_bias(out, bias), activation, training)
+    x = pad_map(x, kernel.shape[0] // 2)
+    out = ops.conv(x, ops.cast(kernel, x.dtype), strides=strides, padding="valid")
+    return activate(add_bias(out, bias), activation, training)
 
 
 def convolve_depthwise(
@@ -90,21 +100,41 @@ def convolve_depthwise(
     strides: int = 1,
     activation: Activation | None = None,
     training: bool | None = None,
+    edges: tuple[bool, bool] = (True, True),
 ) -> Tensor:
-    """`convolve`, each channel by itself: the kernel is `(k, k, channels, 1)`."""
-    if strides > 1:
-        x = _pad_map(x, kernel.shape[0] // 2)
-    padding = "valid" if strides > 1 else "same"
-    out = ops.depthwise_conv(x, ops.cast(kernel, x.dtype), strides=strides, padding=padding)
-    return activate(_add_bias(out, bias), activation, training)
+    """`convolve`, each channel by itself: the kernel is `(k, k, channels, 1)`.
+
+    Zeros are put above and below the map where `edges` says so, and on both sides always.
+    """
+    x = pad_map(x, kernel.shape[0] // 2, edges)
+    out = ops.depthwise_conv(x, ops.cast(kernel, x.dtype), strides=strides, padding="valid")
+    return activate(add_bias(out, bias), activation, training)
 
 
-def _pad_map(x, width):
-    return ops.pad(x, [(0, 0), (width, width), (width, width), (0, 0)])
+def pad_map(x: Tensor, width: int, edges: tuple[bool, bool] = (True, True)) -> Tensor:
+    """Zeros around a map `(B, h, w, channels)`, see `convolve_depthwise`."""
+    top, bottom = (width * edge for edge in edges)
+    return ops.pad(x, [(0, 0), (top, bottom), (width, width), (0, 0)])
 
 
-def _add_bias(x, bias):
+def add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    """`x + bias` in the dtype of `x`, or `x` if there is none."""
     return x if bias is None else x + ops.cast(bias, x.dtype)
+
+
+def in_strips(
+    function: Callable[[Tensor, tuple[bool, bool]], Tensor],
+    x: Tensor,
+    strides: int,
+    numbers_per_row: int,
+) -> Tensor:
+    """`function(x, (True, True))`, which may be computed some rows of the map at a time.
+
+    Row `i` of the output depends on the rows `strides * i - 1` to `strides * i + 1` of `x`. The
+    function gets rows, and whether the first and the last of them are the map's own.
+    `numbers_per_row` is how many numbers it makes at once for a row.
+    """
+    return function(x, (True, True))
 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:

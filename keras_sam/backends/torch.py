@@ -20,6 +20,9 @@ PROMPT_CHUNK = 8  # the calls share what they know of the image
 # Rows of queries of one head that oneDNN attends with at once.
 _ROWS_PER_STEP = 4
 
+# How many numbers a strip of a map has at most, 8 MB in float32: that fits into a cache.
+_NUMBERS_PER_STRIP = 2 * 2**20
+
 # The most numbers of bias that fused attention makes at once, 50 MB in float32: those of all
 # windows of a 1024 x 1024 image, or of four rows of queries of a global block.
 _BIAS_AT_ONCE = 12 * 2**20
@@ -36,6 +39,38 @@ def dense(x, kernel, bias, activation=None, training=None):
         out = torch.addmm(bias, x.reshape(-1, x.shape[-1]), kernel)
         out = out.reshape(*x.shape[:-1], kernel.shape[1])
     return out if activation is None else activation(out)
+
+
+def dense_add(x, kernel, bias, other, activation=None, training=None):
+    """`activation(x @ kernel + bias + other)`: GELU in the memory of the sum."""
+    shape = (*x.shape[:-1], kernel.shape[1])
+    gelu = activation is keras.activations.gelu
+    if other.shape != shape or not (gelu or activation is None) or not _adds_by_one_dnn(x):
+        return generic.dense_add(x, kernel, bias, other, activation, training)
+    kernel, bias, other = (ops.cast(y, x.dtype) for y in (kernel, bias, other))
+    return _operation_of_sums()(x, kernel.t(), bias, other, gelu)
+
+
+def _adds_by_one_dnn(x):
+    return _is_for_one_dnn(x) and private.look_up(_one_dnn()[0], "binary") is not None
+
+
+@functools.cache
+def _operation_of_sums():
+    """`dense_add` by oneDNN. One operation for torch: recordings take none that changes tensors."""
+
+    @torch.library.custom_op("keras_sam::dense_add", mutates_args=())
+    def sum_of_products(
+        x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor, other: torch.Tensor, gelu: bool
+    ) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        y = y if y.stride(0) == 1 else y.contiguous()
+        other = other.reshape(-1, len(y)).contiguous()
+        out = _one_dnn()[0].binary(rows, other, y, bias, "add")
+        out = torch.ops.aten.gelu_(out) if gelu else out
+        return out.reshape(*x.shape[:-1], len(y))
+
+    return sum_of_products
 
 
 def layer_norm(x, gamma, beta, epsilon, training=None):
@@ -57,8 +92,11 @@ def matmul_transposed(x, y):
 
 
 def _is_one_product(x, y):
-    is_one = len(x.shape) == len(y.shape) and {*x.shape[:-2], *y.shape[:-2]} <= {1}
-    return is_one and x.dtype == y.dtype and _is_for_one_dnn(x) and _is_for_one_dnn(y)
+    # Where a program is traced for export, sizes are symbols, which the last test cannot compare.
+    same = len(x.shape) == len(y.shape) and x.dtype == y.dtype
+    if not (same and _is_for_one_dnn(x) and _is_for_one_dnn(y)):
+        return False
+    return {*x.shape[:-2], *y.shape[:-2]} <= {1}
 
 
 def _is_for_one_dnn(x):
@@ -102,6 +140,59 @@ def _product(x, y, bias=None, activation="none"):
     return out.reshape(*x.shape[:-1], len(y))
 
 
+def convolve(x, kernel, bias=None, strides=1, activation=None, training=None):
+    """`activation(convolution + bias)` in one call, bias and GELU included."""
+    return _convolution(x, kernel.permute(3, 2, 0, 1), bias, strides, activation)
+
+
+def convolve_depthwise(
+    x, kernel, bias=None, strides=1, activation=None, training=None, edges=(True, True)
+):
+    """`convolve`, each channel by itself."""
+    kernel = kernel.permute(2, 3, 0, 1)
+    return _convolution(x, kernel, bias, strides, activation, x.shape[-1], edges)
+
+
+def _convolution(x, kernel, bias, strides, activation, groups=1, edges=(True, True)):
+    width = kernel.shape[-1] // 2
+    if edges != (True, True):
+        x = torch.nn.functional.pad(x, (0, 0, 0, 0, *(width * edge for edge in edges)))
+    padding = [width if edges == (True, True) else 0, width]
+    kernel, bias = kernel.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    x = x.permute(0, 3, 1, 2)  # which oneDNN reads where it is, channels last
+    operation = _one_dnn_convolution()
+    if operation is not None and _is_for_one_dnn(x):
+        fused = "gelu" if activation is keras.activations.gelu else "none"
+        steps = [strides, strides]
+        out = operation(x, kernel, bias, padding, steps, [1, 1], groups, fused, [], "none")
+        activation = None if fused == "gelu" else activation
+    else:
+        out = torch.nn.functional.conv2d(x, kernel, bias, strides, padding, groups=groups)
+    out = out.permute(0, 2, 3, 1)
+    return out if activation is None else activation(out)
+
+
+@functools.cache
+def _one_dnn_convolution():
+    return private.look_up(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def in_strips(function, x, strides, numbers_per_row):
+    """`function` of some rows at a time, so that what it makes in between stays in the caches."""
+    if not _is_for_one_dnn(x):
+        return function(x, (True, True))
+    height = x.shape[1]
+    out_height = -(-height // strides)
+    rows = max(_NUMBERS_PER_STRIP // (len(x) * numbers_per_row * strides), 1)
+    outs = []
+    for top in range(0, out_height, rows):
+        bottom = min(top + rows, out_height)
+        first, last = strides * top - 1, strides * (bottom - 1) + 2
+        strip = x[:, max(first, 0) : min(last, height)]
+        outs.append(function(strip, (first < 0, last > height)))
+    return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+
+
 def softmax_float32(logits, axis=-1):
     """Softmax; of half precision torch computes it in float32, without two more passes."""
     return ops.softmax(logits, axis=axis)
@@ -117,11 +208,33 @@ def attend(query, key, value, rel_pos_bias, grid, training=None):
     inputs = (query, key, value, rel_pos_bias, grid)
     if query.device.type != "cpu":
         return attend_flash(*inputs)
-    if math.prod(grid) >= generic.ROWS_FROM_TOKENS and _is_for_one_dnn(query):
+    is_for_rows = math.prod(grid) >= generic.ROWS_FROM_TOKENS and _is_for_one_dnn(query)
+    if rel_pos_bias is None and query.dtype == torch.float32 and not (is_for_rows and _is_wide()):
+        # By torch alone: numbers may have gaps between them, which Keras would close by copies.
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    if is_for_rows:
         return _operation_by_head()(query, key, value, list(rel_pos_bias or ()), grid[0])
     if query.dtype == torch.float32:  # slower in bfloat16
         return generic.attend_fused(*inputs, _BIAS_AT_ONCE)
     return generic.attend(*inputs, softmax=softmax_float32)
+
+
+def attend_with_bias(query, key, value, bias, training=None):
+    """Attention with a bias that windows share, fused where that is faster."""
+    if query.device.type == "cpu" and query.dtype != torch.float32:
+        return generic.attend_with_bias(query, key, value, bias)
+    bias = bias.to(query.dtype).unsqueeze(0)
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+
+@functools.cache
+def _is_wide():
+    """Whether the processor has AVX-512, which oneDNN always uses.
+
+    torch's attention, of MKL's products, does so on Intel's alone. Without it, that is
+    faster: it keeps no logits.
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @functools.cache
@@ -152,9 +265,8 @@ def _operation_by_head():
             for top in range(0, height, rows):
                 some = slice(top * width, (top + rows) * width)
                 logits = _product(scaled[some], keys)  # (queries, h * w)
-                by_cell = logits.view(rows, width, height, width)
                 for bias in biases:
-                    by_cell += bias[top : top + rows]
+                    logits.view(rows, width, height, width).add_(bias[top : top + rows])
                 head_out[some] = _product(torch.softmax(logits, -1), values)
         return out
 
@@ -184,8 +296,10 @@ def attend_flash(query, key, value, rel_pos_bias, grid):
 
 
 def has_device(device):
-    """True: Keras cannot list torch's devices, but using one that is missing fails."""
-    return True
+    """Of GPUs; for other devices True: Keras cannot list them, but using a missing one fails."""
+    kind, _, index = device.partition(":")
+    count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    return kind != "gpu" or int(index or 0) < count
 
 
 def runs_sequentially():

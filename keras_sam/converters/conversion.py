@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_sam.converters import mobile_sam, sam, sam_hq, torch_tables
+from keras_sam.converters import mobile_sam, sam, sam2, sam_hq, torch_tables
 from keras_sam.converters.family import PARTS, Family
 from keras_sam.converters.tables import (
     Tensor,
@@ -17,7 +17,7 @@ from keras_sam.converters.tables import (
 )
 
 # Where names fit several families, the first one counts: special ones come first.
-FAMILIES = (sam_hq.FAMILY, mobile_sam.FAMILY, sam.FAMILY)
+FAMILIES = (sam2.FAMILY, sam_hq.FAMILY, mobile_sam.FAMILY, sam.FAMILY)
 _FORMATS = tuple((family, known) for family in FAMILIES for known in family.formats)
 
 # What other programs store in a Keras file besides the model's weights.
@@ -27,8 +27,9 @@ KERAS_EXTRAS = (r"(.*/)?seed_generator(_\d+)?/.*", r"(.*/)?optimizer/.*", r"(.*/
 # Names by which other models are recognised, for the error message.
 _OTHERS = (
     (r".*\b(hf_token|hq_token)\b.*", "SAM-HQ"),
-    (r".*(image_encoder\.trunk\.|sam_mask_decoder\.|memory_attention\.).*", "SAM 2"),
-    (r".*(vision_encoder\.backbone\.|memory_encoder\.).*", "transformers' SAM 2"),
+    (r".*(image_encoder\.trunk\.|sam_mask_decoder\.).*", "SAM 2"),
+    (r".*vision_encoder\.backbone\..*", "transformers' SAM 2"),
+    (r".*memory_(attention|encoder)\..*", "SAM 2's memory for videos without its image model"),
     (r".*(detector\.|vision_backbone\.).*", "SAM 3"),
     (r".*final_output_upscaling_layers\..*", "EfficientSAM, which has another decoder"),
     (
@@ -133,7 +134,7 @@ def rename(tensors: dict) -> Renamed:
         tensors = {k: v for k, v in tensors.items() if not k.startswith(others)}
     tensors = _without_prefix(tensors, prefix, known.add)
     statistics = _pixel_statistics(tensors)
-    arrays = to_ours(_one_positional(tensors), known.rows(tensors))
+    arrays = to_ours(known.prepare(_one_positional(tensors)), known.rows(tensors))
     ignored = [re.compile(pattern) for pattern in (*KERAS_EXTRAS, *known.ignore)]
     arrays = {k: v for k, v in arrays.items() if not any(p.fullmatch(k) for p in ignored)}
     return Renamed(family, arrays, statistics)

@@ -13,6 +13,7 @@ class Format(NamedTuple):
     Every such file has one of the tensors in `signatures`, perhaps after a wrapper's prefix.
     `rows(tensors)` is the table of its names. `add` is put before all names of a file that holds
     only a part of the model. Names that match a pattern in `ignore` belong to no image model.
+    `prepare(tensors)` gives tensors of these names where a file joins what are several of ours.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Format(NamedTuple):
     rows: Callable[[Iterable[str]], tuple]
     add: str = ""
     ignore: tuple[str, ...] = ()
+    prepare: Callable[[dict], dict] = dict
 
 
 class TransformersLayout(NamedTuple):

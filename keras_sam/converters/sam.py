@@ -31,7 +31,7 @@ _ENCODER_NEEDS = {
     "block_0/mlp/dense_0/kernel": 2,
     "neck_conv1/kernel": 4,
 }
-_OTHER_NEEDS = {
+OTHER_NEEDS = {
     "prompt_encoder/no_mask_embed": 2,
     "prompt_encoder/mask_downscaler/conv2/kernel": 4,
     "mask_decoder/mask_tokens": 2,
@@ -80,7 +80,7 @@ def infer_config(shapes: dict, hints: dict | None = None) -> dict:
     needs = dict(_ENCODER_NEEDS)
     whole = any(name.startswith(("prompt_encoder/", "mask_decoder/")) for name in shapes)
     if whole:
-        needs |= _OTHER_NEEDS
+        needs |= OTHER_NEEDS
     ranks = {name: 2 for name in shapes if re.fullmatch(r"block_\d+/attention/rel_pos_[hw]", name)}
     if "position_embedding/embeddings" in shapes:
         ranks["position_embedding/embeddings"] = 4
@@ -109,7 +109,7 @@ def infer_others(shapes: dict, frame: Sequence[int], stride: int, hints: dict) -
     """
     if not any(name.startswith(("prompt_encoder/", "mask_decoder/")) for name in shapes):
         return {}
-    check_ranks(shapes, _OTHER_NEEDS)
+    check_ranks(shapes, OTHER_NEEDS)
     configs = {
         "prompt_encoder": prompt_encoder_config(shapes, frame, stride, hints),
         "mask_decoder": mask_decoder_config(shapes, hints),
@@ -153,9 +153,9 @@ def image_encoder_config(shapes: dict, hints: dict) -> dict:
         if (hidden, layers) not in _RELEASED:
             raise ValueError(
                 "The file has no tables of relative positions, which would tell the number of "
-                f"heads, and no released model has {layers} blocks of {hidden} channels. Put a "
-                "config.json with the number of heads beside it, or load it into a model that "
-                "you have built."
+                f"heads, and no released model has {layers} blocks of {hidden} channels. Make the "
+                "model first, with `from_preset(folder, load_weights=False)` of a preset of its "
+                "sizes or of the parts, and call `segmenter.load_checkpoint(path)`."
             )
         heads, global_layers = _RELEASED[hidden, layers]
         config["num_heads"] = heads

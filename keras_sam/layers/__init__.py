@@ -9,6 +9,7 @@ HOMES = {
     "MultiHeadAttentionWithDownsampling": "keras_sam.layers.multi_head_attention",
     "OffsetBiasAttention": "keras_sam.layers.tiny_vit",
     "RandomFrequencyPositionalEmbeddings": "keras_sam.layers.positional_embedding",
+    "SAM2MaskDecoder": "keras_sam.layers.sam2_mask_decoder",
     "SAMHQMaskDecoder": "keras_sam.layers.hq_mask_decoder",
     "SAMImageConverter": "keras_sam.preprocessing",
     "SAMMaskDecoder": "keras_sam.layers.mask_decoder",

@@ -34,6 +34,8 @@ class ConvNorm(KeptArguments, keras.layers.Layer):
 
     Call arguments:
         x: float tensor `(B, h, w, channels)`.
+        edges: tuple of two bools, of a depthwise convolution. Whether the first and the last row
+            are the map's, so that zeros come before and after them. Defaults to both.
 
     Returns:
         Float tensor `(B, ceil(h / strides), ceil(w / strides), filters)`.
@@ -92,17 +94,22 @@ class ConvNorm(KeptArguments, keras.layers.Layer):
         build_part(self.conv, input_shape, self.initializer_range)
         self.norm.build(self.compute_output_shape(input_shape))
 
-    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        convolve = backends.convolve_depthwise if self.depthwise else backends.convolve
+    def call(
+        self, x: Tensor, training: bool | None = None, edges: tuple[bool, bool] = (True, True)
+    ) -> Tensor:
+        options = {"strides": self.strides, "training": training}
+        if self.depthwise:
+            convolve, options["edges"] = backends.convolve_depthwise, edges
+        else:
+            convolve = backends.convolve
         if training and self.norm.trainable:
-            x = convolve(x, self.conv.kernel, None, self.strides, None, training)
-            return backends.activate(self.norm(x, training=True), self.activation, training)
+            x = self.norm(convolve(x, self.conv.kernel, **options), training=True)
+            return backends.activate(x, self.activation, training)
         kernel, bias = self.folded()
         if self.kernel_size == self.strides == 1:
-            return backends.dense(
-                ops.cast(x, self.compute_dtype), kernel[0, 0], bias, self.activation, training
-            )
-        return convolve(x, kernel, bias, self.strides, self.activation, training)
+            x = ops.cast(x, self.compute_dtype)
+            return backends.dense(x, kernel[0, 0], bias, self.activation, training)
+        return convolve(x, kernel, bias, activation=self.activation, **options)
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Kernel and bias, in float32, of the convolution that does the work of both."""

@@ -92,6 +92,9 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
     ```
     """
 
+    # Names of outputs `(B, [P,])` besides `masks` and `iou_pred`.
+    extra_outputs: tuple[str, ...] = ()
+
     def __init__(
         self,
         *,
@@ -249,7 +252,7 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
             ),
             training=training,
         )
-        pixels = self._upscale(image_tokens, self._grid(image), training)
+        pixels = self._upscale(image_tokens, image, training)
         outputs = self._read_masks(tokens, pixels, image, training, **choices)
         if single_object:
             outputs = {name: x[:, 0] for name, x in outputs.items()}
@@ -287,6 +290,7 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         outputs = {
             "masks": keras.KerasTensor((*shape, 4 * eh, 4 * ew), dtype=self.compute_dtype),
             "iou_pred": keras.KerasTensor(shape, dtype=self.compute_dtype),
+            **{n: keras.KerasTensor(lead, self.compute_dtype) for n in self.extra_outputs},
         }
         if given.get("return_attentions"):
             lead = (*lead, 1)[:2]  # the maps keep the axis P
@@ -348,12 +352,12 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
             return numbers
         return numbers[1:] if multimask_output else numbers[:1]
 
-    def _upscale(self, image, grid, training):
+    def _upscale(self, image_tokens, image, training, finer=None):
         """Image tokens `(B, P, Eh * Ew, C)` to pixels `(B, P, 16 Eh Ew, C / 8)`, unordered."""
-        eh, ew = grid
-        lead = ops.shape(image)[:2]
-        image = ops.reshape(image, (-1, eh, ew, self.hidden_size))
-        pixels = self.output_upscaling.upscale_unordered(image, training)
+        eh, ew = self._grid(image)
+        lead = ops.shape(image_tokens)[:2]
+        x = ops.reshape(image_tokens, (-1, eh, ew, self.hidden_size))
+        pixels = self.output_upscaling.upscale_unordered(x, training, finer)
         return ops.reshape(pixels, (*lead, 16 * eh * ew, self.hidden_size // 8))
 
     def get_config(self) -> dict[str, Any]:

@@ -60,30 +60,45 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         return depth_to_space(self.upscale_unordered(x, training), x.shape[1:3])
 
-    def upscale_unordered(self, x: Tensor, training: bool | None = None) -> Tensor:
+    def upscale_unordered(
+        self,
+        x: Tensor,
+        training: bool | None = None,
+        finer: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """`call`, with the pixels of each cell side by side, for `depth_to_space`.
 
         The kernels do not overlap, so each of the two transposed convolutions is one matrix
         product, after which a cell holds its own pixels. A caller that reduces the channels, as
         masks do, orders the pixels afterwards and so moves fewer numbers.
 
+        `finer` are features of the image, of twice and four times the grid and as many channels as
+        the two convolutions make, as `cells_of` orders them. They are added to what these make;
+        several prompts may share them, one after the other in the first axis of `x`.
+
         Returns `(B, Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its 2 x 2
         quarters, then by row and column within them.
         """
         h, w, channels = x.shape[1:]
         x = ops.reshape(x, (-1, h * w, channels))
-        x = self._quarters(self.conv1, x, None, training)  # (B, Eh * Ew * 4, inner_dim)
+        half, full = (None, None) if finer is None else finer
+        x = self._quarters(self.conv1, x, None, training, half)  # (B, Eh * Ew * 4, inner_dim)
         x = backends.activate(self.norm1(x, training=training), self.activation, training)
         last = self.activation if self.activates_output else None
-        return self._quarters(self.conv2, x, last, training)
+        return self._quarters(self.conv2, x, last, training, full)
 
-    def _quarters(self, conv, x, activation, training):
+    def _quarters(self, conv, x, activation, training, added=None):
         """A transposed convolution: `(B, pixels, C)` to 2 x 2 pixels each, `(B, 4 pixels, C')`."""
         kernel = ops.cast(conv.kernel, x.dtype)  # (2, 2, C', C)
         kernel = ops.transpose(ops.reshape(kernel, (-1, kernel.shape[3])))
         bias = ops.tile(conv.bias, 4)
-        x = backends.dense(x, kernel, bias, activation, training)  # (B, pixels, 4 C')
-        return ops.reshape(x, (-1, 4 * x.shape[1], conv.filters))
+        pixels, channels = x.shape[1:]
+        if added is None:
+            x = backends.dense(x, kernel, bias, activation, training)  # (B, pixels, 4 C')
+        else:
+            x = ops.reshape(x, (ops.shape(added)[0], -1, pixels, channels))  # (B, P, pixels, C)
+            x = backends.dense_add(x, kernel, bias, ops.expand_dims(added, 1), activation, training)
+        return ops.reshape(x, (-1, 4 * pixels, conv.filters))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, h, w, _ = input_shape
@@ -97,3 +112,20 @@ def depth_to_space(x: Tensor, grid: tuple[int, int]) -> Tensor:
     x = ops.reshape(x, (-1, h, w, 2, 2, 2, 2, channels))
     x = ops.transpose(x, (0, 1, 3, 5, 2, 4, 6, 7))  # (B, Eh, 2, 2, Ew, 2, 2, c)
     return ops.reshape(x, (-1, 4 * h, 4 * w, channels))
+
+
+def cells_of(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Pixels `(B, s Eh, s Ew, c)` cell by cell, in the order of `upscale_unordered`.
+
+    Four pixels side by side, as one pixel of half the size becomes them: `(B, Eh * Ew, 4 c)` for
+    `s = 2`, `(B, 4 Eh * Ew, 4 c)` for `s = 4`.
+    """
+    h, w = grid
+    channels = x.shape[-1]
+    if x.shape[1] == 2 * h:
+        x = ops.reshape(x, (-1, h, 2, w, 2 * channels))
+        x = ops.transpose(x, (0, 1, 3, 2, 4))  # (B, Eh, Ew, 2, 2 c)
+        return ops.reshape(x, (-1, h * w, 4 * channels))
+    x = ops.reshape(x, (-1, h, 2, 2, w, 2, 2 * channels))
+    x = ops.transpose(x, (0, 1, 4, 2, 5, 3, 6))  # (B, Eh, Ew, 2, 2, 2, 2 c)
+    return ops.reshape(x, (-1, 4 * h * w, 4 * channels))

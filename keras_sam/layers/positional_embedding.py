@@ -1,9 +1,10 @@
-"""Where a point, a pixel or a patch lies: SAM's two positional encodings."""
+"""Where a point, a pixel or a patch lies: the positional encodings of SAM and SAM 2."""
 
 import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_sam.layers.arguments import KeptArguments, Shape, Tensor
@@ -113,3 +114,68 @@ class PositionEmbedding(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
+
+
+@keras.saving.register_keras_serializable(package="keras_sam")
+class WindowedPositionEmbedding(KeptArguments, keras.layers.Layer):
+    """Adds two learned tables, at first zero, to a feature map `(B, Eh, Ew, C)`.
+
+    One is of few cells and is enlarged to the whole map, bicubically; the other is of one window
+    and is repeated. So the same tables serve maps of every size. Computed in float32.
+
+    Args:
+        background_size: tuple of ints, cells `(h, w)` of the first table.
+        window_size: int. Side of the second one, which divides the sides of the map.
+
+    Source:
+        Bolya et al. 2023, https://arxiv.org/abs/2311.05613, section 4.
+    """
+
+    def __init__(self, background_size: tuple[int, int], window_size: int, **kwargs: Any):
+        super().__init__(autocast=False, **kwargs)
+        background_size = tuple(background_size)
+        self.keep_arguments(locals())
+
+    def build(self, input_shape: Shape) -> None:
+        _, h, w, channels = input_shape
+        self.background = self.add_weight(
+            name="background", shape=(1, *self.background_size, channels), initializer="zeros"
+        )
+        self.window = self.add_weight(
+            name="window",
+            shape=(1, self.window_size, self.window_size, channels),
+            initializer="zeros",
+        )
+        self._rows = bicubic_matrix(self.background_size[0], h)
+        self._columns = bicubic_matrix(self.background_size[1], w)
+
+    def call(self, x: Tensor) -> Tensor:
+        h, w, channels = x.shape[1:]
+        size, (rows, columns) = self.window_size, self.background_size
+        background = ops.reshape(ops.cast(self.background, "float32"), (rows, -1))
+        background = ops.matmul(self._rows, background)  # (Eh, columns * C)
+        background = ops.matmul(self._columns, ops.reshape(background, (h, columns, channels)))
+        background = ops.reshape(background, (h // size, size, w // size, size, channels))
+        window = ops.reshape(ops.cast(self.window, "float32"), (1, size, 1, size, channels))
+        return x + ops.cast(ops.reshape(background + window, (1, h, w, channels)), x.dtype)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+
+def bicubic_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """`(size_out, size_in)` weights of cubic interpolation between the centres of equal cells.
+
+    Ends are repeated, and nothing is smoothed when the number shrinks, as in torch's
+    `interpolate(mode="bicubic")`, with its coefficient of -0.75.
+    """
+    places = (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
+    first = np.floor(places).astype(int)
+    matrix = np.zeros((size_out, size_in))
+    for tap in (-1, 0, 1, 2):
+        distance = np.abs(places - first - tap)
+        near = (1.25 * distance - 2.25) * distance**2 + 1
+        far = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
+        weight = np.where(distance <= 1, near, far)
+        np.add.at(matrix, (np.arange(size_out), np.clip(first + tap, 0, size_in - 1)), weight)
+    return matrix.astype("float32")

@@ -9,7 +9,7 @@ from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor,
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
-from keras_sam.layers.prompt_tensors import canonical_prompts
+from keras_sam.layers.prompt_tensors import append_not_a_point, canonical_prompts
 from keras_sam.prompts import PADDING
 
 
@@ -83,6 +83,9 @@ class SAMPromptEncoder(KeptArguments, keras.layers.Layer):
         activation: str or callable. Activation between those. Defaults to `"gelu"`.
         layer_norm_epsilon: float. Defaults to `1e-6`.
         scale: float. Standard deviation of the positional frequencies.
+        not_a_point_after_boxes: bool. Appends not-a-point to every prompt set with a point or a
+            box and without that token, as SAM 2 does. Defaults to `False`: SAM was trained with
+            it after points alone, and whoever calls this layer appends it.
         initializer_range: optional float. Standard deviation of the initial kernels and
             embeddings; by default they start as in the released code.
 
@@ -130,6 +133,7 @@ class SAMPromptEncoder(KeptArguments, keras.layers.Layer):
         activation: Activation = "gelu",
         layer_norm_epsilon: float = 1e-6,
         scale: float = 1.0,
+        not_a_point_after_boxes: bool = False,
         initializer_range: float | None = None,
         name: str = "prompt_encoder",
         **kwargs: Any,
@@ -196,8 +200,10 @@ class SAMPromptEncoder(KeptArguments, keras.layers.Layer):
         images: Tensor | None = None,
     ) -> dict[str, Tensor]:
         prompts, single_object = canonical_prompts(points, labels, boxes, masks, mask_given)
-        labels = prompts["labels"]
-        sparse = self._embed_points(prompts["points"], labels)
+        points, labels = prompts["points"], prompts["labels"]
+        if self.not_a_point_after_boxes:
+            points, labels = append_not_a_point(points, labels, after_boxes=True)
+        sparse = self._embed_points(points, labels)
         dense = self._embed_masks(prompts["masks"], prompts["mask_given"], labels)
         real = ops.not_equal(labels, PADDING)
         positional = self.positional_embedding.encode_image(self.image_embedding_size)

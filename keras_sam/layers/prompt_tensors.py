@@ -117,13 +117,19 @@ def canonical_prompts(
     return prompts, single_object
 
 
-def append_not_a_point(points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def append_not_a_point(
+    points: Tensor, labels: Tensor, after_boxes: bool = False
+) -> tuple[Tensor, Tensor]:
     """Appends one token: not-a-point where there are points but no box, otherwise padding.
 
-    A prompt set that already has a not-a-point token gets padding.
+    A prompt set that already has a not-a-point token gets padding. With `after_boxes` boxes get
+    not-a-point, too.
     """
-    is_point = ops.logical_or(labels == BACKGROUND, labels == FOREGROUND)
-    settles = ops.logical_or(labels >= TOP_LEFT, labels == NOT_A_POINT)
+    if after_boxes:
+        is_point, settles = labels >= BACKGROUND, labels == NOT_A_POINT
+    else:
+        is_point = ops.logical_or(labels == BACKGROUND, labels == FOREGROUND)
+        settles = ops.logical_or(labels >= TOP_LEFT, labels == NOT_A_POINT)
     has_point, settled = (ops.any(x, axis=-1, keepdims=True) for x in (is_point, settles))
     wanted = ops.logical_and(has_point, ops.logical_not(settled))  # (B, P, 1)
     label = ops.where(wanted, NOT_A_POINT, PADDING)

@@ -90,12 +90,20 @@ class InvertedBottleneck(KeptArguments, keras.layers.Layer):
             input_shape = part.compute_output_shape(input_shape)
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        out = x
-        for part in (self.conv1, self.conv2, self.conv3):
-            out = part(out, training=training)
+        if training:
+            return self._rows(x, (True, True), training)
+        # All rows at once would make two maps of `hidden_dim` channels: most of the memory.
+        return backends.in_strips(self._rows, x, self.strides, x.shape[2] * self.hidden_dim)
+
+    def _rows(self, x, edges, training=None):
+        """The block of rows, which have one more above and below where there is no edge."""
+        out = self.conv1(x, training=training)
+        out = self.conv2(out, training=training, edges=edges)
+        out = self.conv3(out, training=training)
         if not self.shortcut:
             return out
-        out = x + self.drop_path(out, training=training)
+        inner = x[:, 0 if edges[0] else 1 : None if edges[1] else -1]
+        out = inner + self.drop_path(out, training=training)
         return backends.activate(out, self.activation, training)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -169,14 +177,23 @@ class OffsetBiasAttention(KeptArguments, keras.layers.Layer):
         )
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        h, w = x.shape[1:3]
-        qkv = self._pad(
-            self.qkv(self.norm(x, training=training)), -h % self.window_size, -w % self.window_size
-        )
-        query, key, value = self._split_windows_and_heads(qkv)  # (N, D, window cells, c) each
+        h, w, channels = x.shape[1:]
+        size, heads = self.window_size, self.num_heads
+        rows, columns = -(-h // size), -(-w // size)
+        if (h, w) != (rows * size, columns * size):
+            x = ops.pad(x, [(0, 0), (0, rows * size - h), (0, columns * size - w), (0, 0)])
+        # Windows before the projections: of all copies of the map, these are the smallest.
+        x = ops.reshape(x, (-1, rows, size, columns, size, channels))
+        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+        x = ops.reshape(x, (-1, size * size, channels))  # (N, window cells, channels)
+        qkv = self.qkv(self.norm(x, training=training))
+        qkv = ops.reshape(qkv, (-1, size * size, heads, 3, channels // heads))
+        query, key, value = (ops.transpose(qkv[..., i, :], (0, 2, 1, 3)) for i in range(3))
         out = backends.attend_with_bias(query, key, value, self._bias(), training)
-        out = self._join_windows_and_heads(out, *qkv.shape[1:3])[:, :h, :w]
-        return self.projection(out)
+        out = ops.reshape(ops.transpose(out, (0, 2, 1, 3)), (-1, size * size, channels))
+        out = ops.reshape(self.projection(out), (-1, rows, columns, size, size, channels))
+        out = ops.transpose(out, (0, 1, 3, 2, 4, 5))
+        return ops.reshape(out, (-1, rows * size, columns * size, channels))[:, :h, :w]
 
     def _bias(self):
         """The bias of each pair of a window's cells, `(D, cells, cells)`."""
@@ -184,39 +201,6 @@ class OffsetBiasAttention(KeptArguments, keras.layers.Layer):
         apart = np.abs(n[:, None] - n)
         index = apart[:, None, :, None] * self.window_size + apart[None, :, None, :]
         return ops.take(self.offset_bias, index.reshape(self.window_size**2, -1), axis=1)
-
-    def _pad(self, qkv, bottom, right):
-        """Appends rows and columns of what the projection makes of a cell of zeros."""
-        if not bottom and not right:
-            return qkv
-        h, w, channels = qkv.shape[1:]
-        batch = ops.shape(qkv)[0]
-        cell = self.qkv(ops.reshape(self.norm.beta, (1, 1, 1, -1)))  # the norm of zeros is its bias
-        if right:
-            columns = ops.broadcast_to(cell, (batch, h, right, channels))
-            qkv = ops.concatenate([qkv, columns], axis=2)
-        if bottom:
-            rows = ops.broadcast_to(cell, (batch, bottom, w + right, channels))
-            qkv = ops.concatenate([qkv, rows], axis=1)
-        return qkv
-
-    def _split_windows_and_heads(self, qkv):
-        """`(B, h, w, D 3 c)`, each head with its query, key and value, to three tensors."""
-        size, heads = self.window_size, self.num_heads
-        _, h, w, channels = qkv.shape
-        c = channels // (3 * heads)
-        qkv = ops.reshape(qkv, (-1, h // size, size, w // size, size, heads, 3, c))
-        qkv = ops.transpose(qkv, (6, 0, 1, 3, 5, 2, 4, 7))
-        qkv = ops.reshape(qkv, (3, -1, heads, size * size, c))
-        return qkv[0], qkv[1], qkv[2]
-
-    def _join_windows_and_heads(self, out, h, w):
-        """`(N, D, window cells, c)` to `(B, h, w, D c)`."""
-        size = self.window_size
-        _, heads, _, c = out.shape
-        out = ops.reshape(out, (-1, h // size, w // size, heads, size, size, c))
-        out = ops.transpose(out, (0, 1, 4, 2, 5, 3, 6))
-        return ops.reshape(out, (-1, h, w, heads * c))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape

@@ -383,9 +383,10 @@ class SAMAutomaticMaskGenerator:
 
     def _refine(self, features, plan, points, logits):
         """Mask 0 of the same clicks with each of their masks as prompt."""
+        prompts = self.segmenter.logits_as_prompt(logits)
         refined = [
-            self._decode(features, plan, points, logits[:, k], False)
-            for k in range(logits.shape[1])
+            self._decode(features, plan, points, prompts[:, k], False)
+            for k in range(prompts.shape[1])
         ]
         return tuple(np.concatenate(arrays, axis=1) for arrays in zip(*refined, strict=True))
 

@@ -4,7 +4,10 @@ from keras_sam.namespaces import lazy_names
 
 HOMES = {
     "Backbone": "keras_sam.models.backbone",
+    "HieraBackbone": "keras_sam.models.hiera_backbone",
     "ImageSegmenter": "keras_sam.models.image_segmenter",
+    "SAM2ImageSegmenter": "keras_sam.models.sam2_image_segmenter",
+    "SAM2ImageSegmenterPreprocessor": "keras_sam.preprocessing",
     "SAMBackbone": "keras_sam.models.sam_backbone",
     "SAMHQImageSegmenter": "keras_sam.models.sam_hq_image_segmenter",
     "SAMImageSegmenter": "keras_sam.models.sam_image_segmenter",

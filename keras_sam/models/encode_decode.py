@@ -139,7 +139,8 @@ class EncodesAndDecodes:
         features = self.checked_features(encoded)
         count = len(features[EMBEDDINGS])
         plans = self.plans(*(encoded.get(name) for name in SIZES), count)
-        check_not_swapped([plan.original_size for plan in plans], known_sizes)
+        if not any(plan.stretch for plan in plans):  # then the frame's proportions are all there is
+            check_not_swapped([plan.original_size for plan in plans], known_sizes)
         if isinstance(prompts, dict) and "mask_given" in prompts:
             prompts = read_canonical(prompts)
         else:
@@ -209,7 +210,8 @@ class EncodesAndDecodes:
         if scaled_sizes is None:
             return [self._image_converter.plan(tuple(size)) for size in sizes.tolist()]
         both = zip(sizes.tolist(), to_numpy(scaled_sizes).tolist(), strict=True)
-        return [plan_of_sizes(*of_image, frame) for of_image in both]
+        stretch = getattr(self._image_converter, "stretch", False)  # a custom one may not know it
+        return [plan_of_sizes(*of_image, frame, stretch) for of_image in both]
 
     @property
     def feature_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_sam import backends
+from keras_sam.geometry import STRETCHED
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
 from keras_sam.models.backbone import EMBEDDINGS, named_features
@@ -176,7 +177,7 @@ class Programs:
         weights = [backends.to_numpy(variable.value) for variable in decoder.feature_weights()]
         given = [*weights, *(features[name] for name in sorted(features))]
         known, embedded = self._embedded  # read once: another thread may replace it
-        if len(known) != len(given) or not all(map(np.array_equal, known, given)):
+        if len(known) != len(given) or not all(map(_is_same, known, given)):
             program = self._program("features", lambda: Features(self._backbone))
             embedded = program.tensors(features)
             # What nobody can write to needs no copy.
@@ -218,6 +219,15 @@ class Programs:
         return keras.Model(
             encoder.input, {name: ops.cast(x, "float32") for name, x in features.items()}
         )
+
+
+def _is_same(known: np.ndarray, given: np.ndarray) -> bool:
+    """Whether two arrays hold the same numbers, at once for views that nobody can write to."""
+    if not (known.flags.writeable or given.flags.writeable):
+        places = [(x.ctypes.data, x.shape, x.strides, x.dtype) for x in (known, given)]
+        if places[0] == places[1]:
+            return True
+    return np.array_equal(known, given)
 
 
 class _Part(keras.Model):
@@ -397,7 +407,8 @@ def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     single object, the result has no `num_prompts` and no axis `P`.
     """
     most = max(batch["masks"].shape[1] for batch in batches)
-    predicted = [name for name in batches[0] if not name.endswith("_sizes") and name not in _FACTS]
+    of_images = [n for n in batches[0] if n.endswith("_sizes") or n == STRETCHED]
+    predicted = [name for name in batches[0] if name not in (*of_images, *_FACTS)]
     fillers = {**dict.fromkeys(predicted, np.nan), "lone_click": False}
     joined = {
         name: _concatenate([batch[name] for batch in batches], most, filler)
@@ -413,8 +424,7 @@ def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         joined = {name: array[:, 0] for name, array in joined.items()}
     else:
         joined["num_prompts"] = num_prompts
-    sizes = [name for name in batches[0] if name.endswith("_sizes")]
-    return {**joined, **{name: np.concatenate([b[name] for b in batches]) for name in sizes}}
+    return {**joined, **{name: np.concatenate([b[name] for b in batches]) for name in of_images}}
 
 
 def _concatenate(arrays: list[np.ndarray], prompt_sets: int, filler: float | bool) -> np.ndarray:

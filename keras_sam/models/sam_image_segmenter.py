@@ -11,9 +11,9 @@ import numpy as np
 from keras_sam import backends
 from keras_sam.backends import private
 from keras_sam.generator_settings import check_generator_settings
-from keras_sam.geometry import SIZES, sizes_of
+from keras_sam.geometry import SIZES, STRETCHED, sizes_of
 from keras_sam.layers.arguments import of_one_kind
-from keras_sam.layers.prompt_tensors import canonical_inputs, check_inputs, prompt_axes
+from keras_sam.layers.prompt_tensors import canonical_inputs, prompt_axes
 from keras_sam.models.backbone import EMBEDDINGS
 from keras_sam.models.encode_decode import EncodesAndDecodes, checked_frames
 from keras_sam.models.fine_tuning import FineTuning
@@ -23,7 +23,8 @@ from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.trainable import TrainableSegmenter
 from keras_sam.models.vit_det_backbone import check_frame
 from keras_sam.preprocessing.batches import Batch, iterate_batches
-from keras_sam.preprocessing.converter import ExactFrame, check_images
+from keras_sam.preprocessing.converter import check_images
+from keras_sam.preprocessing.exact_frame import ExactFrame
 from keras_sam.preprocessing.preprocessor import (
     Prepared,
     SAMImageSegmenterPreprocessor,
@@ -138,8 +139,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         return self.backbone.mask_decoder
 
     def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict:
-        check_inputs(inputs)
-        if EMBEDDINGS not in inputs:
+        if not isinstance(inputs, dict) or EMBEDDINGS not in inputs:
             check_images(inputs)
         return super().__call__(of_one_kind(inputs), *args, **kwargs)
 
@@ -246,6 +246,10 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
             outputs = self._programs.decode_nothing(prepared.prompts)
         return {**outputs, **self._sizes(prepared.plans)}
 
+    def logits_as_prompt(self, logits: Any) -> Any:
+        """Mask logits, an array or a tensor, as a later prompt takes them: as they are."""
+        return logits
+
     def prepare(self, batch: dict) -> dict:
         """Turns one batch of images and prompts into the canonical inputs.
 
@@ -308,13 +312,17 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
     def _image_converter(self):
         """The preprocessor's, or without one a stand-in that takes the model's own size alone."""
         if self.preprocessor is None:
-            return ExactFrame.for_encoder(self.image_encoder)
+            return ExactFrame.for_encoder(self.image_encoder, self.preprocessor_cls.stretch)
         return self.preprocessor.image_converter
 
     def _sizes(self, plans):
         """What `restore_masks` needs to know of each image."""
         model = np.array([self.image_shape[:2]] * len(plans), "int32")
-        return {**sizes_of(plans), "model_sizes": model}
+        sizes = {**sizes_of(plans), "model_sizes": model}
+        stretched = [plan.stretch for plan in plans]
+        if any(stretched) or getattr(self._image_converter, "stretch", False):
+            sizes[STRETCHED] = np.array(stretched)
+        return sizes
 
     def at_image_shape(self, image_shape: Sequence[int]) -> SAMImageSegmenter:
         """A segmenter with the same weights for another input size.

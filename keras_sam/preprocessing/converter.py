@@ -21,7 +21,7 @@ from keras_sam.images import (
     is_pillow_image,
     load_image,
 )
-from keras_sam.pixel_values import check_finite, check_value_range
+from keras_sam.pixel_values import check_value_range
 from keras_sam.preprocessing.tensorflow_graph import call_on_host, is_graph_tensor
 from keras_sam.prompts import CANONICAL_KEYS, KEYS
 from keras_sam.prompts.nested import describe_value, is_ragged_tensor, read_ragged, to_numpy
@@ -45,6 +45,9 @@ class SAMImageConverter(keras.layers.Layer):
     the padding is the mean colour, which becomes the 0 that the released
     checkpoints were trained with. With `do_rescale` and `do_normalize` on,
     the output is what transformers' `SamImageProcessor` gives.
+
+    For SAM 2 images are stretched to `size`, as floats: rounding to uint8
+    before the model's normalisation would not be what its released code does.
 
     Args:
         size: int, pair `(H, W)`, `{"longest_edge": n}` or `{"height": H,
@@ -77,6 +80,8 @@ class SAMImageConverter(keras.layers.Layer):
             `"percentile"` takes the 0.5th and 99.5th percentile of each
             image. NaN, with a range, and masked values become 0. It can be
             set on the converter, too. Defaults to `"auto"`.
+        stretch: bool. Scales each side to that of `size`, as SAM 2 does,
+            instead of keeping proportions and padding. Defaults to `False`.
 
     Call arguments:
         images: array or tensor `(B, H0, W0, C)`, or a list of images of any
@@ -120,6 +125,7 @@ class SAMImageConverter(keras.layers.Layer):
         channel_order: str = "rgb",
         data_format: str = "channels_last",
         value_range: str | Sequence[float] = "auto",
+        stretch: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -143,6 +149,12 @@ class SAMImageConverter(keras.layers.Layer):
         self.channel_order = channel_order
         self.data_format = data_format
         self.value_range = value_range
+        self.stretch = bool(stretch)
+        if self.stretch and (self.pad_size != self.size or not self.do_resize):
+            raise ValueError(
+                "`stretch` needs `do_resize` and no `pad_size`: a stretched image has no padding. "
+                f"Received: do_resize={do_resize}, pad_size={pad_size}."
+            )
         if self.do_resize and (self.pad_size[0] < self.size[0] or self.pad_size[1] < self.size[1]):
             raise ValueError(
                 "`pad_size` must not be smaller than `size`. "
@@ -190,6 +202,7 @@ class SAMImageConverter(keras.layers.Layer):
         image_shape: Sequence[int],
         pixel_mean: Sequence[float] = PIXEL_MEAN,
         pixel_std: Sequence[float] = PIXEL_STD,
+        stretch: bool = False,
     ) -> SAMImageConverter:
         """The converter that fits an image encoder's frame `(H, W, channels)` and mean colour."""
         mean, std = np.asarray(pixel_mean), np.asarray(pixel_std)
@@ -201,14 +214,16 @@ class SAMImageConverter(keras.layers.Layer):
             image_mean=(mean if unit_range else mean / 255).tolist(),
             image_std=(std if unit_range else std / 255).tolist(),
             pad_value=mean.tolist(),
+            stretch=stretch,
             name="image_converter",
         )
 
     @classmethod
-    def for_config(cls, encoder: dict[str, Any]) -> SAMImageConverter:
+    def for_config(cls, encoder: dict[str, Any], stretch: bool = False) -> SAMImageConverter:
         """`for_encoder`, from the arguments of a `ViTDetBackbone`."""
         names = ("image_shape", "pixel_mean", "pixel_std")
-        return cls.for_encoder(**{name: encoder[name] for name in names if name in encoder})
+        given = {name: encoder[name] for name in names if name in encoder}
+        return cls.for_encoder(**given, stretch=stretch)
 
     @property
     def value_range(self) -> str | tuple[float, float] | None:
@@ -255,6 +270,7 @@ class SAMImageConverter(keras.layers.Layer):
         pixels[...] = self._padding()
         for image, plan, target in zip(loaded, plans, pixels, strict=True):
             height, width = plan.scaled_size
+            image = image.astype("float32") if self.stretch else image
             target[:height, :width] = self._scale_values(plan.scale_image(image, self.resample))
         return pixels, plans
 
@@ -275,6 +291,8 @@ class SAMImageConverter(keras.layers.Layer):
 
     def plan(self, original_size: tuple[int, int]) -> ResizePlan:
         """How an image of this size, `(H0, W0)`, is scaled and padded."""
+        if self.stretch:
+            return ResizePlan(tuple(original_size), self.size, stretch=True)
         if not self.do_resize:
             frame = self.pad_size if self.do_pad else original_size
             return ResizePlan(tuple(original_size), frame, pad_only=True)
@@ -292,8 +310,11 @@ class SAMImageConverter(keras.layers.Layer):
             "do_pad pad_size pad_value do_convert_rgb num_channels channel_order data_format"
         )
         values = {name: getattr(self, name) for name in names.split()}
-        if self.value_range != "auto":  # the default is left out: earlier versions have no such key
+        # Defaults are left out: earlier versions have no such keys.
+        if self.value_range != "auto":
             values["value_range"] = self.value_range
+        if self.stretch:
+            values["stretch"] = True
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def _with(self, overrides: dict[str, Any]) -> SAMImageConverter:
@@ -346,49 +367,6 @@ def takes_unit_range(pixel_mean: Sequence[float], pixel_std: Sequence[float]) ->
     Ours take 0..255. One made through `compat.keras_cv` may not.
     """
     return max(*pixel_mean, *pixel_std) < 1
-
-
-class ExactFrame:
-    """The converter of a model without a preprocessor: it takes images of the model's own size.
-
-    `unit_range` says that the model takes 0..1, so that images stay as they are.
-    """
-
-    def __init__(self, image_shape: tuple[int, int, int], unit_range: bool = False) -> None:
-        self.pad_size, self.num_channels = tuple(image_shape[:2]), image_shape[2]
-        self.unit_range = unit_range
-
-    @classmethod
-    def for_encoder(cls, encoder: Any) -> ExactFrame:
-        """The stand-in that fits an image encoder."""
-        statistics = (getattr(encoder, name, [255]) for name in ("pixel_mean", "pixel_std"))
-        return cls(encoder.image_shape, takes_unit_range(*statistics))
-
-    def __call__(self, images: Any) -> np.ndarray:
-        return self.convert(images)[0]
-
-    def convert(self, images: Any) -> tuple[np.ndarray, list[ResizePlan]]:
-        """Reads a batch, see `SAMImageConverter.convert`; an image of another size is refused."""
-        height, width = self.pad_size
-        value_range = None if self.unit_range else "auto"
-        images = [
-            load_image(x, num_channels=self.num_channels, value_range=value_range)
-            for x in batch_of(images)
-        ]
-        for image in images:
-            check_finite(image)  # "auto" has done so, None has not
-            if image.shape[:2] != (height, width):
-                raise ValueError(
-                    f"`images` must be {height} pixels high and {width} wide: without a "
-                    "preprocessor the model works in its own frame. "
-                    f"Received: shape={image.shape}. Resize them, or make the segmenter with "
-                    "`preprocessor=`."
-                )
-        return np.stack(images).astype("float32"), [self.plan((height, width))] * len(images)
-
-    def plan(self, original_size: tuple[int, int]) -> ResizePlan:
-        """How prompts and masks of an image of this size are scaled."""
-        return ResizePlan(tuple(original_size), self.pad_size)
 
 
 # --- settings ---

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_sam.geometry import (
+    STRETCHED,
     ResizePlan,
     check_not_swapped,
     plan_of_sizes,
@@ -106,6 +107,7 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
     """
 
     presets = BuiltInPresets()
+    stretch = False  # whether images are stretched where no converter says otherwise
 
     def __init__(
         self,
@@ -114,7 +116,9 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.image_converter = SAMImageConverter() if image_converter is None else image_converter
+        if image_converter is None:
+            image_converter = SAMImageConverter(stretch=self.stretch)
+        self.image_converter = image_converter
         quarter = tuple(max(1, n // 4) for n in self.image_converter.pad_size)
         self.mask_size = quarter if mask_size is None else size_pair(mask_size, "mask_size")
         self.built = True
@@ -142,7 +146,7 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         """The preprocessor that fits a `SAMBackbone`'s frame, channels and mean colour."""
         encoder = backbone.image_encoder
         converter = SAMImageConverter.for_encoder(
-            backbone.image_shape, encoder.pixel_mean, encoder.pixel_std
+            backbone.image_shape, encoder.pixel_mean, encoder.pixel_std, cls.stretch
         )
         return cls(converter, mask_size=backbone.mask_size, name="preprocessor")
 
@@ -175,7 +179,7 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
             preprocessor = cls.from_config({**found.preprocessor["config"], **kwargs})
         else:
             defaults = {
-                "image_converter": SAMImageConverter.for_config(found.encoder),
+                "image_converter": SAMImageConverter.for_config(found.encoder, cls.stretch),
                 "mask_size": mask_size_of(found),
                 "name": "preprocessor",
             }
@@ -231,11 +235,31 @@ class SAMImageSegmenterPreprocessor(keras.layers.Layer):
         return call_on_host(lambda arrays: self._call_on_host(arrays, overrides), x, outputs)
 
 
+@keras.saving.register_keras_serializable(package="keras_sam")
+class SAM2ImageSegmenterPreprocessor(SAMImageSegmenterPreprocessor):
+    """`SAMImageSegmenterPreprocessor` for SAM 2: images are stretched to the model's frame.
+
+    Args:
+        image_converter: `SAMImageConverter`. Defaults to one that stretches to 1024 x 1024.
+        mask_size: as in `SAMImageSegmenterPreprocessor`.
+
+    Example:
+
+    >>> preprocessor = keras_sam.SAM2ImageSegmenterPreprocessor()
+    >>> image = np.zeros((480, 640, 3), "uint8")
+    >>> x = preprocessor({"images": [image], "boxes": [[[0, 0, 320, 240]]]})
+    >>> x["points"][0, 0].tolist(), x["scaled_sizes"][0].tolist()
+    ([[0.0, 0.0], [512.0, 512.0]], [1024, 1024])
+    """
+
+    stretch = True
+
+
 def resizing_preprocessor(segmenter: Any) -> Any:
     """A segmenter's preprocessor, or the one that fits its backbone if it has none."""
     if segmenter.preprocessor is not None:
         return segmenter.preprocessor
-    return SAMImageSegmenterPreprocessor.for_backbone(segmenter.backbone)
+    return segmenter.default_preprocessor(segmenter.backbone)
 
 
 def check_preprocessor(preprocessor: Any, backbone: Any) -> None:
@@ -261,6 +285,7 @@ def restore_masks(
     mask_threshold: float = 0.0,
     binarize: bool = True,
     pad_only: bool = False,
+    stretch: bool = False,
 ) -> np.ndarray | list[np.ndarray]:
     """Maps the model's mask logits to masks of the original images.
 
@@ -279,6 +304,8 @@ def restore_masks(
         mask_threshold: float. A logit above it is inside. Defaults to `0.0`.
         binarize: bool. Off: the resized logits. Defaults to `True`.
         pad_only: bool. The images were padded without scaling.
+        stretch: bool. The images were stretched, as for SAM 2. What `predict`
+            returned says so itself.
 
     Returns:
         bool or float32 array `(B, K, H0, W0)` or `(B, P, K, H0, W0)` if all
@@ -308,6 +335,7 @@ def restore_masks(
         if original_sizes is None and all(sizes is not None for sizes in given):
             original_sizes, scaled_sizes = given[0], to_numpy(given[1]).tolist()
             model_size = tuple(to_numpy(given[2])[0].tolist())
+        stretch = stretch or bool(np.any(to_numpy(logits.get(STRETCHED, False))))
         num_prompts = logits.get("num_prompts")
         known_sizes = None if given[1] is None else to_numpy(given[1])
         logits = logits.get("masks")
@@ -330,11 +358,15 @@ def restore_masks(
         )
     model_size = size_pair(model_size, "model_size")
     if scaled_sizes is None:
-        check_not_swapped(sizes.tolist(), known_sizes)
-        plans = [ResizePlan(tuple(size), model_size, pad_only) for size in sizes.tolist()]
+        # Of a stretched image only the frame's proportions are known.
+        check_not_swapped(sizes.tolist(), None if stretch else known_sizes)
+        plans = [
+            ResizePlan(tuple(size), model_size, pad_only, stretch=stretch)
+            for size in sizes.tolist()
+        ]
     else:
         both = zip(sizes.tolist(), scaled_sizes, strict=True)
-        plans = [plan_of_sizes(*of_image, model_size) for of_image in both]
+        plans = [plan_of_sizes(*of_image, model_size, stretch) for of_image in both]
     of_images = list(logits)
     if num_prompts is not None and logits.ndim == 5:  # the others are padding
         of_images = [x[:count] for x, count in zip(logits, to_numpy(num_prompts), strict=True)]

@@ -278,6 +278,12 @@ ENCODERS = {
         adapt_channels_of_tiny_vit,
         lambda arrays, encoder: arrays,  # offsets within windows do not depend on the frame
     ),
+    # Its tables of positions are interpolated whenever it runs.
+    "keras_sam>HieraBackbone": EncoderLayout(
+        lambda encoder: 4 * encoder.get("patch_stride", 4),
+        adapt_channels,
+        lambda arrays, encoder: arrays,
+    ),
 }
 
 

@@ -31,7 +31,7 @@ def list_presets() -> dict[str, dict]:
     Returns:
         Dict from names to dicts of `description`, `parameters`, `image_encoder_parameters`,
         `tensors` (how many variables), `size` (bytes of float32 weights), `license`, `sources`,
-        `encoder_names` (under which `ViTDetBackbone` has the image encoder alone) and `cached`,
+        `encoder_names` (under which its class has the image encoder alone) and `cached`,
         the path of the weights on this machine or None; `sources` is empty where the weights come
         with the package. Nothing is downloaded or asked for.
 

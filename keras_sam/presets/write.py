@@ -27,8 +27,10 @@ LAYOUTS = ("keras_sam", "meta", "transformers")
 _MODULES = {
     "keras_sam>SAMBackbone": "keras_sam.models.sam_backbone",
     "keras_sam>ViTDetBackbone": "keras_sam.models.vit_det_backbone",
+    "keras_sam>HieraBackbone": "keras_sam.models.hiera_backbone",
     "keras_sam>SAMPromptEncoder": "keras_sam.layers.prompt_encoder",
     "keras_sam>SAMMaskDecoder": "keras_sam.layers.mask_decoder",
+    "keras_sam>SAM2MaskDecoder": "keras_sam.layers.sam2_mask_decoder",
 }
 
 

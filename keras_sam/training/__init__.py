@@ -1,6 +1,6 @@
 """Training SAM as the paper does: data, simulated clicks, and rounds of them on every object."""
 
-from keras_sam.losses import SAMLoss
+from keras_sam.losses import SAM2Loss, SAMLoss
 from keras_sam.training.cached import CachedEmbeddings
 from keras_sam.training.data import ObjectBatches
 from keras_sam.training.layerwise_decay import LayerwiseDecay
@@ -14,6 +14,7 @@ __all__ = [
     "MaskFolder",
     "ObjectBatches",
     "SA1BFolder",
+    "SAM2Loss",
     "SAMLoss",
     "SAMTrainer",
 ]

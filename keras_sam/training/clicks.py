@@ -41,11 +41,13 @@ def first_click(
 ) -> tuple[Tensor, Tensor]:
     """A foreground click at a random pixel of the bool target `(B, P, Lh, Lw)`.
 
+    In a target without a pixel it is a background click anywhere.
+
     Returns:
         Tuple of float32 points `(B, P, 1, 2)` and int32 labels `(B, P, 1)`.
     """
     points = ops.expand_dims(pixel_to_model(random_pixel(foreground, seed), scale), 2)
-    return points, ops.ones(ops.shape(points)[:3], dtype="int32")
+    return points, ops.cast(ops.any(foreground, axis=(-2, -1))[..., None], "int32")
 
 
 def noisy_box(
@@ -54,7 +56,7 @@ def noisy_box(
     """The corners of the target's box, with noise.
 
     Args:
-        foreground: bool tensor `(B, P, Lh, Lw)`, not empty.
+        foreground: bool tensor `(B, P, Lh, Lw)`; the box of an empty one means nothing.
         scale: see `pixel_to_model`.
         seed: `keras.random.SeedGenerator`.
 

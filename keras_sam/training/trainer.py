@@ -10,7 +10,15 @@ from keras import ops
 
 from keras_sam.geometry import SIZES
 from keras_sam.layers.arguments import KeptArguments
-from keras_sam.losses import VOID, Tensor, choose_mask, lone_click, selected_iou, take_mask
+from keras_sam.losses import (
+    VOID,
+    SAMLoss,
+    Tensor,
+    choose_mask,
+    lone_click,
+    selected_iou,
+    take_mask,
+)
 from keras_sam.models.backbone import named_features
 from keras_sam.models.encode_decode import check_segmenter
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
@@ -102,6 +110,11 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
         pass  # the segmenter is built, and the trainer has no weights of its own
 
     @property
+    def loss_cls(self) -> type[SAMLoss]:
+        """The loss that the segmenter was trained with."""
+        return self.segmenter.loss_cls
+
+    @property
     def num_rounds(self) -> int:
         """The number of rounds, `R`."""
         return 1 + self.num_clicks + 2 * self.mask_rounds
@@ -134,7 +147,7 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
             logits = take_mask(
                 outputs["masks"], choose_mask(outputs["iou_pred"], outputs["ambiguous"])
             )
-            logits = ops.stop_gradient(logits)  # (B, P, Lh, Lw)
+            logits = ops.stop_gradient(segmenter.logits_as_prompt(logits))  # (B, P, Lh, Lw)
             if one_round is not None:
                 rounds = []  # these rounds only produce the next prompts
         if one_round is not None:
@@ -160,7 +173,9 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
         corners, corner_labels = clicks.noisy_box(foreground, scale, self.seed_generator)
         batch = ops.shape(label)[:2]
         draw = keras.random.uniform((*batch, 1), dtype="float32", seed=self.seed_generator)
-        use_box = draw < self.box_probability  # (B, P, 1)
+        # A target without a pixel has no box; a click beside the object is all there is to ask.
+        present = ops.any(foreground, axis=(-2, -1))[..., None]  # (B, P, 1)
+        use_box = ops.logical_and(draw < self.box_probability, present)
         not_a_point = -ops.ones_like(label)
         labels = ops.concatenate(
             [

@@ -4,9 +4,11 @@ import keras
 import numpy as np
 
 import keras_sam
+from keras_sam.layers.feature_pyramid import FeaturePyramid
+from keras_sam.layers.hiera_block import HieraAttention, HieraBlock
 from keras_sam.layers.hq_mask_decoder import MaskRefinement
 from keras_sam.layers.mask_upscaler import MaskUpscaler
-from keras_sam.layers.positional_embedding import PositionEmbedding
+from keras_sam.layers.positional_embedding import PositionEmbedding, WindowedPositionEmbedding
 from keras_sam.layers.prompt_encoder import MaskDownscaler
 from keras_sam.layers.window_attention import DropPath
 
@@ -32,6 +34,17 @@ def _encoder(**settings):
     return keras_sam.ViTDetBackbone(**{**arguments, **settings})
 
 
+def _hiera(**settings):
+    arguments = {
+        "hidden_size": 8,
+        "num_blocks": [1, 1, 2, 1],
+        "global_attention_layer_indices": [3],
+        "image_shape": (64, 96, 3),
+        "num_output_channels": 16,
+    }
+    return keras_sam.HieraBackbone(**{**arguments, **settings})
+
+
 def _prompt_encoder(**settings):
     arguments = {
         "hidden_size": 8,
@@ -42,14 +55,18 @@ def _prompt_encoder(**settings):
     return keras_sam.SAMPromptEncoder(**{**arguments, **settings})
 
 
-def _mask_decoder(**settings):
+def _mask_decoder(cls=None, **settings):
     arguments = {
         "hidden_size": 8,
         "intermediate_dim": 12,
         "num_heads": 2,
         "iou_head_hidden_dim": 7,
     }
-    return keras_sam.SAMMaskDecoder(**{**arguments, **settings})
+    return (cls or keras_sam.SAMMaskDecoder)(**{**arguments, **settings})
+
+
+def _sam2_decoder(**settings):
+    return _mask_decoder(keras_sam.SAM2MaskDecoder, **settings)
 
 
 def _hq_mask_decoder(**settings):
@@ -72,6 +89,20 @@ def _segmenter(dtype=None):
     return keras_sam.SAMImageSegmenter(_backbone(dtype), dtype=dtype)
 
 
+def _tiny_vit(**settings):
+    return keras_sam.TinyViTBackbone(
+        **{
+            "hidden_sizes": (4, 6, 8, 12),
+            "depths": (1, 1, 1, 1),
+            "num_heads": (1, 2, 2, 3),
+            "window_sizes": (3, 3, 4, 3),
+            "image_shape": (*FRAME, 3),
+            "num_output_channels": 8,
+            **settings,
+        }
+    )
+
+
 _IMAGES = 100 + 50 * _normal(2, *FRAME, 3)
 _PROMPTS = {
     "points": np.array([[[10.0, 20.0], [70.0, 5.0]], [[30.0, 40.0], [1.0, 2.0]]], "float32"),
@@ -91,6 +122,10 @@ _HQ_DECODER_INPUTS = {
     "prompt_sparse_embeddings": _normal(2, 3, 16, seed=2),
     "prompt_dense_embeddings": _normal(2, *GRID, 16, seed=3),
     "early_features": _normal(2, *GRID, 12, seed=4),
+}
+_FINER = {
+    "high_res_features_0": _normal(2, 12, 20, 1, seed=4),
+    "high_res_features_1": _normal(2, 6, 10, 2, seed=5),
 }
 
 # name: (make(**settings), positional arguments, keyword arguments)
@@ -135,6 +170,7 @@ PARTS = {
     "SAMMaskDecoder": (_mask_decoder, [], _DECODER_INPUTS),
     "MaskRefinement": (lambda **s: MaskRefinement(4, **s), [_normal(2, *MASK, 4)], {}),
     "SAMHQMaskDecoder": (_hq_mask_decoder, [], _HQ_DECODER_INPUTS),
+    "SAM2MaskDecoder": (_sam2_decoder, [], {**_DECODER_INPUTS, **_FINER}),
     "WindowAttention": (
         lambda **s: keras_sam.WindowAttention(3, **{"window_size": 2, **s}),
         [_normal(2, *GRID, 12)],
@@ -145,7 +181,49 @@ PARTS = {
         [_normal(2, *GRID, 12)],
         {},
     ),
+    "ConvNorm": (
+        lambda **s: keras_sam.layers.ConvNorm(6, **{"kernel_size": 3, "strides": 2, **s}),
+        [_normal(2, *GRID, 4)],
+        {},
+    ),
+    "InvertedBottleneck": (
+        lambda **s: keras_sam.layers.InvertedBottleneck(9, 4, shortcut=True, **s),
+        [_normal(2, *GRID, 4)],
+        {},
+    ),
+    "OffsetBiasAttention": (
+        lambda **s: keras_sam.layers.OffsetBiasAttention(3, 2, **s),
+        [_normal(2, *GRID, 12)],
+        {},
+    ),
+    "TinyViTBlock": (
+        lambda **s: keras_sam.layers.TinyViTBlock(20, 3, 2, **s),
+        [_normal(2, *GRID, 12)],
+        {},
+    ),
+    "WindowedPositionEmbedding": (
+        lambda **s: WindowedPositionEmbedding((2, 3), 2, **s),
+        [_normal(2, 4, 6, 5)],
+        {},
+    ),
+    "HieraAttention": (
+        lambda **s: HieraAttention(3, 12, **{"window_size": 4, "pools_queries": True, **s}),
+        [_normal(2, 1, 6, 10, 8)],
+        {},
+    ),
+    "HieraBlock": (
+        lambda **s: HieraBlock(3, 12, 20, **{"window_size": 2, "pools_queries": True, **s}),
+        [_normal(2, 3, 2, 2, 8)],
+        {},
+    ),
+    "FeaturePyramid": (
+        lambda **s: FeaturePyramid(16, **s),
+        [[_normal(2, 1, 24 >> i, 40 >> i, 4 + i) for i in range(4)]],
+        {},
+    ),
+    "HieraBackbone": (_hiera, [_normal(2, 64, 96, 3)], {}),
     "ViTDetBackbone": (_encoder, [_IMAGES], {}),
+    "TinyViTBackbone": (_tiny_vit, [_IMAGES], {}),
     "SAMBackbone": (_backbone, [{"images": _IMAGES, **_PROMPTS}], {}),
     "SAMImageSegmenter": (_segmenter, [{"images": _IMAGES, **_PROMPTS}], {}),
 }

@@ -27,13 +27,16 @@ def test_presets_of_a_class():
     assert encoders["vitdet_base_sa1b"] == "sam_base_sa1b"
     for cls in (keras_sam.SAMImageSegmenter, keras_sam.ImageSegmenter, keras_sam.SAMBackbone):
         assert cls.presets == whole
-    assert keras_sam.ViTDetBackbone.presets.keys() == encoders.keys()
+    vits = {name for name in encoders if name.startswith("vitdet_")}
+    hieras = {name for name in encoders if name.startswith("hiera_")}
+    assert keras_sam.ViTDetBackbone.presets.keys() == vits
+    assert keras_sam.HieraBackbone.presets.keys() == hieras and len(hieras) == 8
     assert keras_sam.Backbone.presets.keys() == whole.keys() | encoders.keys()
 
     class Mine(keras_sam.ViTDetBackbone):
         pass
 
-    assert Mine.presets.keys() == encoders.keys()
+    assert Mine.presets.keys() == vits
     known = Mine.presets["vitdet_base_sa1b"]
     assert known["parameters"] == whole["sam_base_sa1b"]["image_encoder_parameters"]
     assert known["size"] == 4 * known["parameters"]

@@ -4,7 +4,7 @@ Nothing heavy is imported before a side of a case prepares itself, in its own pr
 """
 
 from benchmarks.decoding import decoder
-from benchmarks.encoding import encoder, huge
+from benchmarks.encoding import encoder, hiera, huge
 from benchmarks.generation import everything, memory
 from benchmarks.loading import imports, load
 from benchmarks.neighbour import busy
@@ -15,6 +15,7 @@ from benchmarks.training import train
 
 CASES = {
     "encoder": encoder,
+    "hiera": hiera,
     "decoder": decoder,
     "click": click,
     "everything": everything,

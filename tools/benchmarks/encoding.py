@@ -35,6 +35,47 @@ def huge(job: Job) -> Case:
     return Case(_about(job), sides, repeats=3, together=False)
 
 
+def hiera(job: Job) -> Case:
+    """The tiny SAM 2.1 beside transformers' and beside our ViT-B, in float32 and bfloat16."""
+    sides = {}
+    for p in models.PRECISIONS:
+        found = models.precision_of(p)
+        sides[f"ours, SAM 2.1 tiny, {p}"] = Side(partial(our_hiera, job, p), found)
+        sides[f"transformers, SAM 2.1 tiny, {p}"] = Side(partial(transformers_hiera, job, p))
+        sides[f"ours, ViT-B, {p}"] = _ours(job, p)
+    return Case("one image through the encoder of the tiny SAM 2.1", sides)
+
+
+def our_hiera(job, precision, shared):
+    import numpy as np
+
+    segmenter = models.ours(job, precision, file="sam2")
+    frame = np.random.default_rng(0).uniform(0, 255, (1, *segmenter.image_shape))
+    frame = frame.astype("float32")
+    return lambda: facts(segmenter.encode_frames(frame, batch_size=1)["image_embeddings"])
+
+
+def transformers_hiera(job, precision, shared):
+    models.need("torch", "transformers")
+    import numpy as np
+    import torch
+    from transformers import Sam2Model
+
+    path = need_file(job, "sam2_transformers")
+    settings = {"dtype": getattr(torch, precision), "attn_implementation": "sdpa"}
+    model = Sam2Model.from_pretrained(path, **settings).eval().to(models.torch_device())
+    side = model.config.vision_config.backbone_config.image_size[0]
+    frame = np.random.default_rng(0).uniform(0, 255, (1, side, side, 3)).astype("float32")
+    mean, std = np.float32(models.PIXEL_MEAN), np.float32(models.PIXEL_STD)
+    pixels = np.ascontiguousarray(((frame - mean) / std).transpose(0, 3, 1, 2))
+    pixels = torch.from_numpy(pixels).to(models.torch_device(), getattr(torch, precision))
+
+    def run():
+        return facts(model.get_image_embeddings(pixels)[-1].float().cpu().numpy())
+
+    return run
+
+
 def _about(job):
     side = models.SIZES[job.size].side
     images = "one image" if job.batch == 1 else f"{job.batch} images"

@@ -21,8 +21,9 @@ def need_file(job, name: str) -> str:
     Args:
         job: a `Job`.
         name: str. "sam.pth", as Meta's code saves it; "sam.safetensors", the same in that format;
-            "transformers", a folder; "encoder.onnx"; or "decoders", a folder with an ONNX file for
-            each number of prompts.
+            "transformers", a folder; "encoder.onnx"; "decoders", a folder with an ONNX file for
+            each number of prompts; "sam2", a folder of ours with the tiny SAM 2.1; or
+            "sam2_transformers", the same for transformers.
 
     Raises:
         LeftOut: if something that writes it is not installed.
@@ -31,7 +32,7 @@ def need_file(job, name: str) -> str:
     if not path.exists():
         need("torch", "segment_anything", *(["onnx"] if WRITERS[name] in EXPORTS else []))
         if name != "sam.pth":
-            need_file(job, "sam.pth")
+            need_file(job, "sam2" if name == "sam2_transformers" else "sam.pth")
         # In a process of its own: a side that is measured must not hold what this takes.
         words = [str(path), job.size, str(job.batch)]
         paths = [str(TOOLS.parent), os.environ.get("PYTHONPATH", "")]
@@ -70,6 +71,23 @@ def write_safetensors(path, source, size, batch):
 def write_transformers(path, source, size, batch):
     import keras_sam
 
+    keras_sam.presets.convert_checkpoint(str(source), str(path), "transformers")
+
+
+def write_sam2(path, _, size, batch):
+    import keras_sam
+
+    small = {"image_shape": (96, 96), "window_sizes": (4, 2, 6, 3)} if size == "quick" else {}
+    model = keras_sam.SAM2ImageSegmenter.from_preset(
+        "sam2.1_hiera_tiny", load_weights=False, **small
+    )
+    model.save_to_preset(path)
+
+
+def write_sam2_transformers(path, source, size, batch):
+    import keras_sam
+
+    source = source.with_name("sam2")
     keras_sam.presets.convert_checkpoint(str(source), str(path), "transformers")
 
 
@@ -135,6 +153,8 @@ WRITERS = {
     "sam.pth": write_checkpoint,
     "sam.safetensors": write_safetensors,
     "transformers": write_transformers,
+    "sam2": write_sam2,
+    "sam2_transformers": write_sam2_transformers,
     "encoder.onnx": write_encoder,
     "decoders": write_decoders,
 }

@@ -40,7 +40,7 @@ def pixel_values(job):
 # --- ours ---
 
 
-def ours(job, precision=None, **settings):
+def ours(job, precision=None, file="sam.pth", **settings):
     """Our segmenter, on the backend of this process.
 
     OpenVINO gets its precision from `precision_of`, all others by their dtype policy.
@@ -48,7 +48,7 @@ def ours(job, precision=None, **settings):
     import keras_sam
 
     dtype = None if job.backend == "openvino" else precision
-    path = need_file(job, "sam.pth")
+    path = need_file(job, file)
     return keras_sam.SAMImageSegmenter.from_preset(path, dtype=dtype, **settings)
 
 
