@@ -36,7 +36,7 @@ def test_predict_returns_object_scores(segmenter):
     assert outputs["masks"].shape == (2, 2, 4, 16, 24)
     assert outputs["object_score"].shape == outputs["num_prompts"].shape + (2,)
     assert np.isnan(outputs["object_score"]).tolist() == [[False, False], [False, True]]
-    assert ((0 < outputs["iou_pred"]) & (outputs["iou_pred"] < 1))[0].all()
+    assert ((outputs["iou_pred"] > 0) & (outputs["iou_pred"] < 1))[0].all()
     assert outputs["scaled_sizes"].tolist() == [[64, 96]] * 2
     assert outputs["stretched"].all()
 
