@@ -63,11 +63,12 @@ def without_random_values():
 
     JAX would compile a generator of random values for every shape.
     """
-    zeros = keras.initializers.Zeros.__call__
-    with (
-        mock.patch.object(keras.initializers.RandomUniform, "__call__", zeros),
-        mock.patch.object(keras.initializers.RandomNormal, "__call__", zeros),
-    ):
+    random = ("RandomUniform", "RandomNormal", "TruncatedNormal")
+    with contextlib.ExitStack() as patches:
+        for name in random:
+            initializer = getattr(keras.initializers, name)
+            zeros = keras.initializers.Zeros.__call__
+            patches.enter_context(mock.patch.object(initializer, "__call__", zeros))
         yield
 
 
