@@ -7,8 +7,8 @@
 Meta's code writes a `.pth` of random weights and its answers; each backend loads that file with
 `from_preset` and computes the same. Prints the differences as a fraction of Meta's largest value,
 the pixels of masks that differ, and seconds. Needs the package with its test extra, and
-`segment-anything-py` or `sam2`. Takes 5 GB of memory and a few minutes for ViT-B. The exit code is 1 if a
-difference exceeds the tolerance: 1e-4 of the largest value, and 0.01 % of a mask's pixels.
+`segment-anything-py` or `sam2`. Takes 5 GB of memory and a few minutes for ViT-B. The exit code is
+1 if a difference exceeds the tolerance: 1e-4 of the largest value, and 0.01 % of a mask's pixels.
 """
 
 import argparse
