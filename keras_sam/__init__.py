@@ -22,8 +22,8 @@ __version__ = "0.1.0"
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # GNU's OpenMP, which PyTorch's threads use, reads it when it is loaded: threads that wait for each
 # other look again 1,000 times before they sleep, instead of 300,000 times, which takes all the time
-# where another program has their processor.
-if "OMP_WAIT_POLICY" not in os.environ:
+# where another program has their processor. After PyTorch, `backends/torch.py` has another way.
+if "OMP_WAIT_POLICY" not in os.environ and "torch" not in sys.modules:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 choose_backend()
 

@@ -17,8 +17,10 @@ from keras_sam.masks.measures import iou_of_areas
 from keras_sam.models.outputs import best_index
 from keras_sam.preprocessing.targets import read_targets
 from keras_sam.prompts import VOID
+from keras_sam.prompts.nested import describe_value, to_numpy
 
 if TYPE_CHECKING:
+    from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
     from keras_sam.predictor import SAMPredictor
 
 
@@ -62,13 +64,17 @@ def center_click(mask: np.ndarray) -> tuple[int, int]:
 def next_click(prediction: np.ndarray, target: np.ndarray) -> tuple[tuple[int, int], int] | None:
     """Where a careful annotator clicks next: the middle of the largest error outside void.
 
-    Returns `(x, y)` and a label, 1 for a false negative and 0 for a false positive, or None.
+    Arguments are those of `mask_iou`. Returns `(x, y)` and a label, 1 for a false negative and 0
+    for a false positive, or None.
 
     Source:
         Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, appendix D.1; the kind of error with
         the larger distance is chosen as in Sofiiuk et al. 2021, https://arxiv.org/abs/2102.06583.
     """
-    target = np.asarray(target)
+    return _next_click(*_read(prediction, target))
+
+
+def _next_click(prediction, target):
     missing = interior_distance((target == 1) & ~prediction)
     surplus = interior_distance((target == 0) & prediction)
     distance, label = (missing, 1) if missing.max() >= surplus.max() else (surplus, 0)
@@ -79,9 +85,31 @@ def next_click(prediction: np.ndarray, target: np.ndarray) -> tuple[tuple[int, i
 
 
 def mask_iou(prediction: np.ndarray, target: np.ndarray) -> float:
-    """Intersection over union without the target's void pixels; 1 if both masks are empty."""
-    target = np.asarray(target)
-    prediction, target = np.asarray(prediction, bool) & (target != VOID), target == 1
+    """Intersection over union without the target's void pixels; 1 if both masks are empty.
+
+    Args:
+        prediction: bool array `(H0, W0)`, or numbers of which all but 0 are inside.
+        target: array `(H0, W0)` of 0, 1 and 255 for void, or black and white, as for `fit`.
+
+    Returns:
+        float in 0..1.
+
+    Raises:
+        ValueError: if `prediction` holds logits or probabilities, `target` is no mask, or their
+            sizes differ.
+
+    Example:
+
+    >>> target = np.zeros((4, 6), "uint8")
+    >>> target[1:3, 1:5] = 1
+    >>> keras_sam.evaluation.mask_iou(target > 0, target)
+    1.0
+    """
+    return _mask_iou(*_read(prediction, target))
+
+
+def _mask_iou(prediction, target):
+    prediction, target = prediction & (target != VOID), target == 1
     areas = map(np.count_nonzero, (prediction & target, prediction, target))
     return float(iou_of_areas(*areas, if_empty=1.0))
 
@@ -90,18 +118,39 @@ def boundary_iou(prediction: np.ndarray, target: np.ndarray, dilation_ratio: flo
     """Intersection over union of the pixels near the boundaries of the two masks.
 
     Unlike the IoU of whole masks it stays sensitive to coarse outlines of large objects.
-    `dilation_ratio` is the width of the boundary as a fraction of the image's diagonal.
+    `dilation_ratio` is the width of the boundary as a fraction of the image's diagonal, the other
+    arguments are those of `mask_iou`.
 
     Source:
         Cheng et al. 2021, https://arxiv.org/abs/2103.16562.
     """
-    target = np.asarray(target)
+    return _boundary_iou(*_read(prediction, target), dilation_ratio)
+
+
+def _boundary_iou(prediction, target, dilation_ratio=0.02):
     width = max(1, round(dilation_ratio * float(np.hypot(*target.shape))))
     square, rims = np.ones((3, 3), bool), []
-    for mask in (np.asarray(prediction, bool), target == 1):
+    for mask in (prediction, target == 1):
         eroded = _ndimage().binary_erosion(np.pad(mask, 1), square, iterations=width)
         rims.append(mask & ~eroded[1:-1, 1:-1])
-    return mask_iou(rims[0], np.where(target == VOID, VOID, rims[1]).astype("uint8"))
+    return _mask_iou(rims[0], np.where(target == VOID, VOID, rims[1]))
+
+
+def _read(prediction: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A prediction as bool, and a target of 0, 1 and 255 by the rule that `fit` reads it by."""
+    prediction, target = to_numpy(prediction), to_numpy(target)
+    if prediction.ndim != 2 or prediction.shape != target.shape or not target.size:
+        raise ValueError(
+            "`prediction` and `target` must be masks of one image, (H0, W0) both. Received: shapes "
+            f"{prediction.shape} and {target.shape}."
+        )
+    if prediction.dtype.kind == "f" and not np.isin(prediction, (0, 1)).all():
+        raise ValueError(
+            "`prediction` must be a bool mask. Received: floats within "
+            f"{prediction.min():.3g}..{prediction.max():.3g}. Make a mask of logits first, with "
+            "`logits > 0`, and of probabilities with `probabilities > 0.5`."
+        )
+    return prediction.astype(bool), read_targets(target)[0]
 
 
 def average_recall(
@@ -170,9 +219,9 @@ class Evaluation:
 
 
 def evaluate(
-    predictor: SAMPredictor,
+    predictor: SAMPredictor | SAMImageSegmenter | str | os.PathLike,
     data: Iterable[tuple[Any, Sequence[np.ndarray]]],
-    clicks: Sequence[int] = (1, 2, 3, 5, 9),
+    clicks: int | Sequence[int] = (1, 2, 3, 5, 9),
     boxes: bool = True,
     noc: Sequence[float] = (0.85, 0.90),
     max_clicks: int = 20,
@@ -185,11 +234,11 @@ def evaluate(
     three by predicted IoU, later ones are mask 0.
 
     Args:
-        predictor: a `SAMPredictor`.
+        predictor: a `SAMPredictor`, or what it takes: a segmenter, or the name of a preset.
         data: iterable of tuples of an image, as `SAMPredictor.set_image` takes it, and its
             objects, arrays `(H0, W0)` of 0, 1 and 255 for void, or black and white. Empty objects
             are left out.
-        clicks: ints. The numbers of clicks after which the IoU is measured.
+        clicks: int or ints. The numbers of clicks after which the IoU is measured.
         boxes: bool. Whether to measure the mask from each object's exact box.
         noc: floats. IoUs for which the number of clicks (NoC) is counted.
         max_clicks: int. The most clicks per object, and the NoC of an IoU that is not reached.
@@ -200,15 +249,22 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
-        ValueError: if there is no object, or `clicks` are not positive.
+        ValueError: if there is no object, `data` holds something else, or `clicks` are not
+            positive.
     """
+    clicks = (clicks,) if np.ndim(clicks) == 0 else clicks
     if not clicks or min(clicks) < 1 or max_clicks < 1:
         raise ValueError(
             "`clicks` and `max_clicks` must be at least 1. "
             f"Received: clicks={tuple(clicks)}, max_clicks={max_clicks}."
         )
+    if not hasattr(predictor, "set_image"):
+        from keras_sam.predictor import SAMPredictor  # imports Keras, which the measures need not
+
+        predictor = SAMPredictor(predictor)
     rows = []
-    for image_index, (image, targets) in enumerate(data):
+    for image_index, item in enumerate(data):
+        image, targets = _checked_item(item)
         predictor.set_image(image)
         for object_index, target in enumerate(read_targets(targets, void=void)):
             if not (target == 1).any():
@@ -218,7 +274,7 @@ def evaluate(
             if boxes:
                 box = mask_tools.mask_to_box(target == 1, inclusive=False)
                 masks, _, _ = predictor.predict(boxes=box, multimask_output=False)
-                row["box_iou"] = mask_iou(masks[0], target)
+                row["box_iou"] = _mask_iou(masks[0], target)
             rows.append(row)
     if not rows:
         raise ValueError("`data` holds no object: there is nothing to evaluate.")
@@ -227,6 +283,15 @@ def evaluate(
         name.replace("iou", "miou"): float(np.mean([row[name] for row in rows])) for name in names
     }
     return Evaluation(rows, summary)
+
+
+def _checked_item(item):
+    if not isinstance(item, (tuple, list)) or len(item) != 2 or isinstance(item[0], dict):
+        raise ValueError(
+            "`data` must give tuples of an image and its objects, as `MaskFolder` and the other "
+            f"sources do. Received: {describe_value(item)}. Of an `ObjectBatches`, pass `source`."
+        )
+    return item
 
 
 def _click_through(
@@ -242,14 +307,14 @@ def _click_through(
         )
         best = int(best_index(scores))
         logits = candidates[best]
-        ious.append(mask_iou(masks[best], target))
+        ious.append(_mask_iou(masks[best], target))
         if oracle is None:
-            oracle = max(mask_iou(mask, target) for mask in masks)
-            boundary = boundary_iou(masks[best], target)
+            oracle = max(_mask_iou(mask, target) for mask in masks)
+            boundary = _boundary_iou(masks[best], target)
         reached = not noc or max(ious) >= max(noc)
         if reached and len(ious) >= max(clicks):
             break
-        click = next_click(masks[best], target)
+        click = _next_click(masks[best], target)
         if click is None:
             break
         points.append(click[0])

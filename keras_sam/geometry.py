@@ -301,6 +301,27 @@ def plan_of_sizes(
     return ResizePlan((h0, w0), model, fit_size=fit)
 
 
+def check_not_swapped(original_sizes: Any, scaled_sizes: Any) -> None:
+    """Raises for (width, height) in place of (height, width) where the proportions are known.
+
+    Args:
+        original_sizes: ints `(B, 2)`.
+        scaled_sizes: ints `(B, 2)`, what the images were scaled to, or None.
+    """
+    if scaled_sizes is None:
+        return
+    for (h0, w0), (h, w) in zip(original_sizes, np.asarray(scaled_sizes).tolist(), strict=True):
+        # Both sides were rounded, by half a pixel at most.
+        right, swapped = abs(h * w0 - w * h0), abs(h * h0 - w * w0)
+        if right > max(h0, w0) >= swapped:
+            raise ValueError(
+                "`original_sizes` must be the (height, width) of each image. Received: "
+                f"{(h0, w0)} for an image that was scaled to {h} x {w}, height x width. That looks "
+                "like (width, height), which is what pillow's `image.size` is: pass "
+                "`image.size[::-1]`."
+            )
+
+
 def mask_axes(plan: ResizePlan, mask_size: tuple[int, int]) -> tuple[AxisWeights, AxisWeights]:
     """The weights of `plan.masks_to_original` for heights and widths, from masks `(Lh, Lw)`."""
     if plan.stretch:  # in one step: as if the mask frame were the model's

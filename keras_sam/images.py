@@ -31,7 +31,7 @@ IMAGE_ENDINGS: tuple[str, ...] = (
 _GDAL_NODATA = 42113  # TIFF tag, the number as text
 
 # What pillow's decoders raise for broken files.
-_PILLOW_ERRORS = (
+PILLOW_ERRORS = (
     *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, IndexError, KeyError),
     struct.error,
 )
@@ -55,19 +55,26 @@ def load_image(
     """
     check_choice(channel_order, "channel_order", ("rgb", "bgr"))
     check_choice(data_format, "data_format", ("channels_last", "channels_first"))
+    if image is None:
+        raise ValueError(
+            "An image must be an array, a pillow image or a file. Received: None, which is what "
+            "`cv2.imread` returns for a file that it cannot read: look at its path, or pass the "
+            "path here."
+        )
     if getattr(image, "shape", None) == ():
         image = to_numpy(image).item()  # a path, in TensorFlow's data sets
-    is_array = False
+    is_array, name = False, "an array"
     if is_image_file(image):
-        array = _read_file(image, num_channels, convert_rgb)
+        source, name = _open_source(image)
+        array = _read_file(source, name, num_channels, convert_rgb)
     elif is_pillow_image(image):
-        array = _read_pillow(image, convert_rgb and num_channels == 3)
+        array, name = _read_pillow(image, convert_rgb and num_channels == 3), "a pillow image"
     else:
         array, is_array = _to_array(image), True
         if array.ndim == 3 and data_format == "channels_first":
             array = np.moveaxis(array, 0, -1)
     array = _match_channels(_with_channels(array), num_channels, convert_rgb)
-    array = to_pixel_values(array, value_range)
+    array = to_pixel_values(array, value_range, name)
     return array[..., ::-1] if is_array and channel_order == "bgr" and num_channels == 3 else array
 
 
@@ -94,24 +101,25 @@ def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
 # --- files ---
 
 
-def _read_file(image: Any, num_channels: int, convert_rgb: bool) -> np.ndarray:
+def _read_file(source: Any, name: str, num_channels: int, convert_rgb: bool) -> np.ndarray:
     from PIL import Image
 
-    source, name = _open_source(image)
     to_rgb = convert_rgb and num_channels == 3
     reason = None
     try:
         with Image.open(source) as opened:
-            if not _needs_tifffile(opened, to_rgb):
+            if not needs_tifffile(opened, to_rgb):
                 return _read_pillow(opened, to_rgb)
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no image file at {name}.") from None
-    except (*_PILLOW_ERRORS, Image.DecompressionBombError) as error:
-        head = _head_of(source)
-        if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # of TIFF and BigTIFF
-            raise _unreadable(name, _kind_of(head) or error) from error
+        looked_in = ""
+        if isinstance(source, str) and not os.path.isabs(source):
+            looked_in = f" Relative paths start at the working directory, {os.getcwd()!r}."
+        raise FileNotFoundError(f"There is no image file at {name}.{looked_in}") from None
+    except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
+        if not is_tiff(source):
+            raise _unreadable(name, _kind_of(_head_of(source)) or error) from error
         reason = error
-    return _read_tiff(source, name, to_rgb, reason)
+    return read_tiff(source, name, to_rgb, reason)
 
 
 def _open_source(image: Any) -> tuple[Any, str]:
@@ -143,6 +151,11 @@ def _open_source(image: Any) -> tuple[Any, str]:
             "path; or pass the bytes that your client reads."
         )
     path = os.path.expanduser(path)
+    if os.path.isdir(path):
+        raise ValueError(
+            f"An image must be one file. Received: the folder {path!r:.200}. Pass the paths of the "
+            "files in it."
+        )
     return path, f"{path!r:.200}"
 
 
@@ -156,6 +169,11 @@ def _head_of(source: Any) -> bytes:
             return file.read(64)
     except (OSError, ValueError, AttributeError):
         return b"?"
+
+
+def is_tiff(source: Any) -> bool:
+    """Whether a path or binary file starts as TIFF or BigTIFF do."""
+    return _head_of(source)[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _kind_of(head: bytes) -> str | None:
@@ -210,12 +228,12 @@ def _read_pillow(image: Any, to_rgb: bool) -> np.ndarray:
             f"within 0..{array.max()}, nearly black. Read it otherwise, TIFF with "
             '`pip install "keras_sam[tiff]"`, PNG for instance with OpenCV, and say with '
             "`SAMImageConverter(value_range=...)` which values it has.",
-            "upper bits",
+            f"upper {int(array.max()).bit_length()} bits",
         )
     return array
 
 
-def _needs_tifffile(image: Any, to_rgb: bool) -> bool:
+def needs_tifffile(image: Any, to_rgb: bool) -> bool:
     """Whether an opened image is a TIFF of which pillow would lose bands or bits."""
     if image.format != "TIFF" or image.tag_v2.get(262) not in (1, 2):  # intensities or RGB
         return False
@@ -225,7 +243,7 @@ def _needs_tifffile(image: Any, to_rgb: bool) -> bool:
     return bands > 1 and bits > 8 and importlib.util.find_spec("tifffile") is not None
 
 
-def _read_tiff(source: Any, name: str, to_rgb: bool, reason: Any) -> np.ndarray:
+def read_tiff(source: Any, name: str, to_rgb: bool, reason: Any) -> np.ndarray:
     """The first page of a TIFF through tifffile."""
     try:
         import tifffile
@@ -301,9 +319,10 @@ def _with_channels(array: np.ndarray) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3:
+        batch = " This is a batch: take its images one by one." if array.ndim == 4 else ""
         raise ValueError(
             "An image must have shape (height, width, channels) or (height, width). "
-            f"Received: shape={array.shape}."
+            f"Received: shape={array.shape}.{batch}"
         )
     if array.size == 0:
         raise _empty_error(array.shape)

@@ -1,6 +1,7 @@
 """Modules whose public names are imported when they are first used."""
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 
@@ -23,7 +24,10 @@ def lazy_names(
         elif name in submodules:
             value = importlib.import_module(f"{package}.{name}")
         else:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            # With these, Python names the nearest of `__dir__` below the traceback.
+            raise AttributeError(
+                f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package]
+            )
         module[name] = value
         return value
 

@@ -34,8 +34,12 @@ def check_value_range(value_range: Any) -> str | tuple[float, float] | None:
     return low, high
 
 
-def to_pixel_values(array: np.ndarray, value_range: Any) -> np.ndarray:
-    """uint8 or float32, 0..255, of any numbers, the masked ones 0; with None the array as it is."""
+def to_pixel_values(array: np.ndarray, value_range: Any, name: str = "an array") -> np.ndarray:
+    """uint8 or float32, 0..255, of any numbers, the masked ones 0; with None the array as it is.
+
+    `name` is what notices call the image. They are given once for each kind of image: another one
+    that needs another range is told of, too.
+    """
     array, masked = np.ma.getdata(array), np.ma.getmask(array)
     if array.dtype.kind not in "iuf":
         raise ValueError(
@@ -47,13 +51,14 @@ def to_pixel_values(array: np.ndarray, value_range: Any) -> np.ndarray:
     if value_range is None:
         return np.ma.array(array, mask=masked) if masked.any() else array
     if value_range == "auto":
-        return _by_type(np.where(masked, 0, array).astype(array.dtype) if masked.any() else array)
+        array = np.where(masked, 0, array).astype(array.dtype) if masked.any() else array
+        return _by_type(array, name)
     if array.dtype == np.uint8 and value_range != "percentile":
         return np.where(masked, 0, array).astype("uint8") if masked.any() else array
     return _stretched(array, masked | np.isnan(array), value_range)
 
 
-def _by_type(array: np.ndarray) -> np.ndarray:
+def _by_type(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:
@@ -61,10 +66,10 @@ def _by_type(array: np.ndarray) -> np.ndarray:
         if 0 < top < 2**14:
             notice(
                 f"A uint16 image has values up to {top}, nearly black when 16 bits are taken to "
-                f"0..255 (0..{top // 257}). If they are all of its range, say so with "
+                f"0..255 (0..{top // 257}): {name}. If they are all of its range, say so with "
                 f"`SAMImageConverter(value_range=(0, {2 ** top.bit_length() - 1}))`, or use "
                 '"percentile".',
-                "few bits",
+                f"{top.bit_length()} bits",
             )
         return array.astype("float32") / np.float32(257)
     if array.dtype.kind in "iu":
@@ -79,7 +84,7 @@ def _by_type(array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         array = array.astype("float32")
     check_finite(array)
-    return _float_pixels(array, float(array.min()), float(array.max()))
+    return _float_pixels(array, float(array.min()), float(array.max()), name)
 
 
 def check_finite(array: np.ndarray) -> None:
@@ -93,28 +98,29 @@ def check_finite(array: np.ndarray) -> None:
         )
 
 
-def _float_pixels(array: np.ndarray, low: float, high: float) -> np.ndarray:
+def _float_pixels(array: np.ndarray, low: float, high: float, name: str) -> np.ndarray:
     if low >= 0 and 0 < high <= 1:
         notice(
-            "A float image lies within 0..1 and is multiplied by 255. If it is nearly black, say "
-            "so with `SAMImageConverter(value_range=(0, 255))`.",
+            f"A float image lies within 0..1 and is multiplied by 255: {name}. If it is nearly "
+            "black, say so with `SAMImageConverter(value_range=(0, 255))`.",
             "unit range",
         )
         return array * np.float32(255)
     if low < 0 and high <= 4:
         notice(
             f"A float image lies within {low:.3g}..{high:.3g} and looks normalised, but images "
-            "are 0..255: the model normalises them itself. Pass the image before that, or say "
-            "with `SAMImageConverter(value_range=(low, high))` which values become 0 and 255.",
+            f"are 0..255, and the model normalises them itself: {name}. Pass the image before "
+            "that, or say with `SAMImageConverter(value_range=(low, high))` which values become 0 "
+            "and 255.",
             "normalised",
         )
     elif low < -16 or high > 271:
         # The margin is the overshoot of filters with negative lobes.
         notice(
-            f"A float image has values of {low:.6g}..{high:.6g}, far outside 0..255. Say with "
-            "`SAMImageConverter(value_range=(low, high))` which values become 0 and 255, or use "
-            '"percentile".',
-            "far outside",
+            f"A float image has values of {low:.6g}..{high:.6g}, far outside 0..255: {name}. Say "
+            "with `SAMImageConverter(value_range=(low, high))` which values become 0 and 255, or "
+            'use "percentile".',
+            f"far outside by {int(max(-low, high)).bit_length()} bits",
         )
     return array
 

@@ -24,9 +24,9 @@ from keras_sam.preprocessing.preprocessor import (
     check_preprocessor,
     resizing_preprocessor,
 )
-from keras_sam.prompts import KEYS, PromptLike, read
+from keras_sam.prompts import PromptLike, read
 from keras_sam.prompts.nested import check_at_least_one, to_numpy
-from keras_sam.prompts.spellings import our_name
+from keras_sam.prompts.spellings import refuses_unknown_arguments
 
 _EMBEDDING_FORMAT = "keras_sam image embedding 1"
 
@@ -65,6 +65,7 @@ class SAMPredictor:
     ```
     """
 
+    @refuses_unknown_arguments
     def __init__(self, segmenter: SAMImageSegmenter | str | os.PathLike, preprocessor=None):
         if isinstance(segmenter, (str, os.PathLike)):
             segmenter = SAMImageSegmenter.from_preset(segmenter)
@@ -99,6 +100,7 @@ class SAMPredictor:
         """Height and width in pixels of each image that is set."""
         return [plan.original_size for plan in self._images_set()[1]]
 
+    @refuses_unknown_arguments
     def set_image(self, image: Any, channel_order: str | None = None) -> None:
         """Encodes an image for the calls of `predict` that follow.
 
@@ -117,6 +119,7 @@ class SAMPredictor:
             image = image[0]
         self.set_images([image], channel_order=channel_order, verbose=0)
 
+    @refuses_unknown_arguments
     def set_images(
         self, images: Sequence[Any], channel_order: str | None = None, verbose="auto"
     ) -> None:
@@ -144,6 +147,7 @@ class SAMPredictor:
                 bar.add(1)
         self._set({name: np.concatenate([x[name] for x in encoded]) for name in encoded[0]}, plans)
 
+    @refuses_unknown_arguments
     def predict(
         self,
         points: PromptLike = None,
@@ -155,7 +159,6 @@ class SAMPredictor:
         mask_threshold: float | None = None,
         image_index: int = 0,
         prompt_chunk: int = backends.PROMPT_CHUNK,
-        **unknown: Any,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks of the original image for one object, or for P objects at once.
 
@@ -169,8 +172,8 @@ class SAMPredictor:
                 that found nothing, the results have `P = 0`.
             masks: mask logits to refine, `(L, L)` or `(P, L, L)`, from an earlier call or from
                 `mask_to_logits`; or logits of the original image's size. `(1, L, L)` counts as
-                one object's, too. Bool masks of these sizes become logits as by
-                `mask_to_logits`.
+                one object's, too. Binary masks of these sizes, bool or black and white, become
+                logits as by `mask_to_logits`.
             multimask_output: `True` for the three candidates of an ambiguous prompt, `False`
                 for the one mask of an unambiguous prompt, `"auto"` for one mask, chosen as
                 `select_masks` says.
@@ -179,7 +182,6 @@ class SAMPredictor:
                 the segmenter's.
             image_index: int. Which of the images of `set_images`.
             prompt_chunk: int. Prompts that are decoded at once.
-            **unknown: nothing else; the error for another system's name says ours.
 
         Returns:
             Tuple of `masks`, bool `(K, H0, W0)`, or float32 with `return_logits=True`;
@@ -191,13 +193,8 @@ class SAMPredictor:
             RuntimeError: if no image is set.
             ValueError: if a prompt is malformed; the message names it and the remedy.
             IndexError: if there is no image `image_index`.
-            TypeError: if there is another argument.
+            TypeError: if there is another argument; the message says which may be meant.
         """
-        if unknown:
-            name = next(iter(unknown))
-            ours = our_name(name, KEYS)
-            hint = f"; here it is `{ours}`" if ours else ""
-            raise TypeError(f"`SAMPredictor.predict` has no argument `{name}`{hint}.")
         features, plan = self._image(image_index)
         check_at_least_one(prompt_chunk, "prompt_chunk")
         given = {"points": points, "labels": labels, "boxes": boxes, "masks": masks}
@@ -214,7 +211,8 @@ class SAMPredictor:
         """Mask logits of the original image, in the frame of the model's mask prompts.
 
         Args:
-            masks: float array `(..., H0, W0)` of logits. A bool mask goes into `predict` as it is.
+            masks: float array `(..., H0, W0)` of logits. A binary mask goes into `predict` as
+                it is.
             image_index: int. Which of the images of `set_images`.
 
         Returns:
@@ -231,7 +229,7 @@ class SAMPredictor:
             raise ValueError(
                 "`masks` must be finite float logits. Received: "
                 f"{'values that are not finite' if masks.dtype.kind == 'f' else masks.dtype}. "
-                "A bool mask goes into `predict` as it is."
+                "A binary mask goes into `predict` as it is."
             )
         return plan.masks_to_model(masks, self.segmenter.mask_size)
 

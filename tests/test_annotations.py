@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from keras_sam import annotations as files
 from keras_sam import masks as tools
+from keras_sam.annotations.mask_files import read_mask_file
 from tests.mask_samples import blobs
 from tests.test_files import contents, full_disk
 
@@ -478,3 +480,51 @@ def test_any_form_becomes_run_lengths_of_the_images_size():
         files.segmentation_to_rle(mask[None], SIZE)
     with pytest.raises(ValueError, match="two positive integers"):
         files.ImageAnnotations("x.jpg", (5, 0))
+
+
+# Masks in TIFF
+
+
+@pytest.mark.parametrize(
+    "stored, opens",
+    [
+        (lambda mask: mask.astype("int64"), False),  # numbers that pillow has no mode for
+        (lambda mask: mask.astype("float64") / 255, False),
+        (lambda mask: mask.astype("float16"), False),
+        (lambda mask: mask.astype("uint64"), False),
+        (lambda mask: mask, True),
+        (lambda mask: mask.astype("uint16") * 257, True),
+        (lambda mask: np.stack([mask.astype("uint16") * 257] * 3, axis=-1), True),
+    ],
+)
+def test_masks_in_tiff_are_read_where_pillow_cannot(tmp_path, stored, opens):
+    tifffile = pytest.importorskip("tifffile")
+    mask = np.zeros((40, 60), "uint8")
+    mask[10:30, 15:45] = 255
+    path = tmp_path / "mask.tif"
+    tifffile.imwrite(path, stored(mask))
+    if not opens:
+        with pytest.raises(OSError, match="cannot identify"):
+            Image.open(path)
+    np.testing.assert_array_equal(read_mask_file(path).target(), mask // 255)
+
+
+def test_label_maps_in_tiff_keep_their_numbers(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    labels = np.zeros((40, 60), "int64")
+    labels[5:20, 5:30], labels[25:38, 30:55] = 3, 70000
+    tifffile.imwrite(tmp_path / "labels.tif", labels)
+    assert len(read_mask_file(tmp_path / "labels.tif").objects()) == 2
+
+
+def test_a_mask_that_only_tifffile_reads_names_it(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "mask.tif"
+    tifffile.imwrite(path, np.ones((40, 60), "int64"))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ValueError, match=r"mask.tif.*pip install .keras_sam\[tiff\]"):
+        read_mask_file(path)
+    path.write_bytes(b"II*\0 and no more")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"mask.tif"):
+        read_mask_file(path)

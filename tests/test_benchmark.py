@@ -180,3 +180,10 @@ def test_int8_says_what_it_costs(run):
     assert facts["largest value"] == pytest.approx(
         rows["", "ours, float32"]["facts"]["largest value"], rel=0.05
     )
+
+
+def test_a_busy_neighbour_changes_no_mask(run):
+    sides = ("on torch, imported", "on torch, OMP")
+    rows, _, table = run("--cases", "busy", "--repeats", "1", "--sides", *sides)
+    assert len(rows) == 4 and len({row["facts"]["pixels"] for row in rows.values()}) == 1
+    assert "| on torch, OMP_WAIT_POLICY=passive, busy |" in table

@@ -15,10 +15,11 @@ from PIL import Image
 
 import keras_sam
 from keras_sam.backend_choice import BACKENDS
-from keras_sam.cli import main, parse_arguments, segment
+from keras_sam.cli import main, model, parse_arguments, segment
 from keras_sam.cli.errors import CommandError
 from keras_sam.cli.model import choose_backend
 from keras_sam.cli.output import format_table, output_files
+from keras_sam.cli.progress import Progress
 from keras_sam.cli.prompt_files import read_prompts
 from tests.meta_oracle import import_segment_anything, small_meta
 
@@ -792,3 +793,125 @@ def test_files_appear_together_with_ordinary_permissions(tmp_path):
 def test_tables_align():
     table = format_table(("name", "size"), [("a", "1,024 MB"), ("bcd", "9 MB")])
     assert table.splitlines() == ["name      size", "a     1,024 MB", "bcd       9 MB"]
+
+
+def test_what_the_demo_cannot_do_is_said_first_and_not_quietly(capsys):
+    model.say_limits("sam_tiny_demo", Progress())
+    said = capsys.readouterr().err
+    assert said.startswith("sam_tiny_demo: It knows shapes, not things") and "sam_base_sa1b" in said
+    assert said.count("\n") == 1
+    model.say_limits("sam_tiny_demo", Progress(quiet=True))
+    model.say_limits("sam_base_sa1b", Progress())
+    model.say_limits("my/sam_tiny_demo", Progress())  # a folder of that name
+    assert capsys.readouterr().err == ""
+
+
+def test_packages_are_hidden_in_a_block_alone_and_those_in_use_stay(tmp_path, monkeypatch):
+    (tmp_path / "seldom_used.py").write_text("ANSWER = 42")
+    monkeypatch.syspath_prepend(tmp_path)
+    with model.missing_modules(["seldom_used", "json"]):
+        with pytest.raises(ImportError):
+            importlib.import_module("seldom_used")
+        assert importlib.import_module("json") is json
+    assert importlib.import_module("seldom_used").ANSWER == 42
+
+
+def test_keras_starts_without_matplotlib_and_other_backends():
+    code = (
+        "import sys\nfrom keras_sam.cli import model\n"
+        "with model.missing_modules(model.unneeded_packages(sys.argv[1])):\n"
+        "    from keras_sam.models.sam_image_segmenter import SAMImageSegmenter\n"
+        "print(sorted({'jax', 'matplotlib', 'tensorflow', 'torch'} & sys.modules.keys()))"
+    )
+    backend = keras.config.backend()
+    command = [sys.executable, "-c", code, backend]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    needed = {"openvino": []}.get(backend, [backend])
+    assert done.stdout.strip().splitlines()[-1] == str(needed)
+
+
+def test_convert_reads_a_part_of_a_file(cli, checkpoint, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    model = torch.load(checkpoint, weights_only=True)
+    average = {name: tensor * 0.5 for name, tensor in model.items()}
+    heads = {"class_head.weight": torch.ones(3), "count_head.bias": torch.ones(2)}
+    both = tmp_path / "run.pth"
+    torch.save({"model": {**model, **heads}, "model_ema": {**average, **heads}}, both)
+    call = ("convert", both, tmp_path / "m.safetensors", "--to", "meta", "--quiet")
+    code, _, err = cli(*call, "--checkpoint-key", "model_ema")
+    assert code == 2 and "class_head.weight" in err
+    ignore = ("--ignore", r"class_head\..*", "--ignore", r"count_head\..*")
+    code, _, err = cli(*call, "--checkpoint-key", "model_ema", *ignore)
+    assert (code, err) == (0, "")
+    for name, tensor in load_file(tmp_path / "m.safetensors").items():
+        assert torch.equal(tensor, average[name]), name
+
+
+@pytest.mark.parametrize("text", ["4095", "9,3", "dark", "1,2,3", "0,nan"])
+def test_value_ranges_that_are_none(cli, photo, checkpoint, tmp_path, text):
+    call = ("segment", photo, "--model", checkpoint, "--out", tmp_path / "out", "--point", "9,9")
+    code, _, err = cli(*call, "--value-range", text)
+    assert code == 2 and "--value-range" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_value_range_of_a_camera(cli, photo, checkpoint, predictor, tmp_path):
+    dark = tmp_path / "dark.png"
+    grey = np.asarray(Image.open(photo))[..., 0]
+    Image.fromarray(grey.astype("uint16") * 16).save(dark)
+    converter = predictor.preprocessor.image_converter
+    call = ("segment", dark, "--model", checkpoint, "--box", "10,5,70,45", "--out")
+    try:
+        code, _, err = cli(*call, tmp_path / "out", "--value-range", "0,4080", "--quiet")
+        assert (code, err) == (0, "")
+        assert converter.value_range == (0, 4080)
+    finally:
+        converter.value_range = "auto"  # the model is that of other tests
+    document = json.loads((tmp_path / "out" / "dark.json").read_text())
+    assert document["value_range"] == [0, 4080]
+    predictor.set_image(np.repeat(grey[..., None], 3, axis=-1).astype("float32"))
+    check_result(
+        *(tmp_path / "out", document, predictor, [{"boxes": [10, 5, 70, 45]}]),
+        multimask_output=False,
+    )
+    code, _, err = cli(*call, tmp_path / "told", "--quiet")
+    assert code == 0 and "value_range=(0, 4095)" in err
+
+
+def test_every_command_with_a_model_takes_a_value_range():
+    calls = {
+        "segment": ["a.jpg", "--out", "o"],
+        "everything": ["a.jpg", "--out", "o", "--format", "coco"],
+        "evaluate": ["--data", "d"],
+        "train": ["--data", "d", "--out", "o"],
+    }
+    for command, others in calls.items():
+        for text, value in (("-160,240", (-160, 240)), ("percentile", "percentile")):
+            args = parse_arguments([command, "--model", "m", *others, "--value-range", text])
+            assert args.value_range == value
+
+
+@pytest.mark.parametrize("end", [".jpg", ".tif"])
+def test_a_rough_mask_may_have_soft_edges(cli, photo, checkpoint, predictor, tmp_path, end):
+    mask = np.zeros((H0, W0), "uint8")
+    mask[10:40, 20:60] = 255
+    Image.fromarray(mask).save(tmp_path / f"rough{end}")
+    code, _, err = cli(
+        *("segment", photo, "--model", checkpoint, "--out", tmp_path / "out"),
+        *("--mask", tmp_path / f"rough{end}", "--quiet"),
+    )
+    assert code == 0, err
+    document = json.loads((tmp_path / "out" / "photo.json").read_text())
+    predictor.set_image(photo)
+    prompts = [{"masks": keras_sam.mask_to_logits(mask, 112)[..., 0]}]
+    check_result(tmp_path / "out", document, predictor, prompts, multimask_output=False)
+
+
+def test_coordinates_that_are_hardly_pixels_are_told(cli, photo, checkpoint, tmp_path):
+    code, _, err = cli(
+        *("segment", photo, "--model", checkpoint, "--out", tmp_path / "out"),
+        *("--box", "0.1,0.1,0.9,0.8"),
+    )
+    assert code == 0 and "keras-sam: warning: `boxes` lie within 0..1 in image 0" in err

@@ -415,9 +415,12 @@ def test_results_of_other_settings_are_not_mixed(cli, folder, tmp_path, encoded)
     assert cli(*call, "--format", "sa1b", *FLAGS)[0] == 0
     before = contents(tmp_path / "out")
     for changed, message in (
-        (("--format", "sa1b", *FLAGS, "--box-nms-thresh", "0.5"), "box_nms_thresh was 0.7, is 0.5"),
+        (
+            ("--format", "sa1b", *FLAGS, "--box-nms-thresh", "0.5"),
+            "box_nms_thresh was None, is 0.5",  # None: the model's
+        ),
         (("--format", "coco", *FLAGS), "format was sa1b, is coco"),
-        (("--format", "sa1b"), "points_per_side was 4, is 32"),
+        (("--format", "sa1b"), "points_per_side was 4, is None"),
     ):
         code, _, err = cli(*call, *changed)
         assert code == 2 and message in err and "--overwrite" in err and err.count("\n") == 1
@@ -623,3 +626,21 @@ def test_progress_in_a_log_and_on_a_terminal(cli, folder, tmp_path, monkeypatch)
     code, _, err = cli("everything", folder, "--out", tmp_path / "b", "--format", "sa1b", *loud)
     assert code == 2 and "1/4 a.png" in err and "left:" in err and "100%" in err
     assert "masks, " not in err
+
+
+def test_what_the_model_recommends_is_used_unless_an_option_says_otherwise(
+    cli, folder, loaded, monkeypatch, tmp_path
+):
+    segmenter = loaded.setdefault((PRESET,), keras_sam.SAMImageSegmenter.from_preset(PRESET))
+    kept = {**SETTINGS, "points_per_side": 3}
+    monkeypatch.setattr(segmenter, "generator_settings", kept)
+    for flags, side in (((), 3), (("--points-per-side", "2"), 2)):
+        out = tmp_path / f"out{side}"
+        call = ("everything", folder / "a.png", "--out", out, "--format", "sa1b", *MODEL)
+        assert cli(*call, *flags)[0] == 0
+        records = annotations.read_sa1b(out / "a.json").records
+        generator = keras_sam.SAMAutomaticMaskGenerator(
+            segmenter, **{**kept, "points_per_side": side}
+        )
+        wanted = generator.generate(folder / "a.png")
+        assert [r["area"] for r in records] == [r["area"] for r in wanted]

@@ -192,6 +192,8 @@ def test_evaluate_with_a_real_predictor(segmenter):
     data = [(photograph((60, 90)), [rectangle(10, 10, 30, 30, (60, 90))])]
     result = evaluate(SAMPredictor(segmenter), data, clicks=(1, 2), noc=())
     assert isinstance(result, Evaluation)
+    assert evaluate(segmenter, data, clicks=(1, 2), noc=()).objects == result.objects
+    assert evaluate(segmenter, data, clicks=2, noc=()).summary["miou@2"] == result.summary["miou@2"]
     assert set(result.summary) == {
         "miou@1",
         "miou@2",
@@ -207,9 +209,63 @@ def test_evaluate_with_a_real_predictor(segmenter):
     [
         (lambda: evaluate(KnownPredictor(), []), "holds no object"),
         (lambda: evaluate(KnownPredictor(), [], clicks=(0,)), r"clicks=\(0,\)"),
+        (lambda: evaluate(KnownPredictor(), [], clicks=0), r"clicks=\(0,\)"),
+        (
+            lambda: evaluate(KnownPredictor(), [({"images": []}, {"masks": []})]),
+            "an image and its objects.*Received: tuple. Of an `ObjectBatches`, pass `source`",
+        ),
+        (
+            lambda: evaluate(KnownPredictor(), [np.zeros((40, 60, 3))]),
+            r"Received: ndarray of shape \(40, 60, 3\)",
+        ),
+        (lambda: evaluate(None, [(0, 0)]), "`segmenter` must be a `SAMImageSegmenter`"),
         (lambda: average_recall([], [], []), "at least one mask"),
     ],
 )
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda target: target * 255,  # as image libraries read black and white
+        lambda target: target == 1,
+        lambda target: target.astype("float64"),
+        lambda target: target.astype("uint16") * 65535,
+        lambda target: np.where(target == 1, 250, 4),  # JPEG's noise
+    ],
+)
+def test_targets_of_any_kind_are_read_as_fit_reads_them(change):
+    target, prediction = rectangle(10, 10, 30, 30), rectangle(10, 10, 30, 19).astype(bool)
+    other = change(target)
+    assert 0.4 < mask_iou(prediction, target) < 0.5
+    assert mask_iou(prediction, other) == mask_iou(prediction, target)
+    assert boundary_iou(prediction, other) == boundary_iou(prediction, target)
+    assert next_click(prediction, other) == next_click(prediction, target) == ((15, 24), 1)
+
+
+@pytest.mark.filterwarnings("ignore:Targets of 0 and 255")
+def test_predictions_of_any_kind_are_masks():
+    target, prediction = rectangle(10, 10, 30, 30), rectangle(10, 10, 40, 30)
+    clicked = next_click(prediction.astype(bool), target)
+    for form in (prediction, prediction * 255, prediction * 2, prediction.astype("float32")):
+        assert mask_iou(form, target) == pytest.approx(2 / 3)
+        assert next_click(form, target) == clicked
+    logits = np.where(prediction, 3.5, -2.0)
+    for measure in (mask_iou, boundary_iou, next_click):
+        with pytest.raises(ValueError, match=r"`prediction` must be a bool mask.*-2..3.5.*> 0`"):
+            measure(logits, target)
+        with pytest.raises(ValueError, match=r"one image.*\(3, 40, 60\) and \(40, 60\)"):
+            measure(np.stack([prediction] * 3), target)
+        with pytest.raises(ValueError, match="Target masks must be bool, or 0, 1 and 255"):
+            measure(prediction, target * 3 + rectangle(40, 30, 50, 39) * 2)
+
+
+def test_that_255_is_the_object_is_said_once():
+    target = rectangle(10, 10, 30, 30)
+    with pytest.warns(UserWarning, match="255 is the object") as told:
+        for _ in range(2):
+            mask_iou(target > 0, target * 255)
+    assert len(told) == 1

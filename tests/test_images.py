@@ -319,6 +319,25 @@ def test_few_bits_are_told_once_with_the_range(tmp_path):
     silently(EXACT, [np.zeros((12, 17, 3), "uint16"), TWELVE_BITS * 16])  # black; all of the bits
 
 
+def test_each_kind_of_picture_is_told_by_its_name(tmp_path):
+    path = tmp_path / "dark.png"
+    Image.fromarray(TWELVE_BITS[..., 0] // 16).save(path)
+    with pytest.warns(UserWarning) as told:
+        EXACT([TWELVE_BITS])
+        EXACT([path])
+        EXACT([TWELVE_BITS, path, Image.open(path)])
+        EXACT([RGB * 257.0, RGB * 250.0, RGB * 9000.0])
+    few_bits, others = told[:2], told[2:]
+    assert "up to 40" in str(few_bits[0].message) and "(0..15): an array." in str(
+        few_bits[0].message
+    )
+    assert "dark.png'. If they are all of its range" in str(few_bits[1].message)
+    assert "(0, 255)" in str(few_bits[1].message)
+    assert ["far outside 0..255: an array." in str(warning.message) for warning in others] == [
+        True
+    ] * 2
+
+
 @pytest.mark.parametrize("value_range", ["minmax", (255, 0), (0, 0), (0,), 255, (0, np.nan), [[]]])
 def test_value_ranges_that_are_none(value_range):
     with pytest.raises(ValueError, match="`value_range` must be"):

@@ -25,6 +25,7 @@ LEVELS = {
     "drawing": 0,
     "enlarging": 0,
     "files": 0,
+    "generator_settings": 0,
     "geometry": 0,
     "images": 0,
     "masks": 0,
@@ -402,8 +403,8 @@ def test_threads_that_wait_sleep_soon_unless_the_user_chose(given, count):
 
 NAMESPACES = {
     "layers": "MLP MultiHeadAttentionWithDownsampling RandomFrequencyPositionalEmbeddings "
-    "SAM2MaskDecoder SAMImageConverter SAMMaskDecoder SAMPromptEncoder TwoWayMultiHeadAttention TwoWayTransformer "
-    "WindowAttention WindowedTransformerEncoder",
+    "SAM2MaskDecoder SAMImageConverter SAMMaskDecoder SAMPromptEncoder "
+    "TwoWayMultiHeadAttention TwoWayTransformer WindowAttention WindowedTransformerEncoder",
     "models": "Backbone HieraBackbone ImageSegmenter SAM2ImageSegmenter "
     "SAM2ImageSegmenterPreprocessor SAMBackbone SAMImageSegmenter "
     "SAMImageSegmenterPreprocessor ViTDetBackbone",

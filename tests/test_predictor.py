@@ -571,11 +571,14 @@ def test_what_is_no_segmenter(segmenter, make):
             r"`masks` must have the size.*\(28, 36\).*\(53, 80\).*\(9, 9\)",
         ),
         ({"masks": np.ones(9)}, r"`masks` must have shape \(L, L\).*shape=\(9,\)"),
-        ({"masks": np.ones(SIZE, "uint8")}, "`masks` must be float.*uint8.*`mask > 0`"),
+        (
+            {"masks": np.repeat(np.arange(1, 54, dtype="uint8") // 27 + 1, 80).reshape(SIZE)},
+            r"`masks` must hold one object each.*\[1, 2\].*`labels == 1`",
+        ),
         ({"masks": np.full(MASK, np.nan)}, "`masks` must be finite"),
         (
             {**CLICK, "masks": np.ones((3, *MASK))},
-            "same number of objects.*'points': 1, 'masks': 3",
+            "same number of objects.*'points': 1, 'masks': 3.*pass one, `logits.np.argmax",
         ),
         ({**CLICK, "boxes": [BOX, BOX]}, "same number of objects.*'points': 1, 'boxes': 2"),
         ({**CLICK, "multimask_output": "yes"}, "`multimask_output` must be True, False"),

@@ -823,3 +823,44 @@ def test_preprocessor_and_converter_come_from_presets(tmp_path):
     assert SAMImageConverter.from_preset(tmp_path / "bgr").channel_order == "bgr"
     with pytest.raises(ValueError, match="A preset must be a built-in name.*'sam_bas'"):
         SAMImageSegmenterPreprocessor.from_preset("sam_bas")
+
+
+def outputs_of(*sizes, frame=(112, 144)):
+    plans = [keras_sam.ResizePlan(size, frame) for size in sizes]
+    return {
+        "masks": np.zeros((len(sizes), 2, 28, 36), "float32"),
+        "original_sizes": np.array([plan.original_size for plan in plans]),
+        "scaled_sizes": np.array([plan.scaled_size for plan in plans]),
+        "model_sizes": np.array([frame] * len(sizes)),
+    }
+
+
+@pytest.mark.parametrize(
+    "size, given",
+    [
+        ((53, 80), Image.new("L", (80, 53)).size),  # pillow's (width, height)
+        ((80, 53), (53, 80)),
+        ((53, 80), (800, 530)),  # of the picture before it was made smaller
+        ((100, 103), (103, 100)),
+    ],
+)
+def test_width_and_height_in_place_of_height_and_width(size, given):
+    outputs = outputs_of((60, 60), size)
+    with pytest.raises(ValueError, match=r"\(height, width\) of each.*pass `image.size\[::-1\]`"):
+        keras_sam.restore_masks(outputs, [(60, 60), given], (112, 144))
+    masks = keras_sam.restore_masks(outputs, [(60, 60), given[::-1]], (112, 144))
+    assert masks[1].shape == (2, *given[::-1])
+
+
+@pytest.mark.parametrize(
+    "size, given",
+    [
+        ((53, 80), (530, 800)),  # the picture before it was made smaller
+        ((53, 80), (1061, 1599)),  # with its own rounding
+        ((60, 60), (600, 600)),
+        ((53, 80), (60, 60)),  # nothing that is known to be wrong
+    ],
+)
+def test_sizes_that_are_not_swapped_are_taken(size, given):
+    masks = keras_sam.restore_masks(outputs_of(size), [given], (112, 144))
+    assert masks.shape == (1, 2, *given)

@@ -1,6 +1,7 @@
 """Prompts of every accepted form, their canonical arrays, and every refusal."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -658,9 +659,17 @@ CLICK = {"points": [[[1, 1]], [[2, 2]]], "labels": [[1], [1]]}
         ({"masks": np.ones((2, 1, *MASK, 3))}, r"`masks` must have shape.*\(2, 1, 16, 24, 3\)"),
         ({"masks": [[[[1.0, 2.0], [3.0]]], None]}, "`masks` must have shape"),  # ragged rows
         (
-            {"masks": np.ones((2, 1, *MASK, 1), "uint8")},
-            "`masks` must be float logits.*dtype=uint8.*`mask > 0`",
+            {"masks": (np.arange(768) // 96).astype("uint8").reshape(2, 1, *MASK, 1)},
+            r"`masks` must hold one object each.*label map of.*\[1, 2, 3\].*`labels == 1`",
         ),
+        (
+            {
+                "masks": np.full((2, 1, *MASK, 1), 120, "uint8")
+                + np.arange(24, dtype="uint8")[:, None]
+            },
+            "`masks` must be float logits, .*black and white. Received: dtype=uint8",
+        ),  # a photograph
+        ({"masks": np.full((2, 1, *MASK, 1), -3)}, "Received: dtype=int64.*numbers from 0 on"),
         ({"masks": np.full((2, 1, *MASK, 1), np.nan)}, "`masks` must be finite.*Received: nan"),
         ({"masks": np.full((2, 1, *MASK, 1), -np.inf)}, "`masks` must be finite.*-inf"),
         (
@@ -1012,3 +1021,145 @@ def test_a_batch_without_objects_is_read_where_that_is_allowed():
     for prompts in ({}, {"boxes": None}):
         with pytest.raises(ValueError, match="At least one prompt is needed"):
             read(prompts, 2, allow_none=True)
+
+
+# --- binary masks of other types, and what `best_mask` returns ---
+
+
+INSIDE = np.zeros((64, 96), bool)
+INSIDE[10:40, 30:70] = True
+
+
+@pytest.mark.parametrize(
+    "mask, said",
+    [
+        (INSIDE.astype("uint8") * 255, None),  # as image libraries read black and white
+        (INSIDE.astype("uint8"), None),
+        (INSIDE.astype("int64"), None),
+        (INSIDE.astype("uint16") * 65535, None),
+        (INSIDE.astype("uint8").tolist(), None),
+        (Image.fromarray(INSIDE), None),
+        (Image.fromarray(INSIDE.astype("uint8") * 255), None),
+        (INSIDE * 250 + (~INSIDE) * 3, "black and white with values between"),  # JPEG's noise
+        (INSIDE.astype("float32"), "floats that are only 0 and 1 is read as a binary mask"),
+        (INSIDE * 255.0, "floats that are only 0 and 255 is read as a binary mask"),
+    ],
+    ids=str,
+)
+def test_binary_masks_of_any_type_are_bool_masks(mask, said):
+    expected = complete({"masks": INSIDE[None, None, ..., None]}, plans_for((64, 96)), MASK)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        made = complete(
+            {"masks": np.asarray(mask)[None, None, ..., None]}, plans_for((64, 96)), MASK
+        )
+        of_one = read({"masks": mask}).to_model(plans_for((64, 96)), MASK)
+    np.testing.assert_array_equal(made["masks"], expected["masks"])
+    np.testing.assert_array_equal(of_one.masks, expected["masks"])
+    assert [str(warning.message) for warning in told if str(said) not in str(warning.message)] == []
+    assert len(told) == (said is not None)
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        np.zeros(MASK),  # undecided everywhere
+        np.ones(MASK),
+        np.where(np.arange(24) > 9, 1.0, -1.0) * np.ones(MASK),
+        np.where(np.arange(24) > 9, 2.0, 0.0) * np.ones(MASK),  # not the ends of any binary mask
+    ],
+)
+def test_logits_of_few_values_are_logits(logits):
+    made = complete({"masks": logits[None, None, ..., None]}, ONE, MASK)
+    np.testing.assert_array_equal(made["masks"][0, 0, ..., 0], logits)
+
+
+def test_a_binary_mask_beside_logits_stays_one():
+    logits = np.linspace(-4, 4, 16 * 24).reshape(*MASK, 1)
+    binary = np.zeros((*MASK, 1), "uint8")
+    binary[4:9] = 255
+    mixed = complete({"masks": [[logits, binary]]}, ONE, MASK)["masks"]
+    alone = complete({"masks": [[binary > 0]]}, ONE, MASK)["masks"]
+    np.testing.assert_allclose(mixed[0, 0], logits, rtol=1e-6)
+    np.testing.assert_array_equal(mixed[0, 1], alone[0, 0])
+
+
+def test_one_of_the_candidates_may_keep_their_axis():
+    logits = np.random.default_rng(3).normal(size=(2, 3, 1, *MASK))
+    wanted = complete({"masks": logits[:, :, 0, ..., None]}, ONE * 2, MASK)
+    for form in (logits, list(logits), [list(of_image) for of_image in logits]):
+        made = complete({"masks": form}, ONE * 2, MASK)
+        np.testing.assert_array_equal(made["masks"], wanted["masks"])
+    two = np.repeat(logits, 2, axis=2)
+    with pytest.raises(
+        ValueError, match=r"candidates one, as `best_mask\(outputs\).*\(2, 3, 2, 16, 24\)"
+    ):
+        complete({"masks": two}, ONE * 2, MASK)
+    with pytest.raises(ValueError, match=r"pass one, `logits.*`best_mask\(outputs\)"):
+        complete({"points": [[[5, 6]]], "masks": two[:1, 0, 0, None].repeat(4, 1)}, ONE, MASK)
+
+
+# --- coordinates that are hardly pixels of the image ---
+
+
+@pytest.mark.parametrize(
+    "prompts, said",
+    [
+        ({"boxes": [[[0.1, 0.2, 0.8, 0.9]]]}, "`boxes` lie within 0..1 in image 0, 300 .*200 high"),
+        ({"boxes": [[[0, 0, 1, 1]]]}, "`boxes` lie within 0..1"),  # all of it, normalised
+        (
+            {"boxes": [[[0.1, 0.2, 0.8, 0.9], [0, 0, 0.5, 1]]]},
+            r"`boxes` lie within 0..1.*, \.\.\.\. Multiply",
+        ),
+        ({"points": [[[0.5, 0.5]]]}, "`points` lie within 0..1.*Multiply x by the image's width"),
+        ({"points": [[[[0.5, 0.5]], [[0.25, 1.0]]]]}, "`points` lie within 0..1"),
+        ({"boxes": [[[400, 10, 500, 90]]]}, r"`boxes` lie entirely outside image 0.*\[400.0, 10.0"),
+        ({"boxes": [[[-90, 10, -20, 90]]]}, "`boxes` lie entirely outside"),
+        ({"boxes": [[[5, 5, 99, 99], [9, 201, 99, 290]]]}, "entirely outside.*Received: .9.0, 201"),
+        ({"boxes": [[[10, 10, 3000, 2000]]]}, "`boxes` lie far outside"),  # of the whole picture
+        ({"points": [[[1000, 700]]]}, "`points` lie far outside.*not of one of another size"),
+        ({"points": [[[150, 280]]]}, "`points` lie far outside.*not row, column"),
+        (
+            {"points": [[[30, 20], [-99, 20]]], "labels": [[1, 0]]},
+            r"far outside.*: \[-99.0, 20.0\]\.",
+        ),
+        ({"points": [[[-9, 2], [-5, 9]]], "labels": [[2, 3]]}, "`boxes` lie entirely outside"),
+    ],
+)
+def test_coordinates_that_are_hardly_pixels_are_told_once(prompts, said):
+    with pytest.warns(UserWarning, match=f"(?s){said}") as told:
+        for _ in range(2):
+            complete(prompts, plans_for((200, 300)), MASK)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        {"points": [[[0, 0]]]},  # a click into the corner
+        {"points": [[[1, 0], [0, 1]]], "labels": [[1, 0]]},
+        {"points": [[[0.5, 0.5], [150.5, 99.5]]]},
+        {"points": [[[-60, 250]]]},  # somewhat outside
+        {"boxes": [[[0, 0, 0, 0]]]},  # a detector's padding
+        {"boxes": [[[5, 5, 5, 5]]]},
+        {"boxes": [[[1, 1, 1, 1]]]},
+        {"boxes": [[[0.5, 0.5, 0.9, 20]]]},
+        {"boxes": [[[-20, -30, 320, 230]]]},  # a tracker's, larger than the image
+        {"boxes": [[[300, 200, 310, 220]]]},  # touches the border
+        {"points": [[[5, 5], [7000, 7000]]], "labels": [[1, -10]]},  # padding
+        {"points": [[[5, 5], [9000, 9000]]], "labels": [[1, -1]]},  # no point
+    ],
+)
+def test_coordinates_that_may_be_meant_are_no_reason_to_warn(prompts):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        complete(prompts, plans_for((200, 300)), MASK)
+
+
+def test_coordinates_are_judged_by_their_own_image():
+    prompts = {"points": [[[0.5, 0.5]], [[0.5, 0.5]]]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        complete({"points": [[[0.5, 0.5]]]}, plans_for((1, 1)), MASK)  # the only pixel
+    with pytest.warns(UserWarning, match="in image 1, 90 pixels wide and 40 high"):
+        complete(prompts, plans_for((1, 1), (40, 90)), MASK)

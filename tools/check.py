@@ -41,7 +41,8 @@ RUN_ONCE = (
 ORACLES = """
 import jax, openvino, tensorflow, torch
 from importlib.metadata import version
-version("segment-anything-py")  # imports torchvision, for which the tests have a stand-in
+for name in ("segment-anything-py", "sam2"):
+    version(name)  # they import torchvision, for which the tests have a stand-in
 """
 # What compiles every shape takes longest: in some steps, it fills the machine.
 PARTS = {
@@ -191,6 +192,10 @@ def install(environment: Environment) -> None:
     environment.pip(*pinned, "-e", f".[{extras}]", what="keras-sam and the test oracles")
     # It asks for an unpinned torchvision, which would replace the torch that is installed.
     environment.pip(*pinned, "--no-deps", "segment-anything-py", what="segment-anything-py")
+    # Its build asks for a torch of its own, and for CUDA, for an extension that no test needs.
+    environment.pip("setuptools", "wheel", what="what builds sam2")
+    alone = ("--no-deps", "--no-build-isolation")
+    environment.pip(*pinned, *alone, "sam2", what="sam2", variables={"SAM2_BUILD_CUDA": "0"})
 
 
 def install_torch(environment: Environment, version: str) -> None:

@@ -89,13 +89,20 @@ class Environment:
                 f"of its own: apt-get install python3-venv. {self._tail()}"
             )
 
-    def pip(self, *arguments: str, what: str | None = None, must: bool = True) -> bool:
+    def pip(
+        self,
+        *arguments: str,
+        what: str | None = None,
+        must: bool = True,
+        variables: dict[str, str] | None = None,
+    ) -> bool:
         """Runs `pip install` with `arguments`.
 
         Args:
             arguments: strings, as pip takes them.
             what: string. What to call the installation. Defaults to the arguments.
             must: bool. Raise where it fails. Defaults to `True`.
+            variables: optional dict. More environment variables for it.
 
         Returns:
             bool. Whether pip succeeded.
@@ -106,19 +113,24 @@ class Environment:
         started = time.monotonic()
         what = what or " ".join(arguments)
         command = [str(self.python), "-m", "pip", "install", "--disable-pip-version-check"]
-        failed = self._logged([*command, "--no-input", "-q", *arguments])
+        failed = self._logged([*command, "--no-input", "-q", *arguments], variables)
         if not failed:
             self.say(f"installed {what} ({time.monotonic() - started:.0f} s)")
         elif must:
             raise SetupError(f"pip could not install {what}. {self._tail()}")
         return not failed
 
-    def _logged(self, command: list[str]) -> int:
+    def _logged(self, command: list[str], variables: dict[str, str] | None = None) -> int:
         with self.log.open("a") as log:
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
             return subprocess.call(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, env=clean()
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env=clean(**(variables or {})),
             )
 
     def _tail(self) -> str:

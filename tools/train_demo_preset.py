@@ -4,7 +4,8 @@
 
 It can be stopped at any time, and goes on where it was when it is started again with the same
 folder. The schedules follow the processor's time, so a slower machine makes fewer steps in it.
-With new weights, `tools/choose_generator_settings.py` has to choose again what the tests compare.
+With new weights, `tools/recommend_demo_settings.py` has to choose again what the preset recommends,
+and `tools/choose_generator_settings.py` what the tests compare.
 
 The weights that ship: seed 5, mixed bfloat16 on PyTorch, one core, shared with other work. First 77
 minutes of an Intel Xeon with AMX: 2,050 steps at 128 x 128 and 7,450 at 256 x 256, 37,000 scenes.
@@ -63,6 +64,11 @@ ROOT = Path(__file__).resolve().parent.parent
 TOKENS, HIDDEN, LAYERS, CHANNELS = 16, 192, 6, 128
 SEED = 5
 STEPS = 50  # of an epoch, after which everything is logged and kept
+LIMITS = (
+    "It knows shapes, not things: coins, balls and tiles it finds, in most photographs of things "
+    "its masks are rags. For photographs take sam_base_sa1b, Meta's ViT-B (375 MB, downloaded "
+    "once)."
+)
 COLUMNS = ("part", "step", "seconds", "clicks", "learning_rate", "loss", "miou", "iou_error")
 
 
@@ -347,6 +353,7 @@ def write_preset(segmenter, folder, training):
             save_json(place / name, bare(json.loads((place / name).read_text())))
         about = {
             "description": "A small SAM trained on drawn scenes: to try things out, not for work.",
+            "limits": LIMITS,
             "parameters": plain.count_params(),
             "image_encoder_parameters": plain.image_encoder.count_params(),
             "tensors": len(plain.backbone.weights),

@@ -25,6 +25,7 @@ from keras_sam.backends.generic import (
     compile_program,
     decomposed_rel_pos,
     dense,
+    dense_add,
     has_device,
     keeps_weights,
     layer_norm,

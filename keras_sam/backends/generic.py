@@ -51,6 +51,18 @@ def dense(
     return activate(out, activation, training)
 
 
+def dense_add(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    other: Tensor,
+    activation: Activation | None = None,
+    training: bool | None = None,
+) -> Tensor:
+    """`activation(x @ kernel + bias + other)`, where `other` broadcasts to the product."""
+    return activate(dense(x, kernel, bias, None, training) + other, activation, training)
+
+
 def activate(x: Tensor, activation: Activation | None, training: bool | None = None) -> Tensor:
     """`activation(x)`, or `x` if there is none."""
     return x if activation is None else activation(x)

@@ -28,6 +28,12 @@ def activate(x, activation, training=None):
     return generic.activate(x, activation)
 
 
+def dense_add(x, kernel, bias, other, activation=None, training=None):
+    """`generic.dense_add` of the functions above."""
+    x = dense(x, kernel, bias, None, training) + other
+    return x if activation is None else activate(x, activation, training)
+
+
 def matmul_transposed(x, y):
     """`x @ y.T` of the last two axes; XLA would first transpose `y` in memory."""
     return ops.einsum("...ac,...bc->...ab", x, y)

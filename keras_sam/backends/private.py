@@ -56,6 +56,12 @@ def has_value(variable: keras.Variable) -> bool:
     return getattr(variable, "_value", variable) is not None
 
 
+def is_cloning(arguments: dict[str, Any]) -> bool:
+    """Whether Keras runs a graph with these arguments for `keras.models.clone_model`."""
+    modules = (getattr(value, "__module__", None) for value in arguments.values())
+    return "keras.src.models.cloning" in modules
+
+
 def hook_tables(layer: keras.layers.Layer) -> list[dict | None]:
     """Where torch keeps the hooks that it calls when a layer runs; None where that is unknown."""
     return [look_up(layer, name) for name in ("_forward_hooks", "_forward_pre_hooks")]

@@ -44,6 +44,12 @@ def activate(x, activation, training=None):
     return generic.activate(x, activation)
 
 
+def dense_add(x, kernel, bias, other, activation=None, training=None):
+    """`generic.dense_add` of the functions above."""
+    x = dense(x, kernel, bias, None, training) + other
+    return x if activation is None else activate(x, activation, training)
+
+
 def layer_norm(x, gamma, beta, epsilon, training=None):
     """Normalises the last axis, in the only words that TensorFlow replaces by oneDNN's kernel.
 

@@ -2,7 +2,9 @@
 
 import functools
 import math
+import os
 import platform
+import threading
 from collections.abc import Sequence
 
 import keras
@@ -34,6 +36,38 @@ def dense(x, kernel, bias, activation=None, training=None):
         out = torch.addmm(bias, x.reshape(-1, x.shape[-1]), kernel)
         out = out.reshape(*x.shape[:-1], kernel.shape[1])
     return out if activation is None else activation(out)
+
+
+def dense_add(x, kernel, bias, other, activation=None, training=None):
+    """`activation(x @ kernel + bias + other)`: GELU in the memory of the sum."""
+    shape = (*x.shape[:-1], kernel.shape[1])
+    gelu = activation is keras.activations.gelu
+    if other.shape != shape or not (gelu or activation is None) or not _adds_by_one_dnn(x):
+        return generic.dense_add(x, kernel, bias, other, activation, training)
+    kernel, bias, other = (ops.cast(y, x.dtype) for y in (kernel, bias, other))
+    return _operation_of_sums()(x, kernel.t(), bias, other, gelu)
+
+
+def _adds_by_one_dnn(x):
+    return _is_for_one_dnn(x) and private.look_up(_one_dnn()[0], "binary") is not None
+
+
+@functools.cache
+def _operation_of_sums():
+    """`dense_add` by oneDNN. One operation for torch: recordings take none that changes tensors."""
+
+    @torch.library.custom_op("keras_sam::dense_add", mutates_args=())
+    def sum_of_products(
+        x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor, other: torch.Tensor, gelu: bool
+    ) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        y = y if y.stride(0) == 1 else y.contiguous()
+        other = other.reshape(-1, len(y)).contiguous()
+        out = _one_dnn()[0].binary(rows, other, y, bias, "add")
+        out = torch.ops.aten.gelu_(out) if gelu else out
+        return out.reshape(*x.shape[:-1], len(y))
+
+    return sum_of_products
 
 
 def layer_norm(x, gamma, beta, epsilon, training=None):
@@ -228,7 +262,6 @@ def compile_program(model, variables, prompts=()):
         notice(
             "torch computes float16 on a CPU many times slower than float32. Load the model with "
             'dtype="float32", or "bfloat16" on processors that have it.',
-            stacklevel=6,
         )
     hooks = [table for layer in layers for table in private.hook_tables(layer)]
     never_records = (
@@ -305,3 +338,29 @@ def assign_value(variable, array):
     """
     values = torch.from_numpy(generic.row_major_copy(array))
     variable.value.data = values.to(variable.value)
+
+
+def let_waiting_threads_sleep():
+    """Makes torch's threads that wait for others sleep soon, where the environment says nothing.
+
+    After `import torch` it is too late for `GOMP_SPINCOUNT`, which `import keras_sam` sets before.
+    But GNU's OpenMP looks 1,000 times, too, instead of 300,000 times, where it has more threads
+    than the machine has processors. So a thread starts a second pool with one operation, and both
+    sleep from then on.
+    """
+    said = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+    if said or platform.system() != "Linux" or torch.get_num_threads() == 1:
+        return
+    started = threading.Event()
+
+    def start_pool():
+        size = 2**15 * torch.get_num_threads()  # a piece for each, of the least that torch gives
+        torch.empty(size, dtype=torch.uint8, device="cpu").fill_(0)
+        started.set()
+        threading.Event().wait()
+
+    threading.Thread(target=start_pool, name="keras_sam_idle", daemon=True).start()
+    started.wait()
+
+
+let_waiting_threads_sleep()

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from keras_sam.cli import options
 from keras_sam.cli.errors import CommandError, bad_input
 from keras_sam.cli.model import check_source
 from keras_sam.cli.output import (
@@ -27,7 +28,9 @@ Converts a checkpoint, bit by bit; no backend is needed.
 EXAMPLES = """\
 examples:
   keras-sam convert sam_vit_b_01ec64.pth sam_base --to transformers
-  keras-sam convert hf://facebook/sam-vit-base sam_vit_b.safetensors --to meta"""
+  keras-sam convert hf://facebook/sam-vit-base sam_vit_b.safetensors --to meta
+  keras-sam convert run.pth sam_base --to keras_sam --checkpoint-key model_ema \\
+      --ignore 'class_head\\..*'"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +44,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", type=_layout, choices=_LAYOUTS, required=True, help="the format of OUT"
     )
+    parser.add_argument(
+        "--checkpoint-key",
+        metavar="NAME",
+        help="of a file with the weights of several models, those to read: an entry, such as "
+        "model_ema, or what precedes the names of its tensors",
+    )
+    parser.add_argument(
+        "--ignore",
+        action=options.Repeated,
+        default=(),
+        metavar="PATTERN",
+        help="leave out tensors of these names, a regular expression of the whole name such as "
+        "'class_head\\..*'; repeatable",
+    )
     add_overwrite_option(parser)
 
 
@@ -52,14 +69,15 @@ def run(args: argparse.Namespace) -> int:
     check_source(args.source, "IN")
     _check_target(args)
     progress = Progress(args.quiet)
+    reading = {"checkpoint_key": args.checkpoint_key, "ignore": args.ignore}
     local = Path(args.source).exists()
     step = progress.step(f"Converting {args.source}", spinner=local)
     with step, bad_input(), made_folder(args.target.parent):
         if args.to == "meta":
-            convert_checkpoint(args.source, args.target, args.to)
+            convert_checkpoint(args.source, args.target, args.to, **reading)
         else:
             with whole_folder(args.target, replaceable="config.json") as folder:
-                convert_checkpoint(args.source, folder, args.to)
+                convert_checkpoint(args.source, folder, args.to, **reading)
     print(args.target)
     return 0
 

@@ -14,7 +14,7 @@ from keras_sam.cli.output import (
     check_nothing_is_lost,
     check_output_folder,
 )
-from keras_sam.cli.photos import find_photos
+from keras_sam.cli.photos import find_photos, shown_pixels
 from keras_sam.cli.progress import Progress
 from keras_sam.cli.run_log import RunLog
 
@@ -151,6 +151,7 @@ def _settings(args, parameters):
         "model": args.model,
         "image_shape": args.image_shape and list(args.image_shape),
         "dtype": args.dtype,
+        "value_range": args.value_range,
         "mask_threshold": args.mask_threshold,
         "format": args.format,
         # For COCO, outlines are traced only when the final file is written.
@@ -206,6 +207,7 @@ def _is_done(args, log, photo):
 
 def _segment(args, parameters, todo, log, summary):
     progress = Progress(args.quiet)
+    model.say_limits(args.model, progress)
     with model.open_segmenter(args, progress) as segmenter:
         from keras_sam.mask_generator import SAMAutomaticMaskGenerator
 
@@ -235,7 +237,7 @@ def _segment_photo(args, generator, photo, log, bar, summary):
         summary.unreadable[photo.name] = one_line(reason)
         return "could not be segmented"
     with writing(args.out):
-        _save(args, photo, records)
+        _save(args, photo, records, generator)
     done = {"output": _output_name(args, photo), "masks": len(records)}
     log.add(photo.name, {**stamp, **done})
     summary.segmented += 1
@@ -253,7 +255,7 @@ def _picture_path(args, photo):
     return args.pictures / f"{photo.result}.png"
 
 
-def _save(args, photo, records):
+def _save(args, photo, records, generator):
     """Writes the masks of a photograph, each file whole or not at all."""
     from keras_sam import annotations
     from keras_sam.masks import masks_to_label_map
@@ -261,7 +263,7 @@ def _save(args, photo, records):
     path = args.out / _output_name(args, photo)
     image = annotations.ImageAnnotations(photo.name, records.original_size, records)
     if args.pictures is not None:  # first: once the masks are there, the photograph counts as done
-        _draw(args, photo, records)
+        _draw(args, photo, records, generator)
     if args.format in ("coco", "sa1b"):
         annotations.write_sa1b(path, image)
     elif args.format == "yolo":
@@ -273,13 +275,14 @@ def _save(args, photo, records):
         annotations.write_label_map(path, labels)
 
 
-def _draw(args, photo, records):
+def _draw(args, photo, records, generator):
     from PIL import Image
 
     from keras_sam.files import whole_file
     from keras_sam.visualization import overlay
 
-    picture = overlay(photo.path, records)
+    value_range = generator.predictor.preprocessor.image_converter.value_range
+    picture = overlay(shown_pixels(photo.path, value_range), records)
     with whole_file(_picture_path(args, photo)) as file:
         Image.fromarray(picture.view("uint8")).save(file, "png")
 

@@ -3,12 +3,12 @@
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from keras_sam.backend_choice import BACKENDS, first_installed, is_installed
 from keras_sam.cli.errors import CommandError, bad_input
-from keras_sam.cli.progress import quiet_stderr
+from keras_sam.cli.progress import Progress, quiet_stderr
 
 
 def choose_backend(requested: str | None = None, order: Sequence[str] = BACKENDS) -> str:
@@ -53,6 +53,26 @@ def prepare_device(device: str | None) -> None:
         os.environ.update(CUDA_VISIBLE_DEVICES="-1", JAX_PLATFORMS="cpu", KERAS_TORCH_DEVICE="cpu")
 
 
+def unneeded_packages(backend: str) -> set[str]:
+    """What Keras imports where it is installed, for what no command uses, and can do without.
+
+    Matplotlib and JAX take half a second each, several from a cold disk.
+    """
+    return {"matplotlib", "jax"} - {backend}
+
+
+@contextlib.contextmanager
+def missing_modules(names: Iterable[str]):
+    """Lets imports in a block fail for these packages, unless they are imported already."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
+
+
 @contextlib.contextmanager
 def use_device(device: str | None):
     """Runs a block on `device`, which must exist; None leaves the choice to the backend."""
@@ -78,9 +98,9 @@ def check_source(source: str, option: str = "--model") -> None:
     """Checks a name, address or path without reading what it names."""
     if "://" in source or Path(source).exists():
         return
-    from keras_sam.presets import list_presets
+    from keras_sam.presets import locate  # whose `list_presets` would look for downloads, too
 
-    known = list_presets()
+    known = locate.names()
     if source not in known:
         raise CommandError(
             f"{option} {source}: no such preset, file or folder. "
@@ -95,7 +115,8 @@ def open_segmenter(args, progress, order: Sequence[str] = BACKENDS):
     backend = choose_backend(args.backend, order)
     prepare_device(args.device)
     quiet = contextlib.nullcontext if args.debug else quiet_stderr
-    with progress.step(f"Starting {backend}"), quiet():
+    missing = missing_modules(unneeded_packages(backend))
+    with progress.step(f"Starting {backend}"), quiet(), missing:
         from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
     overrides = {
         name: getattr(args, name, None) for name in ("dtype", "image_shape", "mask_threshold")
@@ -106,7 +127,18 @@ def open_segmenter(args, progress, order: Sequence[str] = BACKENDS):
         local = Path(args.model).exists()
         with progress.step(f"Loading {args.model}", spinner=local), bad_input():
             segmenter = SAMImageSegmenter.from_preset(args.model, **overrides)
+        if args.value_range is not None:
+            segmenter.preprocessor.image_converter.value_range = args.value_range
         yield segmenter
+
+
+def say_limits(source: str, progress: Progress) -> None:
+    """Says what a built-in preset cannot do, before its masks are judged."""
+    from keras_sam.presets import locate
+
+    limits = locate.metadata(source).get("limits") if source in locate.names() else None
+    if limits:
+        progress.say(f"{source}: {limits}")
 
 
 def describe(args, segmenter) -> dict:
@@ -117,6 +149,7 @@ def describe(args, segmenter) -> dict:
         "model": args.model,
         "image_shape": list(segmenter.image_shape[:2]),
         "dtype": segmenter.dtype_policy.name,
+        "value_range": segmenter.preprocessor.image_converter.value_range,
         "backend": backends.NAME,
         "keras_sam": __version__,
         "mask_threshold": segmenter.mask_threshold,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from keras_sam.cli.errors import CommandError
+from keras_sam.generator_settings import RECOMMENDABLE
 
 
 def numbers(given: str | list, allowed_counts: tuple[int, ...], form: str) -> list[float]:
@@ -50,6 +51,16 @@ def box(given: str | list) -> tuple[float, float, float, float]:
             f"the box is upside down: X1,Y1 is its top left corner, received {given!r}"
         )
     return x1, y1, x2, y2
+
+
+def value_range(text: str) -> str | tuple[float, float]:
+    """`auto`, `percentile`, or `LOW,HIGH`."""
+    if text in ("auto", "percentile"):
+        return text
+    low, high = numbers(text, (2,), "auto, percentile or LOW,HIGH")
+    if low >= high:
+        raise argparse.ArgumentTypeError(f"LOW must be below HIGH, received {text!r}")
+    return low, high
 
 
 def image_shape(text: str) -> tuple[int, int]:
@@ -138,6 +149,13 @@ def add_model_options(parser: argparse.ArgumentParser, makes_masks: bool = True)
         metavar="H,W",
         help="run the model at this input size (default: the preset's, 1024)",
     )
+    group.add_argument(
+        "--value-range",
+        type=value_range,
+        metavar="LOW,HIGH",
+        help="the values of pictures that become 0 and 255, such as 0,4095 for cameras of 12 bits; "
+        "or percentile, or auto: by their type (default: the model's, auto)",
+    )
     if makes_masks:
         threshold = group.add_argument(
             "--mask-threshold",
@@ -220,6 +238,8 @@ def add_generator_options(parser: argparse.ArgumentParser) -> None:
     for parameter in PARAMETERS:
         default = parameter.default
         shown = "as suits the backend" if default is None else f"{default:.4g}"
+        if parameter.name in RECOMMENDABLE:
+            shown = f"the model's, or else {shown}"
         generator.add_argument(
             parameter.flag,
             type=parameter.type,
@@ -234,7 +254,9 @@ def add_generator_options(parser: argparse.ArgumentParser) -> None:
         "[[[x, y], ...], ...] in 0..1",
     )
     generator.add_argument(
-        "--use-m2m", action="store_true", help="decode every mask twice, for better edges"
+        "--use-m2m",
+        action=argparse.BooleanOptionalAction,
+        help="decode every mask twice, for better edges (default: the model's, or else not)",
     )
 
 
@@ -242,8 +264,8 @@ def read_generator_options(args: argparse.Namespace) -> dict[str, Any]:
     """The generator's arguments. What was not given is left to its defaults."""
     given = {p.name: getattr(args, p.name) for p in PARAMETERS}
     given = {name: value for name, value in given.items() if value is not None}
-    if args.use_m2m:
-        given["use_m2m"] = True
+    if args.use_m2m is not None:
+        given["use_m2m"] = args.use_m2m
     if args.point_grids is not None:
         if "points_per_side" in given:
             raise CommandError("--point-grids and --points-per-side cannot be combined")
@@ -252,10 +274,10 @@ def read_generator_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def generator_settings(args: argparse.Namespace, parameters: dict[str, Any]) -> dict[str, Any]:
-    """What results depend on: `read_generator_options`, and defaults for what was not given."""
-    defaults = {p.name: p.default for p in PARAMETERS if p.shapes_results}
+    """What results depend on, of `read_generator_options`; None is left to the model."""
+    names = [p.name for p in PARAMETERS if p.shapes_results]
     return {
-        **{name: parameters.get(name, default) for name, default in defaults.items()},
+        **{name: parameters.get(name) for name in names},
         "point_grids": parameters.get("point_grids"),
         "use_m2m": args.use_m2m,
     }

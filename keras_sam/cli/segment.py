@@ -18,6 +18,7 @@ from keras_sam.cli.output import (
     format_table,
     output_files,
 )
+from keras_sam.cli.photos import shown_pixels
 from keras_sam.cli.progress import Progress
 from keras_sam.cli.prompt_files import ObjectPrompt, prompts_from_options, read_prompts
 
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
     names = (f"{args.photo.stem}{end}" for end in (".json", "_overlay.png", "_mask_0.png"))
     check_nothing_is_lost((args.out / name for name in names), args.overwrite)
     progress = Progress(args.quiet)
+    model.say_limits(args.model, progress)
     with model.open_segmenter(args, progress, _ORDER) as segmenter:
         from keras_sam.predictor import SAMPredictor
 
@@ -117,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         with progress.step(f"Encoding {args.photo.name}"), bad_input():
             takes_rgb = segmenter.image_shape[-1] == 3
             predictor.set_image(photo if takes_rgb else args.photo, channel_order="rgb")
-            pixels = _shown(photo, predictor.preprocessor.image_converter.value_range)
+            pixels = shown_pixels(photo, predictor.preprocessor.image_converter.value_range)
         with output_files(args.out) as files:
             with progress.step("Segmenting"), bad_input():
                 results = _segment(predictor, objects, masks, args)
@@ -146,14 +148,6 @@ def _read_photograph(path):
         return load_image(path, value_range=None)
 
 
-def _shown(photo, value_range):
-    """The photograph as the model sees it, uint8."""
-    from keras_sam.images import load_image
-
-    pixels = load_image(photo, value_range=value_range)
-    return np.clip(np.rint(pixels), 0, 255).astype("uint8")
-
-
 def _read_mask(path, size):
     """A mask prompt as a bool array of the photograph's size, or as float logits, or None."""
     if path is None:
@@ -167,23 +161,25 @@ def _read_mask(path, size):
                     f"logits must be finite numbers of shape (L, L). Received: {logits.shape}"
                 )
             return logits
-        from keras_sam.images import load_image
+        from keras_sam.annotations.mask_files import read_mask_file
+        from keras_sam.masks.reading import tell_of
 
-        mask = np.asarray(load_image(path, value_range=None)).max(axis=-1)
+        reading = read_mask_file(path)
     except (OSError, ValueError, EOFError) as error:
         raise CommandError(f"mask {path}: {error}") from error
-    values = np.unique(mask)
-    if len(values) > 2 or (len(values) == 2 and values[0] != 0):
+    mask = reading.labels > 0
+    if len(reading.numbers) > 1:
         raise CommandError(
             f"mask {path}: must be black, with one other colour for the object. Received: "
-            f"{len(values)} shades"
+            f"{len(reading.numbers)} numbers or colours"
         )
+    tell_of(reading, str(path))
     if mask.shape != size:
         raise CommandError(
             f"mask {path}: must have the photograph's size, {size[1]} x {size[0]}. Received: "
             f"{mask.shape[1]} x {mask.shape[0]}"
         )
-    return mask != 0
+    return mask
 
 
 def _segment(predictor, objects, masks, args):
@@ -205,6 +201,8 @@ def _segment(predictor, objects, masks, args):
                 **_prompt_arrays(predictor, [objects[index] for index in chunk], masks),
                 multimask_output=multimask,
             )
+            if scores.ndim == 1:  # a lone mask is one object, without an axis of objects
+                chunk_masks, scores = chunk_masks[None], scores[None]
             if not np.isfinite(scores).all():
                 raise CommandError("the model returned NaN: try --dtype float32", code=1)
             for index, *result in zip(chunk, chunk_masks, scores, strict=True):

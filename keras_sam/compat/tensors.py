@@ -139,7 +139,6 @@ class OnDevice:
                     f"Keras's {backends.NAME} backend finds no GPU, so the model stays "
                     f"on the CPU, in spite of `to({str(device)!r})`.",
                     topic="compat: no such device",
-                    stacklevel=3,
                 )
         return self
 

@@ -32,6 +32,11 @@ _OTHERS = (
     (r".*vision_encoder\.backbone\..*", "transformers' SAM 2"),
     (r".*memory_(attention|encoder)\..*", "SAM 2's memory for videos without its image model"),
     (r".*(detector\.|vision_backbone\.).*", "SAM 3"),
+    (r".*final_output_upscaling_layers\..*", "EfficientSAM, which has another decoder"),
+    (
+        r"(model\.)+\d+\.(cv\d\.)?conv\.weight",
+        "a YOLO model of ultralytics, as FastSAM is: a detector of masks without prompts, no SAM",
+    ),
     (r".*adapter.*", "a SAM with adapters"),
     (
         r".*\.lora_[AB]\..*",

@@ -311,10 +311,11 @@ def _known(module, name):
         return known
     if module in ("torch", "torch.storage") and name in (*STORAGE_TYPES, "UntypedStorage"):
         return known
+    yolo = "It looks like FastSAM or another YOLO model, which is no SAM. "
     raise ValueError(
         f"The file would import `{module}.{name}`, which weights do not need and which might run "
-        "code. If you trust it, load it with torch and save the state dict alone: "
-        "torch.save(model.state_dict(), path)."
+        f"code. {yolo if module.startswith('ultralytics') else ''}If you trust it, load it with "
+        "torch and save the state dict alone: torch.save(model.state_dict(), path)."
     )
 
 

@@ -1,7 +1,7 @@
 """The transformer block of SAM 2's image encoder: attention in windows, with pooled queries.
 
-Maps are `(B, n, h, w, C)` here: `n` windows of a map, or with `n = 1` the map itself. Everything but
-attention treats cells alone, so a map is cut into windows once, for as many blocks as use them.
+Maps are `(B, n, h, w, C)` here: `n` windows of a map, or with `n = 1` the map itself. Everything
+but attention treats cells alone, so a map is cut into windows once, for as many blocks as use them.
 """
 
 from typing import Any

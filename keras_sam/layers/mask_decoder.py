@@ -61,7 +61,6 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         projected_image: optional dict, what `project_image` returned, instead of
             `image_embeddings`, `prompt_dense_embeddings` and
             `prompt_dense_positional_embeddings`.
-        **features: what subclasses need of the image besides, see `feature_names`.
         multimask_output: optional bool. True makes the candidates alone, masks 1 to
             `num_multimask_outputs`, False mask 0 alone; by default all are made.
 
@@ -93,9 +92,7 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
     ```
     """
 
-    # Call arguments for what the image encoder gives besides `image_embeddings`.
-    feature_names: tuple[str, ...] = ()
-    # Outputs `(B, [P,])` besides `masks` and `iou_pred`.
+    # Names of outputs `(B, [P,])` besides `masks` and `iou_pred`.
     extra_outputs: tuple[str, ...] = ()
 
     def __init__(
@@ -215,49 +212,73 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         projected_image: dict[str, Tensor] | None = None,
         multimask_output: bool | None = None,
         training: bool | None = None,
-        **features: Tensor,
     ) -> dict[str, Any]:
-        single_object = len(prompt_sparse_embeddings.shape) == 3
-        per_prompt = (
-            prompt_sparse_embeddings,
-            prompt_dense_embeddings,
-            prompt_sparse_mask,
-            attention_similarity,
-            target_embedding,
+        if projected_image is None:
+            projected_image = self._embed_image(
+                image_embeddings, prompt_dense_embeddings, prompt_dense_positional_embeddings
+            )
+        return self._predict(
+            projected_image,
+            (prompt_sparse_embeddings, prompt_sparse_mask, attention_similarity, target_embedding),
+            return_attentions,
+            training,
+            multimask_output=multimask_output,
         )
-        sparse, dense, sparse_mask, similarity, target = (
+
+    def _embed_image(self, image_embeddings, prompt_dense_embeddings, positions):
+        """What the masks need of the image, by name: the start of `project_image`."""
+        dense = prompt_dense_embeddings
+        dense = dense if len(dense.shape) == 5 else ops.expand_dims(dense, 1)
+        image = ops.expand_dims(image_embeddings, 1) + dense  # (B, P, Eh, Ew, C)
+        return {"image": image, "positions": positions}
+
+    def _predict(self, image, per_prompt, return_attentions, training, **choices):
+        """`call` with an image from `_embed_image` or `project_image`."""
+        single_object = len(per_prompt[0].shape) == 3
+        sparse, sparse_mask, similarity, target = (
             map(_add_prompt_axis, per_prompt) if single_object else per_prompt
         )
-        if projected_image is None:
-            projected_image = self._image_parts(
-                image_embeddings, dense, prompt_dense_positional_embeddings, **features
-            )
-        image, positions, *finer = (projected_image[name] for name in self._image_names)
-        projected = {k: x for k, x in projected_image.items() if k not in self._image_names}
-
         tokens, token_mask = self._join_tokens(sparse, sparse_mask)
-        tokens, image, *attentions = self.transformer(
-            image,
-            positions,
+        tokens, image_tokens, *attentions = self.transformer(
+            image["image"],
+            image["positions"],
             tokens,
             point_mask=token_mask,
             **_present(
                 attention_similarity=similarity,
                 target_embedding=target,
                 return_attentions=return_attentions or None,
-                projected=projected or None,
+                projected=image.get("transformer"),
             ),
             training=training,
         )
-        grid = positions.shape[1:3]
-        pixels = self._upscale(image, grid, finer, training)  # (B, P, 16 Eh Ew, C / 8)
-        outputs = self._read_tokens(tokens, pixels, multimask_output, training)
-        outputs["masks"] = _to_masks(outputs["masks"], grid)
+        pixels = self._upscale(image_tokens, image, training)
+        outputs = self._read_masks(tokens, pixels, image, training, **choices)
         if single_object:
             outputs = {name: x[:, 0] for name, x in outputs.items()}
         if return_attentions:
             outputs["attentions"] = attentions[0]
         return outputs
+
+    def _read_masks(self, tokens, pixels, image, training, multimask_output):
+        """The masks and scores that the tokens ask of pixels `(B, P, 16 Eh Ew, C / 8)`."""
+        weights, scores = self._read_tokens(tokens, self._mask_numbers(multimask_output))
+        masks = to_masks(backends.matmul(pixels, weights), self._grid(image))
+        return {"masks": masks, "iou_pred": scores}
+
+    def _read_tokens(self, tokens, kept):
+        """The weights `(B, P, C / 8, K)` and scores `(B, P, K)` of the masks with these numbers."""
+        weights = [self.output_hypernetworks_mlps[k](tokens[:, :, 1 + k]) for k in kept]
+        scores = self.iou_prediction_head(tokens[:, :, 0])
+        return ops.stack(weights, axis=-1), scores[:, :, kept.start : kept.stop]
+
+    def num_masks(self, multimask_output: bool | None = None) -> int:
+        """How many masks `call` makes of a prompt with this `multimask_output`."""
+        return len(self._mask_numbers(multimask_output))
+
+    def call_settings(self) -> dict[str, Any]:
+        """Attributes that may be changed between calls, as arguments of `call`."""
+        return {}
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         bound = inspect.signature(self.call).bind(*args, **kwargs)
@@ -265,7 +286,7 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         *lead, count, _ = given["prompt_sparse_embeddings"].shape
         image = (given.get("projected_image") or {}).get("image", given.get("image_embeddings"))
         eh, ew = grid = image.shape[-3:-1]
-        shape = (*lead, len(self._mask_numbers(given.get("multimask_output"))))
+        shape = (*lead, self.num_masks(given.get("multimask_output")))
         outputs = {
             "masks": keras.KerasTensor((*shape, 4 * eh, 4 * ew), dtype=self.compute_dtype),
             "iou_pred": keras.KerasTensor(shape, dtype=self.compute_dtype),
@@ -273,7 +294,7 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         }
         if given.get("return_attentions"):
             lead = (*lead, 1)[:2]  # the maps keep the axis P
-            count = count and count + sum(x.shape[0] for x in self._own_tokens())
+            count = count and count + self.num_own_tokens
             specs = self._transformer_specs(lead, grid, count)
             *_, outputs["attentions"] = self.transformer.compute_output_spec(
                 *specs, return_attentions=True
@@ -285,39 +306,20 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         image_embeddings: Tensor,
         prompt_dense_embeddings: Tensor,
         prompt_dense_positional_embeddings: Tensor,
-        **features: Tensor,
     ) -> dict[str, Tensor]:
         """What all prompts without a mask have in common, to be computed once per image.
 
         Only with the decoder's own transformer. `prompt_dense_embeddings` `(B, 1, Eh, Ew, C)` are
-        those of no mask, `features` the call's. Returns a dict for the call argument
-        `projected_image`.
+        those of no mask. Returns a dict for the call argument `projected_image`.
         """
-        parts = self._image_parts(
-            image_embeddings,
-            prompt_dense_embeddings,
-            prompt_dense_positional_embeddings,
-            **features,
+        image = self._embed_image(
+            image_embeddings, prompt_dense_embeddings, prompt_dense_positional_embeddings
         )
-        return {**parts, **self.transformer.project_image(parts["image"], parts["positions"])}
+        return self._add_projections(image)
 
-    # What `_image_parts` returns: inputs of the transformer, then of `_upscale`.
-    _image_names: tuple[str, ...] = ("image", "positions")
-
-    def _image_parts(self, image_embeddings, dense, positions, **features):
-        """What the decoder needs of the image: with an axis `P`, 1 if the prompts share it."""
-        if set(features) != set(self.feature_names):
-            raise ValueError(
-                f"`{type(self).__name__}` needs {list(self.feature_names) or 'nothing'} beside "
-                f"`image_embeddings`, as its own image encoder gives them. "
-                f"Received: {sorted(features) or 'none'}. Encode the image with the same model."
-            )
-        image = ops.expand_dims(image_embeddings, 1) + dense  # (B, P, Eh, Ew, C)
-        return {"image": image, "positions": positions}
-
-    def _own_tokens(self):
-        """The learned tokens in their order, `(number, C)` each; those of the masks come last."""
-        return [self.iou_token, self.mask_tokens]
+    def _add_projections(self, image):
+        projected = self.transformer.project_image(image["image"], image["positions"])
+        return {**image, "transformer": projected}
 
     def _join_tokens(self, sparse, sparse_mask):
         """The decoder's own tokens, then the prompt's; and which of them are real."""
@@ -330,19 +332,19 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
         real = ops.ones((*lead, own.shape[2]), dtype="bool")
         return tokens, ops.concatenate([real, sparse_mask], axis=2)
 
-    def _read_tokens(self, tokens, pixels, multimask_output, training):
-        """The outputs, with `masks` as products of unordered pixels `(B, P, 16 Eh Ew, K)`."""
-        kept = self._mask_numbers(multimask_output)
-        scores = self.iou_prediction_head(tokens[:, :, 0])
-        return {
-            "masks": backends.matmul(pixels, self._mask_weights(tokens[:, :, 1:], kept)),
-            "iou_pred": scores[:, :, kept.start : kept.stop],
-        }
+    def _own_tokens(self):
+        """The learned tokens, `(count, C)` each: the quality's, then the masks'."""
+        return [self.iou_token, self.mask_tokens]
 
-    def _mask_weights(self, mask_tokens, numbers):
-        """What the pixels are multiplied with for some of the masks: `(B, P, C / 8, K)`."""
-        heads = self.output_hypernetworks_mlps
-        return ops.stack([heads[k](mask_tokens[:, :, k]) for k in numbers], axis=-1)
+    @property
+    def num_own_tokens(self) -> int:
+        """How many learned tokens come before a prompt's."""
+        return 1 + self.num_mask_tokens
+
+    @staticmethod
+    def _grid(image):
+        """`(Eh, Ew)` of an image from `_embed_image`."""
+        return image["positions"].shape[1:3]
 
     def _mask_numbers(self, multimask_output):
         numbers = range(self.num_mask_tokens)
@@ -350,9 +352,13 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
             return numbers
         return numbers[1:] if multimask_output else numbers[:1]
 
-    def _upscale(self, image, grid, finer, training):
+    def _upscale(self, image_tokens, image, training, finer=None):
         """Image tokens `(B, P, Eh * Ew, C)` to pixels `(B, P, 16 Eh Ew, C / 8)`, unordered."""
-        return self.output_upscaling.upscale_unordered(image, training, finer or None)
+        eh, ew = self._grid(image)
+        lead = ops.shape(image_tokens)[:2]
+        x = ops.reshape(image_tokens, (-1, eh, ew, self.hidden_size))
+        pixels = self.output_upscaling.upscale_unordered(x, training, finer)
+        return ops.reshape(pixels, (*lead, 16 * eh * ew, self.hidden_size // 8))
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -377,7 +383,7 @@ def _present(**options):
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _to_masks(products, grid):
+def to_masks(products: Tensor, grid: tuple[int, int]) -> Tensor:
     """Products of unordered pixels and weights `(B, P, 16 Eh Ew, K)` to `(B, P, K, 4 Eh, 4 Ew)`."""
     (eh, ew), lead, count = grid, ops.shape(products)[:2], products.shape[-1]
     masks = depth_to_space(ops.reshape(products, (-1, 16 * eh * ew, count)), grid)

@@ -13,9 +13,14 @@ from keras_sam.layers.initialization import build_part
 
 @keras.saving.register_keras_serializable(package="keras_sam")
 class MaskUpscaler(KeptArguments, keras.layers.Layer):
-    """From the decoder's features `(B, Eh, Ew, C)` to `(B, 4 Eh, 4 Ew, C / 8)`.
+    """From features of the embedding's grid to `(B, 4 Eh, 4 Ew, C / 8)`.
 
-    Arguments are those of `SAMMaskDecoder`.
+    Args:
+        hidden_size, activation, layer_norm_epsilon, initializer_range: those of `SAMMaskDecoder`.
+        input_dim: optional int. Channels of the features. Defaults to `hidden_size`.
+        inner_dim: optional int. Channels between the two transposed convolutions. Defaults to
+            `hidden_size / 4`.
+        activates_output: bool. Defaults to `True`.
     """
 
     def __init__(
@@ -24,6 +29,9 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         activation: Activation = "gelu",
         layer_norm_epsilon: float = 1e-6,
         initializer_range: float | None = None,
+        input_dim: int | None = None,
+        inner_dim: int | None = None,
+        activates_output: bool = True,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -31,10 +39,12 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
             raise ValueError(
                 f"`hidden_size` must be a multiple of 8. Received: hidden_size={hidden_size}."
             )
+        input_dim = hidden_size if input_dim is None else input_dim
+        inner_dim = hidden_size // 4 if inner_dim is None else inner_dim
         self.keep_arguments(locals())
         policy = self.dtype_policy
         self.conv1 = keras.layers.Conv2DTranspose(
-            hidden_size // 4, 2, strides=2, dtype=policy, name="conv1"
+            inner_dim, 2, strides=2, dtype=policy, name="conv1"
         )
         self.norm1 = LayerNormalization(epsilon=layer_norm_epsilon, dtype=policy, name="norm1")
         self.conv2 = keras.layers.Conv2DTranspose(
@@ -42,15 +52,13 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         )
 
     def build(self, input_shape: Shape | None = None) -> None:
-        quarter = (None, None, None, self.hidden_size // 4)
-        build_part(self.conv1, (None, None, None, self.hidden_size), self.initializer_range)
-        self.norm1.build(quarter)
-        build_part(self.conv2, quarter, self.initializer_range)
+        inner = (None, None, None, self.inner_dim)
+        build_part(self.conv1, (None, None, None, self.input_dim), self.initializer_range)
+        self.norm1.build(inner)
+        build_part(self.conv2, inner, self.initializer_range)
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        h, w, channels = x.shape[1:]
-        cells = ops.reshape(x, (-1, h * w, channels))
-        return depth_to_space(self.upscale_unordered(cells, training), (h, w))
+        return depth_to_space(self.upscale_unordered(x, training), x.shape[1:3])
 
     def upscale_unordered(
         self,
@@ -64,32 +72,33 @@ class MaskUpscaler(KeptArguments, keras.layers.Layer):
         product, after which a cell holds its own pixels. A caller that reduces the channels, as
         masks do, orders the pixels afterwards and so moves fewer numbers.
 
-        Args:
-            x: float tensor `(..., Eh * Ew, C)`.
-            training: optional bool.
-            finer: optional pair of float tensors that broadcast to `(..., Eh * Ew * 4, C / 4)` and
-                `(..., Eh * Ew * 16, C / 8)`, `space_to_depth` of finer features of the image. They
-                are added after the first and the second convolution.
+        `finer` are features of the image, of twice and four times the grid and as many channels as
+        the two convolutions make, as `cells_of` orders them. They are added to what these make;
+        several prompts may share them, one after the other in the first axis of `x`.
 
-        Returns:
-            Float tensor `(..., Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its
-            2 x 2 quarters, then by row and column within them.
+        Returns `(B, Eh * Ew * 16, C / 8)`; a cell's pixels go by row and column of its 2 x 2
+        quarters, then by row and column within them.
         """
-        x = self._quarters(self.conv1, x, None, training)  # (..., Eh * Ew * 4, C / 4)
-        x = x if finer is None else x + finer[0]
+        h, w, channels = x.shape[1:]
+        x = ops.reshape(x, (-1, h * w, channels))
+        half, full = (None, None) if finer is None else finer
+        x = self._quarters(self.conv1, x, None, training, half)  # (B, Eh * Ew * 4, inner_dim)
         x = backends.activate(self.norm1(x, training=training), self.activation, training)
-        if finer is None:
-            return self._quarters(self.conv2, x, self.activation, training)
-        x = self._quarters(self.conv2, x, None, training) + finer[1]
-        return backends.activate(x, self.activation, training)
+        last = self.activation if self.activates_output else None
+        return self._quarters(self.conv2, x, last, training, full)
 
-    def _quarters(self, conv, x, activation, training):
-        """A transposed convolution: `(..., N, C)` pixels to 2 x 2 each, `(..., 4 N, C')`."""
+    def _quarters(self, conv, x, activation, training, added=None):
+        """A transposed convolution: `(B, pixels, C)` to 2 x 2 pixels each, `(B, 4 pixels, C')`."""
         kernel = ops.cast(conv.kernel, x.dtype)  # (2, 2, C', C)
         kernel = ops.transpose(ops.reshape(kernel, (-1, kernel.shape[3])))
         bias = ops.tile(conv.bias, 4)
-        shape = (*ops.shape(x)[:-2], 4 * x.shape[-2], conv.filters)
-        return ops.reshape(backends.dense(x, kernel, bias, activation, training), shape)
+        pixels, channels = x.shape[1:]
+        if added is None:
+            x = backends.dense(x, kernel, bias, activation, training)  # (B, pixels, 4 C')
+        else:
+            x = ops.reshape(x, (ops.shape(added)[0], -1, pixels, channels))  # (B, P, pixels, C)
+            x = backends.dense_add(x, kernel, bias, ops.expand_dims(added, 1), activation, training)
+        return ops.reshape(x, (-1, 4 * pixels, conv.filters))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, h, w, _ = input_shape
@@ -105,17 +114,18 @@ def depth_to_space(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return ops.reshape(x, (-1, 4 * h, 4 * w, channels))
 
 
-def space_to_depth(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Pixels `(B, s Eh, s Ew, c)`, `s` 2 or 4, as `upscale_unordered` has them: `(B, pixels, c)`.
+def cells_of(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Pixels `(B, s Eh, s Ew, c)` cell by cell, in the order of `upscale_unordered`.
 
-    The reverse of `depth_to_space` for `s = 4`.
+    Four pixels side by side, as one pixel of half the size becomes them: `(B, Eh * Ew, 4 c)` for
+    `s = 2`, `(B, 4 Eh * Ew, 4 c)` for `s = 4`.
     """
     h, w = grid
     channels = x.shape[-1]
     if x.shape[1] == 2 * h:
         x = ops.reshape(x, (-1, h, 2, w, 2 * channels))
         x = ops.transpose(x, (0, 1, 3, 2, 4))  # (B, Eh, Ew, 2, 2 c)
-        return ops.reshape(x, (-1, 4 * h * w, channels))
+        return ops.reshape(x, (-1, h * w, 4 * channels))
     x = ops.reshape(x, (-1, h, 2, 2, w, 2, 2 * channels))
     x = ops.transpose(x, (0, 1, 4, 2, 5, 3, 6))  # (B, Eh, Ew, 2, 2, 2, 2 c)
-    return ops.reshape(x, (-1, 16 * h * w, channels))
+    return ops.reshape(x, (-1, 4 * h * w, 4 * channels))

@@ -16,6 +16,7 @@ from keras_sam.prompts import (
     PADDING,
     TOP_LEFT,
 )
+from keras_sam.prompts.nested import describe_value
 from keras_sam.prompts.spellings import unknown_names
 
 _KEYS = (*KEYS, "mask_given")
@@ -32,9 +33,7 @@ def canonical_inputs(
     already. Returns the dict and whether every prompt came in the single-object form, so that the
     prompt axis is to be dropped from outputs.
     """
-    unknown = set(inputs) - {"images", *_KEYS, *_FACTS}
-    if unknown:
-        raise unknown_names("inputs", unknown, ("images", *KEYS))
+    _check_names(inputs)
     if "mask_given" in inputs:
         return {name: inputs[name] for name in ("images", *_KEYS) if name in inputs}, False
     prompts, single = canonical_prompts(**{k: inputs[k] for k in _KEYS if k in inputs})
@@ -53,6 +52,32 @@ def canonical_inputs(
         points, labels = append_not_a_point(prompts["points"], prompts["labels"])
         prompts |= {"points": points, "labels": labels}
     return {"images": inputs["images"], **prompts}, single
+
+
+def prompt_axes(inputs: dict[str, Tensor]) -> tuple[int | None, ...]:
+    """The axes `(B, P)` of what is predicted for these inputs, `(B,)` in the single-object form.
+
+    Of symbols, too, where either may be None.
+    """
+    _check_names(inputs)
+    prompts, single = canonical_prompts(**{k: inputs[k] for k in _KEYS if k in inputs})
+    axes = tuple(prompts["labels"].shape[:2])
+    return axes[:1] if single and "mask_given" not in inputs else axes
+
+
+def check_inputs(inputs: dict[str, Tensor]) -> None:
+    """Raises unless a model is called on a dict."""
+    if not isinstance(inputs, dict):
+        raise ValueError(
+            "`inputs` must be a dict of `images` and prompts. Received: "
+            f"{describe_value(inputs)}. What takes images alone is `image_encoder`."
+        )
+
+
+def _check_names(inputs):
+    unknown = set(inputs) - {"images", *_KEYS, *_FACTS}
+    if unknown:
+        raise unknown_names("inputs", unknown, ("images", *KEYS))
 
 
 def canonical_prompts(
@@ -82,7 +107,7 @@ def canonical_prompts(
     if not _is_canonical(points, labels, boxes, masks, mask_given):
         points, labels, single_object = _join_tokens(points, labels, boxes, masks)
         if masks is not None and mask_given is None:
-            mask_given = ops.ones(ops.shape(masks)[:2], dtype="bool")
+            mask_given = ops.ones_like(masks[:, :, 0, 0, 0], dtype="bool")
     prompts = {
         "points": ops.cast(points, "float32"),
         "labels": ops.cast(labels, "int32"),
@@ -145,7 +170,8 @@ def _join_tokens(points, labels, boxes, masks):
         tokens.append(corners)
         pair = ops.convert_to_tensor([TOP_LEFT, BOTTOM_RIGHT], "int32")
         pairs = ops.tile(pair, (corners.shape[2] // 2,))
-        token_labels.append(ops.broadcast_to(pairs, ops.shape(corners)[:-1]))
+        # Not `broadcast_to` the shape, which symbols do not know.
+        token_labels.append(ops.zeros_like(corners[..., 0], dtype="int32") + pairs)
     if masks is not None:
         _check_rank("masks", masks, {5: "(B, P, Lh, Lw, 1)"})
         single.append(masks.shape[1] == 1)
@@ -154,9 +180,8 @@ def _join_tokens(points, labels, boxes, masks):
             "No prompt was given. Pass `points` with `labels`, `boxes`, `masks`, or several."
         )
     if not tokens:
-        batch, prompts = ops.shape(masks)[:2]
-        tokens = [ops.zeros((batch, prompts, 0, 2))]
-        token_labels = [ops.zeros((batch, prompts, 0), dtype="int32")]
+        tokens = [ops.zeros_like(masks[:, :, :0, :2, 0])]  # (B, P, 0, 2)
+        token_labels = [ops.zeros_like(masks[:, :, :0, 0, 0], dtype="int32")]  # (B, P, 0)
     counts = {x.shape[1] for x in (*tokens, masks) if x is not None} - {None}
     if len(counts) > 1:
         raise ValueError(

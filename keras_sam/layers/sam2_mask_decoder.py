@@ -1,14 +1,15 @@
 """SAM 2's mask decoder: finer features of the image, and whether there is an object at all."""
 
+import inspect
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_sam import backends
-from keras_sam.layers.arguments import Shape
-from keras_sam.layers.mask_decoder import SAMMaskDecoder
-from keras_sam.layers.mask_upscaler import space_to_depth
+from keras_sam.layers.arguments import Shape, Tensor
+from keras_sam.layers.mask_decoder import SAMMaskDecoder, to_masks
+from keras_sam.layers.mask_upscaler import cells_of
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -29,8 +30,9 @@ class SAM2MaskDecoder(SAMMaskDecoder):
         **kwargs: the arguments of `SAMMaskDecoder`.
 
     Call arguments:
-        high_res_features_0: float tensor `(B, 4 Eh, 4 Ew, C / 8)`.
-        high_res_features_1: float tensor `(B, 2 Eh, 2 Ew, C / 4)`.
+        high_res_features_0: float tensor `(B, 4 Eh, 4 Ew, C / 8)`, or what `embed_features` made
+            of it.
+        high_res_features_1: float tensor `(B, 2 Eh, 2 Ew, C / 4)`, likewise.
         **kwargs: those of `SAMMaskDecoder`; the decoder's own tokens are `2 + K`.
 
     Returns:
@@ -62,9 +64,7 @@ class SAM2MaskDecoder(SAMMaskDecoder):
     ```
     """
 
-    feature_names = ("high_res_features_0", "high_res_features_1")
     extra_outputs = ("object_score",)
-    _image_names = ("image", "positions", "half", "full")
 
     def __init__(
         self,
@@ -85,47 +85,132 @@ class SAM2MaskDecoder(SAMMaskDecoder):
         self.object_score_token = self._token_weights("object_score_token", 1)
         self.object_score_head.build((None, None, self.hidden_size))
 
+    def call(
+        self,
+        image_embeddings: Tensor | None = None,
+        prompt_dense_positional_embeddings: Tensor | None = None,
+        prompt_sparse_embeddings: Tensor | None = None,
+        prompt_dense_embeddings: Tensor | None = None,
+        prompt_sparse_mask: Tensor | None = None,
+        attention_similarity: Tensor | None = None,
+        target_embedding: Tensor | None = None,
+        return_attentions: bool = False,
+        projected_image: dict[str, Tensor] | None = None,
+        multimask_output: bool | None = None,
+        training: bool | None = None,
+        high_res_features_0: Tensor | None = None,
+        high_res_features_1: Tensor | None = None,
+    ) -> dict[str, Any]:
+        if projected_image is None:
+            projected_image = self._embed_image(
+                image_embeddings,
+                prompt_dense_embeddings,
+                prompt_dense_positional_embeddings,
+                (high_res_features_0, high_res_features_1),
+            )
+        return self._predict(
+            projected_image,
+            (prompt_sparse_embeddings, prompt_sparse_mask, attention_similarity, target_embedding),
+            return_attentions,
+            training,
+            multimask_output=multimask_output,
+        )
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        given = inspect.signature(self.call).bind(*args, **kwargs).arguments
+        if given.get("projected_image") is None:
+            _check_finer([given.get(f"high_res_features_{i}") for i in range(2)])
+        return super().compute_output_spec(*args, **kwargs)
+
+    def project_image(
+        self,
+        image_embeddings: Tensor,
+        prompt_dense_embeddings: Tensor,
+        prompt_dense_positional_embeddings: Tensor,
+        high_res_features_0: Tensor | None = None,
+        high_res_features_1: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """`SAMMaskDecoder.project_image`, with the finer features."""
+        image = self._embed_image(
+            image_embeddings,
+            prompt_dense_embeddings,
+            prompt_dense_positional_embeddings,
+            (high_res_features_0, high_res_features_1),
+        )
+        return self._add_projections(image)
+
+    def embed_features(
+        self, image_embeddings: Tensor, high_res_features_0: Tensor, high_res_features_1: Tensor
+    ) -> dict[str, Tensor]:
+        """The features in the order in which all prompts of an image add them, for `call`."""
+        finer = self._finer_cells(
+            (high_res_features_0, high_res_features_1), image_embeddings.shape[1:3]
+        )
+        return {
+            "image_embeddings": image_embeddings,
+            **{f"high_res_features_{i}": x for i, x in enumerate(finer)},
+        }
+
+    def feature_weights(self) -> list[keras.Variable]:
+        """The variables that `embed_features` depends on: none."""
+        return []
+
+    def _finer_cells(self, finer, grid):
+        """The two features, the finest first, as `cells_of` orders them, if they are not yet."""
+        _check_finer(finer)
+        finer = [ops.cast(x, self.compute_dtype) for x in finer]
+        return [x if len(x.shape) == 3 else cells_of(x, grid) for x in finer]
+
+    def _embed_image(self, embeddings, dense, positions, finer):
+        image = super()._embed_image(embeddings, dense, positions)
+        full, half = self._finer_cells(finer, self._grid(image))
+        return {**image, "half": half, "full": full}
+
     def _own_tokens(self):
         return [self.object_score_token, *super()._own_tokens()]
 
-    def _image_parts(self, image_embeddings, dense, positions, **features):
-        parts = super()._image_parts(image_embeddings, dense, positions, **features)
-        grid = positions.shape[1:3]
-        for part, name in (("full", "high_res_features_0"), ("half", "high_res_features_1")):
-            finer = ops.cast(features[name], self.compute_dtype)
-            parts[part] = ops.expand_dims(space_to_depth(finer, grid), 1)  # (B, 1, pixels, c)
-        return parts
+    @property
+    def num_own_tokens(self) -> int:
+        return 1 + super().num_own_tokens
 
-    def _read_tokens(self, tokens, pixels, multimask_output, training):
+    def _upscale(self, image_tokens, image, training, finer=None):
+        return super()._upscale(image_tokens, image, training, (image["half"], image["full"]))
+
+    def _read_masks(self, tokens, pixels, image, training, multimask_output):
         is_one = multimask_output is not None and not multimask_output
         has_choice = self.dynamic_multimask_via_stability and self.num_multimask_outputs
+        object_score = self.object_score_head(tokens[:, :, 0])[..., 0]  # (B, P)
         if is_one and has_choice and not training:
-            outputs = self._stable_mask(tokens[:, :, 1:], pixels)
+            products, scores = self._read_stable_mask(tokens, pixels)
         else:
-            outputs = super()._read_tokens(tokens[:, :, 1:], pixels, multimask_output, training)
-            outputs["iou_pred"] = ops.sigmoid(outputs["iou_pred"])
-        outputs["object_score"] = self.object_score_head(tokens[:, :, 0])[..., 0]
-        return outputs
+            weights, scores = self._read_tokens(tokens, self._mask_numbers(multimask_output))
+            products = backends.matmul(pixels, weights)
+        masks = to_masks(products, self._grid(image))
+        return {"masks": masks, "iou_pred": scores, "object_score": object_score}
 
-    def _stable_mask(self, tokens, pixels):
-        """Mask 0, or, where that is unstable, the candidate with the highest predicted IoU."""
-        scores = ops.sigmoid(self.iou_prediction_head(tokens[:, :, 0]))
-        weights = self._mask_weights(tokens[:, :, 1:], self._mask_numbers(None))
+    def _read_tokens(self, tokens, kept):
+        weights, scores = super()._read_tokens(tokens[:, :, 1:], kept)
+        return weights, ops.sigmoid(scores)
+
+    def _read_stable_mask(self, tokens, pixels):
+        """Mask 0, or, where that is unstable, the candidate with the highest predicted IoU.
+
+        Products of unordered pixels `(B, P, 16 Eh Ew, 1)` and scores `(B, P, 1)`.
+        """
+        weights, scores = self._read_tokens(tokens, self._mask_numbers(None))
         # Not `one_hot`, for which torch looks at the numbers, which no recorded program may.
         best = ops.argmax(scores[..., 1:], axis=-1, keepdims=True)  # (B, P, 1)
-        best = ops.cast(ops.equal(ops.arange(self.num_multimask_outputs), best), weights.dtype)
+        numbers = ops.arange(self.num_multimask_outputs)
+        best = ops.cast(ops.equal(numbers, ops.cast(best, numbers.dtype)), weights.dtype)
         best = ops.expand_dims(best, 2)  # (B, P, 1, K - 1)
         # The candidates that are not chosen are never multiplied with the pixels.
         weights = ops.stack([weights[..., 0], ops.sum(weights[..., 1:] * best, axis=-1)], axis=-1)
-        scores = ops.stack(
-            [scores[..., 0], ops.sum(scores[..., 1:] * best[:, :, 0], axis=-1)], axis=-1
-        )
         products = backends.matmul(pixels, weights)  # (B, P, 16 Eh Ew, 2)
         stable = ops.expand_dims(self._is_stable(products[..., 0]), -1)  # (B, P, 1)
-        return {
-            "masks": ops.where(ops.expand_dims(stable, -1), products[..., :1], products[..., 1:]),
-            "iou_pred": ops.where(stable, scores[..., :1], scores[..., 1:]),
-        }
+        return (
+            ops.where(ops.expand_dims(stable, -1), products[..., :1], products[..., 1:]),
+            ops.where(stable, scores[..., :1], ops.max(scores[..., 1:], axis=-1, keepdims=True)),
+        )
 
     def _is_stable(self, logits):
         """Whether masks `(B, P, pixels)` hardly change if their threshold does: `(B, P)`."""
@@ -140,3 +225,13 @@ class SAM2MaskDecoder(SAMMaskDecoder):
         names = ("via_stability", "stability_delta", "stability_thresh")
         own = {f"dynamic_multimask_{n}": getattr(self, f"dynamic_multimask_{n}") for n in names}
         return {**super().get_config(), **own}
+
+
+def _check_finer(finer):
+    if any(x is None for x in finer):
+        given = [f"high_res_features_{i}" for i, x in enumerate(finer) if x is not None]
+        raise ValueError(
+            "`high_res_features_0` and `high_res_features_1` must be given to SAM 2's decoder. "
+            f"Received: {' and '.join(given) or 'neither'}. Its image encoder, `HieraBackbone`, "
+            "returns them with `image_embeddings`."
+        )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,12 +14,15 @@ import numpy as np
 
 from keras_sam import backends
 from keras_sam.boxes import build_layer_point_grids, generate_crop_boxes
+from keras_sam.generator_settings import check_generator_settings
 from keras_sam.mask_generator.candidates import CandidateFile, Candidates, Crop
 from keras_sam.mask_generator.records import MaskRecords, Thresholds, select_records
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+from keras_sam.notices import warn
 from keras_sam.predictor import SAMPredictor
 from keras_sam.preprocessing.converter import batch_of, is_one_image
 from keras_sam.prompts.nested import check_at_least_one
+from keras_sam.prompts.spellings import refuses_unknown_arguments
 
 UNUSABLE = ("raise", "skip")
 
@@ -48,13 +51,30 @@ class UnfinishedImagesError(ValueError):
         self.results = results
 
 
+def _as_recommended(init):
+    """What is not passed to `init` is as the model recommends, or else has `init`'s default."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def init_as_recommended(self, segmenter, *args, **kwargs):
+        is_predictor = isinstance(segmenter, SAMPredictor)
+        predictor = segmenter if is_predictor else SAMPredictor(segmenter)
+        given = signature.bind(self, predictor, *args, **kwargs).arguments
+        recommended = getattr(predictor.segmenter, "generator_settings", None)
+        init(**{**check_generator_settings(recommended), **given})
+
+    return init_as_recommended
+
+
 class SAMAutomaticMaskGenerator:
     """Segments everything in an image: clicks on a grid, and keeps good masks without duplicates.
 
     Parameters, order of steps and records are those of Meta's `SamAutomaticMaskGenerator`
-    (`tests/test_mask_generator.py` compares them). Only masks whose predicted IoU is high enough
-    are enlarged, a few at a time, and kept packed until suppression, in a temporary file when they
-    need more than 8 MB. So memory grows with the records, and little with the masks that wait.
+    (`tests/test_mask_generator.py` compares them). What is not passed is as the model recommends,
+    see `SAMImageSegmenter.generator_settings`, or else Meta's default. Only masks whose predicted
+    IoU is high enough are enlarged, a few at a time, and kept packed until suppression, in a
+    temporary file when they need more than 8 MB. So memory grows with the records, and little with
+    the masks that wait.
 
     Args:
         segmenter: a `SAMImageSegmenter`, or the name of a preset; or a `SAMPredictor`, whose
@@ -105,6 +125,8 @@ class SAMAutomaticMaskGenerator:
     ```
     """
 
+    @refuses_unknown_arguments
+    @_as_recommended
     def __init__(
         self,
         segmenter: SAMImageSegmenter | SAMPredictor | str | os.PathLike,
@@ -125,8 +147,7 @@ class SAMAutomaticMaskGenerator:
         keep_candidates: bool = False,
         prompt_chunk: int = backends.PROMPT_CHUNK,
     ):
-        is_predictor = isinstance(segmenter, SAMPredictor)
-        self.predictor = segmenter if is_predictor else SAMPredictor(segmenter)
+        self.predictor = segmenter  # by now it is one
         self.segmenter = self.predictor.segmenter
         check_at_least_one(points_per_batch, "points_per_batch")
         check_at_least_one(prompt_chunk, "prompt_chunk")
@@ -164,6 +185,7 @@ class SAMAutomaticMaskGenerator:
         self.keep_candidates = keep_candidates
         self.prompt_chunk = prompt_chunk
 
+    @refuses_unknown_arguments
     def generate(
         self,
         image: Any = None,
@@ -226,7 +248,7 @@ class SAMAutomaticMaskGenerator:
             if not any(records is not None for records in results):
                 raise
             interrupted = f"Interrupted: records of the first {len(results)} of {count} images."
-            warnings.warn(" ".join([interrupted, *faults]), stacklevel=2)
+            warn(" ".join([interrupted, *faults]))
             return results
         except OSError as error:  # a temporary file: a full disk
             number = len(results)
@@ -236,9 +258,10 @@ class SAMAutomaticMaskGenerator:
         if faults and unusable == "raise":
             raise UnfinishedImagesError(_report(faults), results)
         if faults:
-            warnings.warn(" ".join(faults), stacklevel=2)
+            warn(" ".join(faults))
         return results
 
+    @refuses_unknown_arguments
     def stream(
         self,
         images: Iterable[Any],
@@ -271,7 +294,7 @@ class SAMAutomaticMaskGenerator:
         def report(fault, error):
             if unusable == "raise":
                 raise UnfinishedImagesError(fault, []) from error
-            warnings.warn(fault, stacklevel=3)
+            warn(fault)
 
         progress = progress or _no_progress
         return self._stream(images, None, keep_candidates, channel_order, progress, report)

@@ -40,7 +40,7 @@ class Shortfall:
     def report(self) -> None:
         """Says, once per process, why no mask is left."""
         if self._scores:
-            notice(self.text(), "the thresholds keep no mask", stacklevel=5)
+            notice(self.text(), "the thresholds keep no mask")
 
     def text(self) -> str:
         """The sentence that `report` says."""

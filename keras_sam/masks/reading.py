@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_sam.notices import notice
-from keras_sam.prompts import VOID
 
+# The value of target pixels that count neither as object nor as background.
+VOID = 255
 VOID_LABEL = -1
 # In 0..255: where the dark end stops, and where the bright end starts.
 _DARK, _BRIGHT = 64, 192
@@ -37,6 +38,11 @@ class MaskReading(NamedTuple):
     labels: np.ndarray
     kind: str
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """The labels that there are, ascending, without background and void."""
+        return np.unique(self.labels[self.labels > 0])
+
     def target(self) -> np.ndarray:
         """All labels as one object: uint8 of 0, 1 and 255 for void."""
         return np.where(self.labels < 0, VOID, self.labels > 0).astype("uint8")
@@ -44,8 +50,7 @@ class MaskReading(NamedTuple):
     def objects(self) -> np.ndarray:
         """An object per label, ascending: uint8 `(P, H0, W0)` of 0, 1 and 255 for void."""
         void = np.where(self.labels < 0, VOID, 0).astype("uint8")
-        found = [label for label in np.unique(self.labels) if label > 0]
-        objects = [np.where(self.labels == label, np.uint8(1), void) for label in found]
+        objects = [np.where(self.labels == label, np.uint8(1), void) for label in self.numbers]
         return np.stack(objects) if objects else np.zeros((0, *void.shape), "uint8")
 
 
@@ -145,6 +150,8 @@ def _read_numbers(values: np.ndarray, void: int | str | None, lossy: bool) -> Ma
     found, counts = np.unique(values, return_counts=True)
     if found[-1] <= 1 or not (void is None or isinstance(void, str)):
         return _as_labels(values, void)
+    if values.dtype == np.uint16 and set(found.tolist()) <= {0, 65535}:
+        return MaskReading((values > 0).astype("int32"), "black and white")
     eight_bits = values.dtype == np.uint8
     white = _WHITE if eight_bits else int(found[-1]) + 1
     numbers = (found > 0) & (found < white)

@@ -10,19 +10,20 @@ import keras
 import numpy as np
 
 from keras_sam import backends
-from keras_sam.geometry import SIZES, ResizePlan, plan_of_sizes, sizes_of
+from keras_sam.geometry import SIZES, ResizePlan, check_not_swapped, plan_of_sizes, sizes_of
 from keras_sam.models.backbone import EMBEDDINGS, named_features
 from keras_sam.models.outputs import select_masks
 from keras_sam.models.programs import join_batches
 from keras_sam.preprocessing.converter import batch_of, is_one_image
 from keras_sam.prompts import KEYS, PromptDict, Prompts, read, read_canonical
 from keras_sam.prompts.nested import check_at_least_one, to_numpy
-from keras_sam.prompts.spellings import unknown_names
+from keras_sam.prompts.spellings import refuses_unknown_arguments, unknown_names
 
 
 class EncodesAndDecodes:
     """A mixin before `keras.Model`, for models with `_programs` and an `_image_converter`."""
 
+    @refuses_unknown_arguments
     def encode(
         self,
         images: Any,
@@ -90,6 +91,7 @@ class EncodesAndDecodes:
             parts.append({**part, **sizes_of(plans)})
         return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
 
+    @refuses_unknown_arguments
     def decode(
         self,
         image_embeddings: Any,
@@ -131,11 +133,14 @@ class EncodesAndDecodes:
         """
         check_at_least_one(prompt_chunk, "prompt_chunk")
         encoded = named_features(image_embeddings)
+        known_sizes = encoded.get("scaled_sizes")
         if original_sizes is not None:
             encoded = {**encoded, "original_sizes": original_sizes, "scaled_sizes": None}
         features = self.checked_features(encoded)
         count = len(features[EMBEDDINGS])
         plans = self.plans(*(encoded.get(name) for name in SIZES), count)
+        if not any(plan.stretch for plan in plans):  # then the frame's proportions are all there is
+            check_not_swapped([plan.original_size for plan in plans], known_sizes)
         if isinstance(prompts, dict) and "mask_given" in prompts:
             prompts = read_canonical(prompts)
         else:
@@ -171,15 +176,15 @@ class EncodesAndDecodes:
     ) -> dict[str, np.ndarray]:
         """`decode` of `Prompts` in the model frame, and of features that are checked already."""
         hooks = {name: to_numpy(x) for name, x in hooks.items() if x is not None}
+        made = None if multimask_output == "auto" else multimask_output
         if not hooks and not return_attentions:
-            made = None if multimask_output == "auto" else multimask_output
             outputs = self._programs.decode(features, prompts, prompt_chunk, made)
             outputs = join_batches([outputs])
             return select_masks(outputs, "auto") if multimask_output == "auto" else outputs
-        outputs = self._programs.inspect_decoder(features, prompts, hooks, return_attentions)
+        outputs = self._programs.inspect_decoder(features, prompts, hooks, return_attentions, made)
         attentions = outputs.pop("attentions", None)
         outputs = join_batches([outputs])
-        if multimask_output is not None:
+        if multimask_output == "auto":
             outputs = select_masks(outputs, multimask_output)
         return outputs if attentions is None else {**outputs, "attentions": attentions}
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from keras_sam.prompts.nested import to_numpy
+from keras_sam.prompts.nested import describe_value, to_numpy
+from keras_sam.prompts.spellings import refuses_unknown_arguments
 
 
+@refuses_unknown_arguments
 def select_masks(outputs: dict[str, Any], multimask_output: bool | str = "auto") -> dict[str, Any]:
     """Picks which of a segmenter's masks answer a prompt.
 
@@ -28,13 +30,13 @@ def select_masks(outputs: dict[str, Any], multimask_output: bool | str = "auto")
         `(..., K', Lh, Lw)` and `(..., K')` with `K' = K - 1` for `True`, otherwise 1.
 
     Raises:
-        ValueError: if `multimask_output` is another value, is `True` for a model without
-            candidates, or `"auto"` for outputs without `lone_click`.
+        ValueError: if `outputs` is no such dict, or `multimask_output` is another value, is `True`
+            for a model without candidates, or `"auto"` for outputs without `lone_click`.
 
     Source:
         Kirillov et al. 2023, https://arxiv.org/abs/2304.02643, section 3 and appendix A.
     """
-    masks, scores = to_numpy(outputs["masks"]), to_numpy(outputs["iou_pred"])
+    masks, scores = _masks_and_scores(outputs)
     if multimask_output is None:
         raise _not_a_choice(multimask_output)
     check_choice(multimask_output, scores.shape[-1])
@@ -85,9 +87,22 @@ def best_mask(outputs: dict[str, Any]) -> dict[str, Any]:
     Returns:
         Dict with all entries of `outputs`, `masks` being `(..., 1, Lh, Lw)` and
         `iou_pred` `(..., 1)`.
+
+    Raises:
+        ValueError: if `outputs` is no such dict.
     """
-    masks, scores = to_numpy(outputs["masks"]), to_numpy(outputs["iou_pred"])
+    masks, scores = _masks_and_scores(outputs)
     return {**outputs, **_take(masks, scores, best_index(scores))}
+
+
+def _masks_and_scores(outputs):
+    if not isinstance(outputs, dict) or not {"masks", "iou_pred"} <= outputs.keys():
+        received = sorted(outputs) if isinstance(outputs, dict) else describe_value(outputs)
+        raise ValueError(
+            "`outputs` must be a dict with `masks` and `iou_pred`, as `predict` and `decode` "
+            f"return it: scores choose among masks. Received: {received}."
+        )
+    return to_numpy(outputs["masks"]), to_numpy(outputs["iou_pred"])
 
 
 def best_index(scores: np.ndarray) -> np.ndarray:

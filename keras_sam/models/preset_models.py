@@ -69,6 +69,7 @@ class PresetModel(keras.Model):
         if unknown:  # which Keras's functional models ignore
             raise _unknown_argument(type(self), min(unknown), _arguments_of(type(self)))
         super().__init__(*args, **kwargs)
+        freeze_as_told(self)
         if dtype is not None:
             self.dtype_policy = keras.dtype_policies.get(dtype)
 
@@ -110,11 +111,12 @@ class PresetModel(keras.Model):
             ignore: str or iterable of str, regular expressions of whole names. Tensors of these
                 names are left out, such as those of other heads that were trained together
                 with the model.
-            **kwargs: other arguments of the class: `name`; for a task also `mask_threshold`, and
-                `preprocessor`, another one than the saved one or None. Then arguments of its
-                parts, such as `drop_path_rate` of the image encoder; where several parts have
-                one, `mask_decoder={"activation": "relu"}` sets that of one part. `dropout_rate`
-                and `initializer_range` alone set all parts. `input_shape` is another name for
+            **kwargs: other arguments of the class: `name`; for a task also `mask_threshold`,
+                `generator_settings` (None for Meta's defaults), and `preprocessor`, another one
+                than the saved one or None. Then arguments of its parts, such as `drop_path_rate` of
+                the image encoder; where several parts have one,
+                `mask_decoder={"activation": "relu"}` sets that of one part. `dropout_rate` and
+                `initializer_range` alone set all parts. `input_shape` is another name for
                 `image_shape`.
 
         Returns:
@@ -283,8 +285,15 @@ def _arguments_of(cls):
     return (named - {"self"}) | {"name", "trainable", "dtype"}
 
 
+# What other packages call the model's size. Only the prompt encoder has a name like these here,
+# `input_image_size`, which alone would fit no encoder.
+_SIZES = ("image_size", "img_size", "input_size", "target_size", "resolution")
+
+
 def _unknown_argument(owner, name, known):
     owner = getattr(owner, "__name__", owner)
+    if name in _SIZES and "image_shape" in known:
+        return TypeError(f"{owner} has no argument `{name}`. Here it is `image_shape`.")
     close = difflib.get_close_matches(name, sorted(known - {"self", "cls", "kwargs"}), n=1)
     hint = f" Did you mean `{close[0]}`?" if close else ""
     return TypeError(f"{owner} has no argument `{name}`.{hint}")
@@ -307,6 +316,15 @@ def registered(name: str) -> type:
             "module that defines it first."
         )
     return cls
+
+
+def freeze_as_told(layer: keras.layers.Layer) -> None:
+    """Freezes what is inside a layer that was made with `trainable=False`, such as a loaded one.
+
+    Keras only notes the wish, so that a model around the layer would still train its variables.
+    """
+    if not layer.trainable:
+        layer.trainable = False
 
 
 def skip_init_for(preset: Preset) -> contextlib.AbstractContextManager:

@@ -72,6 +72,7 @@ class Programs:
         self._backbone = backbone
         self._made = {}
         self._located = (None, None)  # frequencies, and the positions encoded with them
+        self._embedded = ([], None)  # weights and features, and what was computed of them
         self._lock = threading.Lock()
 
     def encode(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -105,11 +106,12 @@ class Programs:
         if not prompts.num_sets:
             return self.decode_nothing(prompts, multimask_output)
         image = self._image(features, prompts)
-        make = functools.partial(Decoder, self._backbone, multimask_output=multimask_output)
+        choices = self._choices(multimask_output)
+        make = functools.partial(Decoder, self._backbone, **choices)
         joined = {}
         for sets, part in chunks(prompts, chunk, backends.pads_prompt_sets()):
             inputs = {**image, **_without_absent(part)}
-            name = f"decoder, {multimask_output=}, {sorted(inputs)}"
+            name = f"decoder, {choices}, {sorted(inputs)}"
             outputs = self._program(name, make, is_decoder=True)(inputs)
             real = sets.stop - sets.start
             if real == prompts.num_sets:
@@ -125,35 +127,63 @@ class Programs:
     ) -> dict[str, np.ndarray]:
         """What `decode` returns for prompt sets that are all padding, without an image."""
         decoder = self._backbone.mask_decoder
-        masks = decoder.num_mask_tokens
-        check_choice(multimask_output, masks)
-        kept = {None: masks, True: masks - 1, False: 1}[multimask_output]
-        shape = (*prompts.labels.shape[:2], kept)
+        check_choice(multimask_output, decoder.num_mask_tokens)
+        shape = (*prompts.labels.shape[:2], decoder.num_masks(multimask_output))
         masks = np.zeros((*shape, *self._backbone.mask_size), "float32")
         outputs = {"masks": masks, "iou_pred": np.zeros(shape, "float32")}
         outputs |= {name: np.zeros(shape[:2], "float32") for name in extra_outputs(decoder)}
         return with_prompt_info(outputs, prompts)
 
+    def _choices(self, multimask_output):
+        settings = self._backbone.mask_decoder.call_settings()
+        return {"multimask_output": multimask_output, **settings}
+
     def inspect_decoder(
-        self, features: dict[str, np.ndarray], prompts: Prompts, hooks: dict, attentions: bool
+        self,
+        features: dict[str, np.ndarray],
+        prompts: Prompts,
+        hooks: dict,
+        attentions: bool,
+        multimask_output: bool | None = None,
     ) -> dict[str, np.ndarray]:
         """`decode` of all prompt sets at once, with PerSAM's hooks and the attention maps.
 
         `hooks` is a dict of `attention_similarity` and `target_embedding`, or one of them.
         """
         inputs = {**features, **_without_absent(prompts), **hooks}
-        name = f"decoder, {attentions=}, {sorted(inputs)}"
-        make = functools.partial(Decoder, self._backbone, return_attentions=attentions)
+        choices = {**self._choices(multimask_output), "return_attentions": attentions}
+        name = f"decoder, {choices}, {sorted(inputs)}"
+        make = functools.partial(Decoder, self._backbone, **choices)
         return with_prompt_info(_float32(self._program(name, make)(inputs)), prompts)
 
     def _image(self, features, prompts):
         """The decoder's inputs that all prompts have in common."""
-        image = {**features, **self._positions()}
+        image = {**self._embed_features(features), **self._positions()}
         few = prompts.num_sets < _PROMPTS_TO_PROJECT
         if few or prompts.mask_given.shape[1] or not _can_project(self._backbone.mask_decoder):
             return image
         make = functools.partial(ImageProjection, self._backbone)
         return {"projected_image": self._program("projection", make).tensors(image)}
+
+    def _embed_features(self, features):
+        """What the decoder needs of the features, computed once for all clicks on an image.
+
+        Few decoders compute anything of an image alone; the others get its features as they are.
+        The last result is kept, with what it was computed of.
+        """
+        decoder = self._backbone.mask_decoder
+        if not hasattr(decoder, "embed_features"):
+            return features
+        weights = [backends.to_numpy(variable.value) for variable in decoder.feature_weights()]
+        given = [*weights, *(features[name] for name in sorted(features))]
+        known, embedded = self._embedded  # read once: another thread may replace it
+        if len(known) != len(given) or not all(map(_is_same, known, given)):
+            program = self._program("features", lambda: Features(self._backbone))
+            embedded = program.tensors(features)
+            # What nobody can write to needs no copy.
+            known = [x.copy() if x.flags.writeable else x for x in given]
+            self._embedded = (known, embedded)
+        return embedded
 
     def _positions(self):
         """Where the embedding's cells lie, encoded once for all clicks.
@@ -191,6 +221,15 @@ class Programs:
         )
 
 
+def _is_same(known: np.ndarray, given: np.ndarray) -> bool:
+    """Whether two arrays hold the same numbers, at once for views that nobody can write to."""
+    if not (known.flags.writeable or given.flags.writeable):
+        places = [(x.ctypes.data, x.shape, x.strides, x.dtype) for x in (known, given)]
+        if places[0] == places[1]:
+            return True
+    return np.array_equal(known, given)
+
+
 class _Part(keras.Model):
     """Some layers of a backbone, called with arrays. Without autocast: points stay float32."""
 
@@ -225,6 +264,14 @@ class Positions(_Part):
 
     def call(self, inputs):
         return _embed_a_click(self.prompt_encoder, 1)["prompt_dense_positional_embeddings"]
+
+
+class Features(_Part):
+    """What a decoder computes of an image alone, see `SAMHQMaskDecoder.embed_features`."""
+
+    def call(self, inputs):
+        inputs = {name: ops.cast(x, self.compute_dtype) for name, x in inputs.items()}
+        return self.mask_decoder.embed_features(**inputs)
 
 
 class ImageProjection(_Part):

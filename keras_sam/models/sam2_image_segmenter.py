@@ -1,5 +1,6 @@
 """The task of SAM 2, for images."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -11,6 +12,9 @@ from keras_sam.losses import SAM2Loss
 from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.preprocessing.preprocessor import SAM2ImageSegmenterPreprocessor
+
+# Where the generator of SAM 2's authors differs from that of SAM's.
+_GENERATOR_SETTINGS = {"pred_iou_thresh": 0.8}
 
 # Logits of a mask prompt in SAM 2's training and in its released predictor.
 _LARGEST_LOGIT = 32.0
@@ -26,6 +30,8 @@ class SAM2ImageSegmenter(SAMImageSegmenter):
     Args:
         backbone: a `SAMBackbone` with a `SAM2MaskDecoder`.
         preprocessor: optional `SAM2ImageSegmenterPreprocessor`, see `SAMImageSegmenter`.
+        generator_settings: optional dict, see `SAMImageSegmenter`. Defaults to what SAM 2's own
+            generator has, `pred_iou_thresh=0.8`.
         **kwargs: the other arguments of `SAMImageSegmenter`.
 
     Call arguments:
@@ -45,14 +51,22 @@ class SAM2ImageSegmenter(SAMImageSegmenter):
     preprocessor_cls = SAM2ImageSegmenterPreprocessor
     loss_cls = SAM2Loss
 
-    def __init__(self, backbone: SAMBackbone, *args: Any, **kwargs: Any):
+    def __init__(
+        self,
+        backbone: SAMBackbone,
+        *args: Any,
+        generator_settings: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ):
         decoder = getattr(backbone, "mask_decoder", None)
         if decoder is not None and not isinstance(decoder, SAM2MaskDecoder):
             raise ValueError(
                 "`backbone.mask_decoder` must be a `SAM2MaskDecoder`. Received: a "
                 f"{type(decoder).__name__}. Use `{SAMImageSegmenter.__name__}` for SAM's."
             )
-        super().__init__(backbone, *args, **kwargs)
+        if generator_settings is None:
+            generator_settings = _GENERATOR_SETTINGS
+        super().__init__(backbone, *args, generator_settings=generator_settings, **kwargs)
 
     def logits_as_prompt(self, logits: Any) -> Any:
         """Mask logits, an array or a tensor, as a later prompt takes them: within -32 and 32."""

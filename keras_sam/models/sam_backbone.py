@@ -1,5 +1,6 @@
 """SAM's three parts wired into one functional model, up to the mask decoder's input."""
 
+import inspect
 from typing import Any
 
 import keras
@@ -8,7 +9,7 @@ from keras_sam import presets
 from keras_sam.layers.arguments import DType, KeptArguments, Tensor, of_one_kind
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
-from keras_sam.layers.prompt_tensors import canonical_inputs
+from keras_sam.layers.prompt_tensors import canonical_inputs, check_inputs
 from keras_sam.models import preset_models
 from keras_sam.models.backbone import EMBEDDINGS, Backbone, named_features
 from keras_sam.models.vit_det_backbone import ViTDetBackbone, check_frame
@@ -86,8 +87,10 @@ class SAMBackbone(KeptArguments, Backbone):
         dtype: DType = None,
         **kwargs: Any,
     ):
+        _check_kinds(image_encoder, prompt_encoder, mask_decoder)
         features = named_features(image_encoder.output)
         _check_fit(image_encoder, features[EMBEDDINGS], prompt_encoder, mask_decoder)
+        _check_features(features, mask_decoder)
         mask_size = prompt_encoder.mask_size
         inputs = {
             "images": image_encoder.input,
@@ -102,6 +105,8 @@ class SAMBackbone(KeptArguments, Backbone):
         }
         if not mask_decoder.built:
             mask_decoder.build(features[EMBEDDINGS].shape)
+        for layer in (prompt_encoder, mask_decoder):
+            preset_models.freeze_as_told(layer)
         super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
         self.keep_arguments(locals())
 
@@ -132,6 +137,7 @@ class SAMBackbone(KeptArguments, Backbone):
         return tuple(self.image_encoder.input.shape[1:])
 
     def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        check_inputs(inputs)
         return super().__call__(of_one_kind(inputs), *args, **kwargs)
 
     def call(
@@ -192,6 +198,22 @@ class SAMBackbone(KeptArguments, Backbone):
         return cls(**config)
 
 
+def _check_kinds(image_encoder, prompt_encoder, mask_decoder):
+    if not isinstance(image_encoder, keras.Model) or not hasattr(image_encoder, "output"):
+        functional = (
+            "a functional model, such as `keras.Model(sequential.inputs, sequential.outputs[0])`"
+        )
+        raise _wrong_kind("image_encoder", image_encoder, functional)
+    if not hasattr(prompt_encoder, "image_embedding_size"):
+        raise _wrong_kind("prompt_encoder", prompt_encoder, "a `SAMPromptEncoder`")
+    if not hasattr(mask_decoder, "hidden_size"):
+        raise _wrong_kind("mask_decoder", mask_decoder, "a `SAMMaskDecoder`")
+
+
+def _wrong_kind(name, part, kind):
+    return ValueError(f"`{name}` must be {kind}. Received: a {type(part).__name__}.")
+
+
 def _check_fit(image_encoder, embeddings, prompt_encoder, mask_decoder):
     embedding = tuple(embeddings.shape[1:])
     wanted = (*prompt_encoder.image_embedding_size, prompt_encoder.hidden_size)
@@ -210,4 +232,17 @@ def _check_fit(image_encoder, embeddings, prompt_encoder, mask_decoder):
         raise ValueError(
             "`mask_decoder.hidden_size` must equal `prompt_encoder.hidden_size`. Received: "
             f"{mask_decoder.hidden_size} and {prompt_encoder.hidden_size}."
+        )
+
+
+def _check_features(features, mask_decoder):
+    parameters = inspect.signature(mask_decoder.call).parameters.values()
+    takes = {p.name for p in parameters}
+    unknown = sorted(set(features) - takes)
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        named = " and ".join(f"`{name}`" for name in unknown)
+        raise ValueError(
+            "`mask_decoder` must take every feature that `image_encoder` gives. Received: an "
+            f"encoder of {named}, and a {type(mask_decoder).__name__}, which takes `{EMBEDDINGS}`. "
+            "Make the encoder without them, or use the decoder that they are for."
         )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_sam import backends
+from keras_sam.backends import private
+from keras_sam.generator_settings import check_generator_settings
 from keras_sam.geometry import SIZES, STRETCHED, sizes_of
 from keras_sam.layers.arguments import of_one_kind
-from keras_sam.layers.prompt_tensors import canonical_inputs
+from keras_sam.layers.prompt_tensors import canonical_inputs, prompt_axes
 from keras_sam.models.backbone import EMBEDDINGS
 from keras_sam.models.encode_decode import EncodesAndDecodes, checked_frames
 from keras_sam.models.fine_tuning import FineTuning
@@ -21,6 +23,7 @@ from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.trainable import TrainableSegmenter
 from keras_sam.models.vit_det_backbone import check_frame
 from keras_sam.preprocessing.batches import Batch, iterate_batches
+from keras_sam.preprocessing.converter import check_images
 from keras_sam.preprocessing.exact_frame import ExactFrame
 from keras_sam.preprocessing.preprocessor import (
     Prepared,
@@ -30,7 +33,7 @@ from keras_sam.preprocessing.preprocessor import (
 from keras_sam.prompts import CANONICAL_KEYS, KEYS, read_canonical
 from keras_sam.prompts.nested import check_at_least_one
 from keras_sam.prompts.reading import no_prompt
-from keras_sam.prompts.spellings import unknown_names
+from keras_sam.prompts.spellings import refuses_unknown_arguments, unknown_names
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -46,6 +49,9 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         preprocessor: optional `SAMImageSegmenterPreprocessor`. Without one, images must have
             the model's `image_shape`, with pixel values 0..255 and prompts in that frame.
         mask_threshold: float. Logits above it belong to the mask. Defaults to `0.0`.
+        generator_settings: optional dict of parameters of `SAMAutomaticMaskGenerator`, such as
+            `{"pred_iou_thresh": 0.7}`, which it takes for this model where they are not passed.
+            Files and presets keep them.
 
     Call arguments:
         inputs: dict of `images` and prompts, see `SAMBackbone`; or of `image_embeddings`
@@ -57,8 +63,9 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         single-object form: `points (B, N, 2)`, `boxes (B, 1, 2, 2)`, `masks (B, 1, Lh, Lw, 1)`.
 
     Raises:
-        ValueError: if prompts do not fit together, see `predict`, or the preprocessor does not
-            fit the backbone.
+        ValueError: if prompts do not fit together, see `predict`, the preprocessor does not fit
+            the backbone, or `generator_settings` names a parameter that the generator does not
+            have.
 
     Source:
         Kirillov et al. 2023, https://arxiv.org/abs/2304.02643.
@@ -89,6 +96,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         preprocessor: SAMImageSegmenterPreprocessor | None = None,
         mask_threshold: float = 0.0,
         dtype: str | keras.DTypePolicy | None = None,
+        generator_settings: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         if not isinstance(backbone, SAMBackbone):
@@ -97,12 +105,14 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
                 "loaded by its name with `SAMImageSegmenter.from_preset(name)`."
             )
         check_preprocessor(preprocessor, backbone)
+        generator_settings = check_generator_settings(generator_settings)
         inputs = backbone.input
         outputs = backbone.mask_decoder(**backbone(inputs))
         super().__init__(inputs=inputs, outputs=outputs, dtype=dtype, **kwargs)
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.mask_threshold = mask_threshold
+        self.generator_settings = generator_settings
         self.image_shape = backbone.image_shape  # (H, W, channels) of the model frame
         self.embedding_size = backbone.embedding_size  # (Eh, Ew) of the image embedding
         self.mask_size = backbone.mask_size  # (Lh, Lw) of mask prompts and mask logits
@@ -129,6 +139,8 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         return self.backbone.mask_decoder
 
     def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict:
+        if not isinstance(inputs, dict) or EMBEDDINGS not in inputs:
+            check_images(inputs)
         return super().__call__(of_one_kind(inputs), *args, **kwargs)
 
     def call(self, inputs: dict[str, Any], training: bool | None = None, mask: Any = None) -> dict:
@@ -143,6 +155,17 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
             outputs = {name: x[:, 0] for name, x in outputs.items()}
         return outputs
 
+    def compute_output_spec(self, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> dict:
+        # Inside a functional model of the user's own, whose inputs may be any of the prompts:
+        # Keras would look for all of this model's inputs among them.
+        check_frame(inputs["images"], self.image_shape)
+        axes = prompt_axes(inputs)
+        return {
+            name: keras.KerasTensor((*axes, *x.shape[2:]), x.dtype)
+            for name, x in self.output.items()
+        }
+
+    @refuses_unknown_arguments
     def predict(
         self,
         x: Any,
@@ -169,7 +192,8 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
                 * `boxes`: `(B, P, 4)` or `(B, P, 2, 2)`, one object each, or `(B, P, M, 4)`, M
                   boxes of one object; x1, y1, x2, y2.
                 * `masks`: logits `(B, P, Lh, Lw, 1)` in the model's mask frame, or
-                  `(B, P, H0, W0, 1)` in the image's; or bool masks of these shapes.
+                  `(B, P, H0, W0, 1)` in the image's; or binary masks of these shapes, bool
+                  or black and white.
             batch_size: int. Images that are encoded at once, when `x` is a dict.
             verbose: `"auto"`, 0, 1 or 2, as in `keras.Model.predict`.
             steps: optional int. The number of batches to stop after.
@@ -188,6 +212,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         Raises:
             ValueError: if there is no image or prompt, or one of them is malformed; the
                 message names the argument, what was received, and the remedy.
+            TypeError: if there is another argument.
         """
         check_at_least_one(prompt_chunk, "prompt_chunk")
         batches, total = iterate_batches(x, batch_size, steps, self.takes_any_keys)
@@ -319,7 +344,23 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         preprocessor = None
         if self.preprocessor is not None:
             preprocessor = self.preprocessor_cls.for_backbone(backbone)
-        return type(self)(backbone, preprocessor, mask_threshold=self.mask_threshold)
+        moved = type(self)(backbone, preprocessor, mask_threshold=self.mask_threshold)
+        moved.generator_settings = dict(self.generator_settings)
+        return moved
+
+    def _run_through_graph(self, *args: Any, **kwargs: Any) -> Any:
+        # `clone_model` would make a plain model of the graph, without any method of this class.
+        if private.is_cloning(kwargs):
+            raise NotImplementedError(
+                "`keras.models.clone_model` cannot clone a segmenter: what it makes has no "
+                "`predict` for images and prompts. Copy it with `copy = type(segmenter)."
+                "from_config(segmenter.get_config())`, and its weights with "
+                "`copy.set_weights(segmenter.get_weights())`."
+            )
+        return super()._run_through_graph(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "mask_threshold": self.mask_threshold}
+        config = {**super().get_config(), "mask_threshold": self.mask_threshold}
+        if self.generator_settings:  # so that subclasses without the argument are read, too
+            config["generator_settings"] = dict(self.generator_settings)
+        return config

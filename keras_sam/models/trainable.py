@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from typing import Any
 
 import keras
@@ -66,6 +68,18 @@ class _Watch(keras.callbacks.Callback):
         )
 
 
+@contextlib.contextmanager
+def _says_nothing_of_masks():
+    """Without Keras's warning that the layers of mask prompts have no gradients.
+
+    Points and boxes do not use them, and the warning asks for a loss.
+    """
+    alone = r"Gradients do not exist for variables \[('\S*mask_downscaler/\S*'(, )?)+\]"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", alone)
+        yield
+
+
 class TrainableSegmenter:
     """Training for models from the canonical inputs to `masks` and `iou_pred`.
 
@@ -75,6 +89,7 @@ class TrainableSegmenter:
 
     loss_cls = SAMLoss
     _fit_state = None
+    called = "segmenter"  # in messages
     takes_any_keys = True  # whether keys of `x` that are not ours are somebody else's concern
 
     def compile(
@@ -84,8 +99,8 @@ class TrainableSegmenter:
 
         Args:
             optimizer: str or `keras.optimizers.Optimizer`.
-            loss: `"auto"` for the loss that the model was trained with; a `SAMLoss` with other weights;
-                or a function from `(outputs, targets, ambiguous)` to `(B, P)`, see
+            loss: `"auto"` for the loss that the model was trained with; a `SAMLoss` with other
+                weights; or a function from `(outputs, targets, ambiguous)` to `(B, P)`, see
                 `SAMLoss.__call__`.
             metrics: `"auto"` for `miou`, the mean IoU of the mask that `select_masks` picks, and
                 `iou_error`, the mean absolute error of its predicted IoU; or None.
@@ -116,8 +131,22 @@ class TrainableSegmenter:
         self.train_function = self.test_function = None
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Loads weights, as `keras.Model.load_weights` does, and LoRA's where it is enabled."""
-        super().load_weights(filepath, *args, **kwargs)
+        """Loads weights, as `keras.Model.load_weights` does, and LoRA's where it is enabled.
+
+        Raises:
+            ValueError: if the file holds the weights of a model of another class or config;
+                `SAMImageSegmenter.load_checkpoint` reads these, too.
+        """
+        try:
+            super().load_weights(filepath, *args, **kwargs)
+        except ValueError as error:
+            segmenter = "segmenter" if self.called == "segmenter" else f"{self.called}.segmenter"
+            raise ValueError(
+                f"`filepath` must hold what a {type(self).__name__} of the same config saved. "
+                f"Received: {filepath!s:.200} ({str(error).split(' Example error', 1)[0]:.200}) "
+                f"`{segmenter}.load_checkpoint(path)` reads the weights of a `SAMTrainer`, of "
+                "another input size or of a preset as well."
+            ) from error
         self.restore_lora()
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -229,7 +258,7 @@ class TrainableSegmenter:
             callbacks = [_Watch(batches), *keras.tree.flatten(callbacks or [])]
         # Otherwise Keras shuffles a data set's batches with Python's global random generator.
         kwargs = {"shuffle": False, "callbacks": callbacks, **kwargs}
-        with backends.keeps_weights(self), batches.own_errors():
+        with backends.keeps_weights(self), batches.own_errors(), _says_nothing_of_masks():
             return super().fit(batches, validation_data=validation_data, **kwargs)
 
     def evaluate(
@@ -265,7 +294,8 @@ class TrainableSegmenter:
         """One optimizer step, as `keras.Model.train_on_batch`; arguments as in `fit`."""
         self._require_compiled("train_on_batch")
         self._require_master_weights()
-        return super().train_on_batch(*self.prepare_training(x, y, sample_weight), **kwargs)
+        with _says_nothing_of_masks():
+            return super().train_on_batch(*self.prepare_training(x, y, sample_weight), **kwargs)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, **kwargs: Any) -> Any:
         """Loss and metrics of one batch, as `keras.Model.test_on_batch`; arguments as in `fit`."""
@@ -337,8 +367,8 @@ class TrainableSegmenter:
             )
         if self._fit_state is None:
             raise RuntimeError(
-                f"`{name}` needs a compiled segmenter: call "
-                "`segmenter.compile(optimizer=keras.optimizers.AdamW(1e-4))` first."
+                f"`{name}` needs a compiled {self.called}: call "
+                f"`{self.called}.compile(optimizer=keras.optimizers.AdamW(1e-4))` first."
             )
 
     def _require_master_weights(self):

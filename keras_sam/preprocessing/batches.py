@@ -28,6 +28,8 @@ from keras_sam.preprocessing.targets import with_image_axis
 from keras_sam.prompts import KEYS, Prompts, read, read_canonical
 from keras_sam.prompts.nested import check_at_least_one, describe_value
 
+_DICT_OR_DATA_SET = "`x` must be a dict with `images` and prompts, or a data set of such dicts."
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -96,6 +98,10 @@ def iterate_batches(
         check_at_least_one(batch_size, "batch_size")
         source = DictBatches(Batch.read(x, any_keys=any_keys), batch_size)
         batches, total = map(source.__getitem__, range(source.num_batches)), source.num_batches
+    elif _holds_images(x):
+        raise _no_dict(
+            x, "`x` must be a dict with `images` and prompts, or a data set of such dicts."
+        )
     elif isinstance(x, keras.utils.PyDataset):
         total = math.inf if x.num_batches is None else x.num_batches
         indices = itertools.count() if total == math.inf else range(total)
@@ -103,9 +109,8 @@ def iterate_batches(
     elif _is_iterable(x):
         batches, total = (_inputs_of(batch, any_keys) for batch in x), _length(x)
     else:
-        raise ValueError(
-            "`x` must be a dict with `images` and prompts, or a data set of such dicts. "
-            f"Received: {describe_value(x)}."
+        raise _no_dict(
+            x, "`x` must be a dict with `images` and prompts, or a data set of such dicts."
         )
     if steps is not None:
         total = steps if total is None else min(steps, total)
@@ -150,12 +155,11 @@ class TrainingBatches(keras.utils.PyDataset):
             self._source = DictBatches(self._read(x, y, sample_weight), batch_size, shuffle)
         elif is_data_set:
             self._source = x
-        elif _is_iterable(x):
+        elif _is_iterable(x) and not _holds_images(x):
             self._source = _IterableBatches(x)
         else:
-            raise ValueError(
-                "`x` must be a dict with `images` and prompts, or a data set of tuples (x, y). "
-                f"Received: {type(x).__name__}."
+            raise _no_dict(
+                x, "`x` must be a dict with `images` and prompts, or a data set of tuples (x, y)."
             )
         # Keras takes the shapes of the first batches for those of all batches, but ours are ragged.
         # So its first reads get shapes with free axes. May go when a `PyDataset` can declare its
@@ -207,6 +211,13 @@ class TrainingBatches(keras.utils.PyDataset):
                 raise ValueError(
                     "A data set to train on must give tuples (x, y) or (x, y, sample_weight). "
                     f"Received: {type(batch).__name__}."
+                )
+            if not isinstance(batch[0], dict):
+                raise ValueError(
+                    "A data set to train on must give tuples (x, y) of dicts, batches of images "
+                    f"and of masks. Received: x of type {describe_value(batch[0])}. "
+                    "`keras_sam.training.ObjectBatches(source)` makes batches of a `MaskFolder`, "
+                    "`CocoObjects` or any other sequence of images with their objects."
                 )
             batch = self._read(*batch)
         prepared = self._prepare(batch)
@@ -328,11 +339,33 @@ def _inputs_of(batch, any_keys):
     if isinstance(batch, (tuple, list)) and batch:
         batch = batch[0]
     if not isinstance(batch, dict):
-        raise ValueError(
-            "A data set must give dicts with `images` and prompts, or tuples that start with one. "
-            f"Received: {describe_value(batch)}."
+        raise _no_dict(
+            batch,
+            "A data set must give dicts with `images` and prompts, or tuples that start with one.",
         )
     return Batch.read(batch, allow_none=True, any_keys=any_keys)
+
+
+def _holds_images(x):
+    """Whether this is an image, or a list or array of them, in place of the dict that has them."""
+    if isinstance(x, (list, tuple)):
+        return bool(x) and is_one_image(x[0])
+    return is_one_image(x) or len(getattr(x, "shape", ())) == 4
+
+
+def _no_dict(x, required):
+    """The error for images, or for anything else, in place of a dict or a data set."""
+    received = describe_value(x) + (f" {x!r:.80}" if isinstance(x, str) else "")
+    if not _holds_images(x):
+        return ValueError(f"{required} Received: {received}.")
+    if isinstance(x, (list, tuple)):
+        received = f"a list of images, {len(x)} in all"
+    return ValueError(
+        f"{required} Received: {received}. Pass images with their prompts, "
+        '`{"images": [...], "points": [...]}`; to click on one image again and again, use '
+        "`keras_sam.SAMPredictor`, and for everything in it "
+        "`keras_sam.SAMAutomaticMaskGenerator`."
+    )
 
 
 def _count(x):
@@ -361,10 +394,13 @@ def _check_targets(x, y):
     if x.get("image_embeddings", x.get("images")) is None or (
         not isinstance(y, dict) or y.get("masks") is None
     ):
+        received = (
+            f"with {sorted(map(str, y))}" if isinstance(y, dict) else f"of {type(y).__name__}"
+        )
         raise ValueError(
             "Training needs `images` in `x`, and `y` with the target masks: "
             '{"masks": (B, H0, W0) or (B, P, H0, W0)}. '
-            f"Received: x with {sorted(x)}, y of type {type(y).__name__}."
+            f"Received: x with {sorted(map(str, x))}, y {received}."
         )
 
 

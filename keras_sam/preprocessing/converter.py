@@ -25,7 +25,7 @@ from keras_sam.pixel_values import check_value_range
 from keras_sam.preprocessing.tensorflow_graph import call_on_host, is_graph_tensor
 from keras_sam.prompts import CANONICAL_KEYS, KEYS
 from keras_sam.prompts.nested import describe_value, is_ragged_tensor, read_ragged, to_numpy
-from keras_sam.prompts.spellings import unknown_names
+from keras_sam.prompts.spellings import is_other_name, meant_by, unknown_names
 
 
 class BuiltInPresets:
@@ -400,16 +400,20 @@ def check_images(x: Any) -> None:
         received = f"the keys {sorted(map(str, x))}" if isinstance(x, dict) else describe_value(x)
         raise ValueError(
             f"`x` must be a dict and must have the key 'images', next to any of {KEYS}. "
-            f"Received: {received}."
+            f"Received: {received}.{meant_by(x, ('images',))}"
         )
 
 
 def check_keys(x: Any) -> None:
     """Raises unless `x` is a dict of images and of kinds of prompts alone.
 
-    With `image_embeddings` in place of images, the model knows which features are beside them.
+    With `image_embeddings` in place of images, the model knows which features are beside them; a
+    key that other systems have for a kind of prompt is none.
     """
     if isinstance(x, dict) and "image_embeddings" in x and "images" not in x:
+        theirs = [key for key in x if key not in KEYS and is_other_name(key, KEYS)]
+        if theirs:
+            raise unknown_names("x", theirs, ("image_embeddings", *SIZES, *KEYS))
         return
     check_images(x)
     made = (*CANONICAL_KEYS, "num_prompts", "single_object", *SIZES) if "mask_given" in x else ()

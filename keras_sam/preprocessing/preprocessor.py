@@ -13,7 +13,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sam.geometry import STRETCHED, ResizePlan, plan_of_sizes, size_pair, sizes_of
+from keras_sam.geometry import (
+    STRETCHED,
+    ResizePlan,
+    check_not_swapped,
+    plan_of_sizes,
+    size_pair,
+    sizes_of,
+)
 from keras_sam.preprocessing.converter import (
     BuiltInPresets,
     SAMImageConverter,
@@ -27,6 +34,7 @@ from keras_sam.preprocessing.tensorflow_graph import call_on_host, is_graph_tens
 from keras_sam.presets.adapt import mask_size_of
 from keras_sam.prompts import Prompts, read
 from keras_sam.prompts.nested import to_numpy
+from keras_sam.prompts.spellings import refuses_unknown_arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +277,7 @@ def check_preprocessor(preprocessor: Any, backbone: Any) -> None:
         )
 
 
+@refuses_unknown_arguments
 def restore_masks(
     logits: Any,
     original_sizes: Any = None,
@@ -288,7 +297,8 @@ def restore_masks(
             `best_mask` of that; or float array or tensor `(B, K, Lh, Lw)` or
             `(B, P, K, Lh, Lw)`.
         original_sizes: int array `(B, 2)` or list of pairs `(H0, W0)`; the
-            preprocessor's output has it, and that of `predict`.
+            preprocessor's output has it, and that of `predict`. Of a pillow
+            image it is `image.size[::-1]`.
         model_size: int or pair of ints, the model's input `(H, W)`. Needed
             with an array, as `original_sizes` is.
         mask_threshold: float. A logit above it is inside. Defaults to `0.0`.
@@ -304,7 +314,9 @@ def restore_masks(
         own prompts.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: if the shapes do not fit together, or `original_sizes` are
+            (width, height) of the images in what `predict` returned.
+        TypeError: if there is another argument.
 
     Example:
 
@@ -316,15 +328,16 @@ def restore_masks(
     >>> [m.shape for m in keras_sam.restore_masks(logits, [(30, 40), (50, 20)], 1024)]
     [(3, 30, 40), (3, 50, 20)]
     """
-    scaled_sizes = num_prompts = None
+    scaled_sizes = num_prompts = known_sizes = None
     if isinstance(logits, dict):
         names = ("original_sizes", "scaled_sizes", "model_sizes")
         given = [logits.get(name) for name in names]
         if original_sizes is None and all(sizes is not None for sizes in given):
             original_sizes, scaled_sizes = given[0], to_numpy(given[1]).tolist()
             model_size = tuple(to_numpy(given[2])[0].tolist())
-            stretch = bool(np.any(to_numpy(logits.get(STRETCHED, False))))
+        stretch = stretch or bool(np.any(to_numpy(logits.get(STRETCHED, False))))
         num_prompts = logits.get("num_prompts")
+        known_sizes = None if given[1] is None else to_numpy(given[1])
         logits = logits.get("masks")
     if original_sizes is None or model_size is None:
         raise ValueError(
@@ -345,6 +358,8 @@ def restore_masks(
         )
     model_size = size_pair(model_size, "model_size")
     if scaled_sizes is None:
+        # Of a stretched image only the frame's proportions are known.
+        check_not_swapped(sizes.tolist(), None if stretch else known_sizes)
         plans = [
             ResizePlan(tuple(size), model_size, pad_only, stretch=stretch)
             for size in sizes.tolist()

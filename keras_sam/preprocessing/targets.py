@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,6 +71,13 @@ def read_targets(
     """
     if len(masks) == 0:
         return np.zeros((0, *(size or (0, 0))), "uint8")
+    items = [] if hasattr(masks, "ndim") else [masks, *masks]
+    path = next((x for x in items if isinstance(x, (str, os.PathLike))), None)
+    if path is not None:
+        raise ValueError(
+            f"Target masks must be arrays. Received: {path!r:.200}. Read the file first, "
+            "`np.asarray(PIL.Image.open(path))`, or train on a `keras_sam.training.MaskFolder`."
+        )
     masks = to_numpy(masks) if hasattr(masks, "ndim") else np.stack([to_numpy(m) for m in masks])
     if masks.shape[-1] == 1 and (
         masks.ndim == 4 or masks.ndim == 3 and size in (None, masks.shape[:2])

@@ -126,7 +126,9 @@ class FolderSource:
             return path
         if optional:
             return None
-        raise FileNotFoundError(f"The preset folder {self.folder!r} has no {name}.")
+        best = os.path.join(self.folder, "best")  # of `keras-sam train`
+        hint = f" A model that was trained into it is {best!r}." if os.path.isdir(best) else ""
+        raise FileNotFoundError(f"The preset folder {self.folder!r} has no {name}.{hint}")
 
     def __str__(self):
         return f"The folder {self.folder!r}"

@@ -201,7 +201,9 @@ def _native(serialized):
 
 
 def _named(serialized):
-    return {"registered_name": serialized["registered_name"], "config": serialized["config"]}
+    # Which parts are frozen is for training to decide, but Keras writes it into their configs.
+    config = {k: v for k, v in serialized["config"].items() if k != "trainable"}
+    return {"registered_name": serialized["registered_name"], "config": config}
 
 
 def _encoder_alone(preset):

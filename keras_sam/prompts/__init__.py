@@ -3,22 +3,19 @@
 `read` is the one grammar, `Prompts` what it makes; both are numpy alone.
 """
 
-from keras_sam.prompts.mask_logits import mask_to_logits
-from keras_sam.prompts.nested import KEYS, PromptDict, PromptLike
-from keras_sam.prompts.reading import (
+from keras_sam.masks.reading import VOID
+from keras_sam.prompts.labels import (
     BACKGROUND,
     BOTTOM_RIGHT,
-    CANONICAL_KEYS,
     FOREGROUND,
     LABELS,
     NOT_A_POINT,
     PADDING,
     TOP_LEFT,
-    VOID,
-    Prompts,
-    read,
-    read_canonical,
 )
+from keras_sam.prompts.mask_logits import mask_to_logits
+from keras_sam.prompts.nested import KEYS, PromptDict, PromptLike
+from keras_sam.prompts.reading import CANONICAL_KEYS, Prompts, read, read_canonical
 
 __all__ = [
     "BACKGROUND",

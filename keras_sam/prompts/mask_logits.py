@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 
 from keras_sam.geometry import OUTSIDE_LOGIT, ResizePlan, resize_image, size_pair
+from keras_sam.masks.reading import read_mask, tell_of
+from keras_sam.notices import notice
 from keras_sam.prompts.nested import to_numpy
+from keras_sam.prompts.spellings import refuses_unknown_arguments
 
 
+@refuses_unknown_arguments
 def mask_to_logits(
     mask: Any,
     model_size: Any = 1024,
@@ -69,6 +73,35 @@ def mask_to_logits(
     planes = array.reshape((-1, *array.shape[-2:])) != 0
     logits = np.stack([_logits(plane, size, frame) for plane in planes])
     return logits if array.ndim == 3 else logits[0]
+
+
+def read_plane(mask: np.ndarray) -> np.ndarray:
+    """A mask prompt `(h, w)` as float logits, or bool where it is a binary mask of any type."""
+    if mask.dtype == bool:
+        return mask
+    if mask.dtype.kind == "f":
+        top = mask.max(initial=0)
+        if top not in (1, 255) or not ((mask == 0) | (mask == top)).all() or mask.all():
+            return mask
+        notice(
+            f"A mask prompt of floats that are only 0 and {top:g} is read as a binary mask, since "
+            "logits have other values. Logits of a binary mask are `mask_to_logits(mask)`."
+        )
+        return mask > 0
+    try:
+        reading = read_mask(mask)
+    except ValueError as error:
+        raise ValueError(
+            f"`masks` must be float logits, as the model returns them, bool, or black and white. "
+            f"Received: dtype={mask.dtype}. {error}"
+        ) from error
+    if len(numbers := reading.numbers) > 1:
+        raise ValueError(
+            "`masks` must hold one object each. Received: a label map of the numbers "
+            f"{numbers[:5].tolist()}. Pass that of one object, such as `labels == {numbers[0]}`."
+        )
+    tell_of(reading, "A mask prompt")
+    return reading.labels > 0
 
 
 def binary_to_logits(mask: np.ndarray, plan: ResizePlan, mask_size: tuple[int, int]) -> np.ndarray:

@@ -39,7 +39,8 @@ _FORMS = {
     "labels": "(B, N) or (B, P, N), that of `points` without its last axis",
     "boxes": "(B, P, 4) or (B, P, 2, 2), (B, P, M, 4) for M boxes of one object, or (B, 4) for one "
     "box per image, x1 y1 x2 y2 in pixels of the original image",
-    "masks": "(B, P, height, width, 1) or (B, P, height, width), mask logits",
+    "masks": "(B, P, height, width, 1) or (B, P, height, width), mask logits; of an object's "
+    'candidates one, as `best_mask(outputs)["masks"]` has it',
 }
 _FORMS_OF_ONE_IMAGE = {
     "points": "(2,) for one click, (N, 2) for one object or (P, N, 2) for P objects, x y in pixels "
@@ -204,8 +205,14 @@ def read_nested(value: Any, name: str) -> Node:
         return children or None
     if any(c is None for c in children) and any(getattr(c, "ndim", 1) == 0 for c in children):
         _raise_type(name, value)
-    # Bool masks and logits are not stacked, for then all would be logits.
-    kinds = {(c.shape, c.dtype == bool) if isinstance(c, np.ndarray) else None for c in children}
+    # Binary masks and logits are not stacked, for then all would be logits.
+    is_mask = name == "masks" and any(getattr(c, "ndim", 0) > 1 for c in children)
+    kinds = {
+        (c.shape, c.dtype.kind if is_mask else c.dtype == bool)
+        if isinstance(c, np.ndarray)
+        else None
+        for c in children
+    }
     return np.stack(children) if len(kinds) == 1 and None not in kinds else children
 
 

@@ -13,7 +13,17 @@ from typing import Any
 import numpy as np
 
 from keras_sam.geometry import ResizePlan
-from keras_sam.prompts.mask_logits import binary_to_logits
+from keras_sam.prompts.coordinates import tell_of_coordinates
+from keras_sam.prompts.labels import (
+    BACKGROUND,
+    BOTTOM_RIGHT,
+    FOREGROUND,
+    LABELS,
+    NOT_A_POINT,
+    PADDING,
+    TOP_LEFT,
+)
+from keras_sam.prompts.mask_logits import binary_to_logits, read_plane
 from keras_sam.prompts.nested import (
     KEYS,
     Entry,
@@ -28,11 +38,6 @@ from keras_sam.prompts.nested import (
     pad_nested,
     to_numpy,
 )
-
-PADDING, NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -10, -1, 0, 1, 2, 3
-LABELS = (PADDING, NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT)
-# The value of target pixels that count neither as object nor as background.
-VOID = 255
 
 # What the model takes; people pass `nested.KEYS`. `mask_given` tells the two apart.
 CANONICAL_KEYS = ("points", "labels", "masks", "mask_given")
@@ -101,6 +106,7 @@ class Prompts:
     def to_model(self, plans: Sequence[ResizePlan], mask_size: tuple[int, int]) -> Prompts:
         """These prompts in the model frame, by the `ResizePlan` of each image.
 
+        What is hardly in pixels of these images is told, see `prompts.coordinates`.
         Masks of `mask_size` are used as they are, those of the original image's size are scaled.
         """
         with np.errstate(over="ignore"):
@@ -111,6 +117,7 @@ class Prompts:
         if wrong.any():
             of_box = self.labels[wrong.any(axis=-1)].max() >= TOP_LEFT
             raise not_finite("boxes" if of_box else "points", points[wrong][0])
+        tell_of_coordinates(self.points, self.labels, [plan.original_size for plan in plans])
         mask_size = tuple(int(n) for n in mask_size)
         masks = np.zeros((*self.mask_given.shape, *mask_size, 1), "float32")
         for i, p in np.argwhere(self.mask_given):
@@ -163,10 +170,11 @@ def read(
             pixels, or `(B, P, M, 4)` for M boxes of one object; `(B, 4)` is
             one box per image. If boxes are given and no image has one, as a
             detector may find none, the result has no prompt set.
-            `"masks"`: `(B, P, h, w, 1)` or `(B, P, h, w)`, float logits of
-            the model's mask frame or of the image's own size; a size that is
-            both is taken as the model's. An all-zero mask is a mask. Bool
-            masks become logits as by `mask_to_logits`.
+            `"masks"`: `(B, P, h, w, 1)`, `(B, P, h, w)` or, as `best_mask`
+            returns them, `(B, P, 1, h, w)`, float logits of the model's mask
+            frame or of the image's own size; a size that is both is taken as
+            the model's. An all-zero mask is a mask. Binary masks, bool or
+            black and white, become logits as by `mask_to_logits`.
         images: optional int, `B`. By default the prompts are those of one
             image, without the axis `B`; a click is then also `(2,)`, a box
             `(4,)` or `(P, 4)`, a mask `(L, L)` or `(P, L, L)`.
@@ -334,25 +342,24 @@ def _parse_masks(masks: Entry | None) -> _Kind | None:
         return None
     depth = nesting_depth(masks.node, "masks")
     arrays = list(leaves(masks.node))
-    if depth not in (4, 5) or (depth == 5 and {leaf.shape[-1] for leaf in arrays} != {1}):
+    has_channel = depth == 5 and all(leaf.shape[-1:] == (1,) for leaf in arrays)
+    # `best_mask(outputs)["masks"]`, (B, P, 1, Lh, Lw), has the axis of the candidates.
+    is_picked = not has_channel and depth == 5 and all(leaf.shape[-3:-2] == (1,) for leaf in arrays)
+    if depth != 4 and not has_channel and not is_picked:
         raise masks.wrong_shape()
     for leaf in arrays:
-        if leaf.dtype.kind not in "fb":
-            raise ValueError(
-                "`masks` must be float logits, as the model returns them, or bool. Received: "
-                f"dtype={leaf.dtype}. Turn a binary mask of another type into a prompt with "
-                "`mask > 0`."
-            )
         masks.check_finite(leaf)
     planes = []
     for image in masks.node:
         given = [] if is_empty(image) else image
         if not all(mask is None or isinstance(mask, np.ndarray) for mask in given):
             raise masks.wrong_shape()  # rows of different lengths
-        given = [mask if mask is None or depth == 4 else mask[..., 0] for mask in given]
-        planes.append(given or None)
+        if depth == 5:
+            axis = -1 if has_channel else 0
+            given = [mask if mask is None else mask.take(0, axis) for mask in given]
+        planes.append([mask if mask is None else read_plane(mask) for mask in given] or None)
     kind = _Kind(masks, planes, depth, single=False)
-    return dataclasses.replace(kind, single=depth == 5 and kind.is_one_each())
+    return dataclasses.replace(kind, single=has_channel and kind.is_one_each())
 
 
 # --- putting the kinds together ---
@@ -365,9 +372,15 @@ def _num_passed(kinds: Mapping[str, _Kind], batch: int) -> list[int]:
         counts = {name: kind.count(i) for name, kind in kinds.items()}
         counts = {name: count for name, count in counts.items() if count is not None}
         if len(set(counts.values())) > 1:
+            remedy = "Use None for an object without that prompt."
+            if counts.get("masks", 0) > 1 == min(counts.values()):
+                remedy = (
+                    "Of the candidates for one object pass one, `logits[np.argmax(scores)]` or "
+                    '`best_mask(outputs)["masks"]`.'
+                )
             raise ValueError(
                 "`points`, `boxes` and `masks` must describe the same number of objects. "
-                f"Received: {counts} for image {i}. Use None for an object without that prompt."
+                f"Received: {counts} for image {i}. {remedy}"
             )
         agreed.append(max(counts.values(), default=0))
     return agreed

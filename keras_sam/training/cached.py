@@ -192,7 +192,7 @@ class CachedEmbeddings(Sequence):
             else:
                 content = Path(path(index)).read_bytes()
         except (OSError, ValueError) as error:
-            report_unreadable(self._source, index, error, self._skip_unreadable, 4)
+            report_unreadable(self._source, index, error, self._skip_unreadable)
             return None
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
@@ -204,7 +204,7 @@ class CachedEmbeddings(Sequence):
             try:
                 readable.append((index, digest, self._source[index][0]))
             except (OSError, ValueError) as error:
-                report_unreadable(self._source, index, error, self._skip_unreadable, 4)
+                report_unreadable(self._source, index, error, self._skip_unreadable)
         if not readable:
             return
         encoded = segmenter.encode([image for _, _, image in readable], len(readable))

@@ -196,7 +196,7 @@ class ObjectBatches(keras.utils.PyDataset):
         try:
             image, targets = read_item(self.source, index)
         except (OSError, ValueError) as error:
-            report_unreadable(self.source, index, error, self.skip_unreadable, stacklevel=3)
+            report_unreadable(self.source, index, error, self.skip_unreadable)
             return None
         rng = np.random.default_rng((self.seed, self.epoch, index))
         if self.flips and rng.random() < 0.5:

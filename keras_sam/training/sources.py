@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from keras_sam.geometry import resize_image
 from keras_sam.images import IMAGE_ENDINGS, load_image
 from keras_sam.losses import VOID
 from keras_sam.masks.reading import tell_of
-from keras_sam.notices import notice
+from keras_sam.notices import notice, warn
 from keras_sam.preprocessing.targets import read_targets
 
 # What a mask's name has after that of its image, in order of preference.
@@ -149,6 +148,11 @@ class CocoObjects(Source):
     def __init__(
         self, annotations: str | os.PathLike, images: str | os.PathLike, rescale: bool = False
     ):
+        if os.path.isdir(annotations):
+            raise ValueError(
+                "`annotations` must be a JSON file, and comes before `images`, the folder. "
+                f"Received: the folder {annotations}."
+            )
         content = read_json(annotations)
         if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
             raise ValueError(
@@ -189,7 +193,7 @@ class CocoObjects(Source):
             )
         counts = [f"{what} ({number})" for what, number in left_out.items() if number]
         if counts:
-            notice(f"Left out of {self._name}: {', '.join(counts)}.", f"left out {self._name}", 4)
+            notice(f"Left out of {self._name}: {', '.join(counts)}.", f"left out {self._name}")
         return usable
 
     def objects(self, index: int, size: tuple[int, int]) -> np.ndarray:
@@ -229,7 +233,8 @@ class SA1BFolder(Source):
         if not self._paths:
             raise ValueError(
                 "`folder` must hold images with a JSON file of the same name beside each. "
-                f"Received: {folder}."
+                f"Received: {folder}. Where masks are pictures, `MaskFolder(images, masks)` reads "
+                "them (`--masks`)."
             )
 
     def objects(self, index: int, size: tuple[int, int]) -> np.ndarray:
@@ -244,16 +249,14 @@ def item_name(source: Sequence, index: int) -> str:
     return str(path(index)) if path is not None else f"image {index}"
 
 
-def report_unreadable(
-    source: Sequence, index: int, error: Exception, skip: bool, stacklevel: int
-) -> None:
+def report_unreadable(source: Sequence, index: int, error: Exception, skip: bool) -> None:
     """Warns that an item is left out if `skip`, otherwise raises a ValueError that names it."""
     name = item_name(source, index)
     if not skip:
         raise ValueError(
             f"{name} cannot be read: {error} Pass `skip_unreadable=True` to leave such images out."
         ) from error
-    warnings.warn(f"{name} is left out: {error}", stacklevel=stacklevel + 1)
+    warn(f"{name} is left out: {error}")
 
 
 def targets_of(source: Sequence, index: int, size: tuple[int, int]) -> np.ndarray:

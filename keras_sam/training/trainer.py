@@ -83,6 +83,8 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
     ```
     """
 
+    called = "trainer"
+
     def __init__(
         self,
         segmenter: SAMImageSegmenter,
@@ -102,6 +104,7 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
         check_segmenter(segmenter)
         self.keep_arguments(locals())
         self.seed_generator = keras.random.SeedGenerator(seed)
+        self.build()  # so that weights can be loaded before the first batch
 
     def build(self, input_shape: Any = None) -> None:
         pass  # the segmenter is built, and the trainer has no weights of its own
@@ -196,6 +199,10 @@ class SAMTrainer(KeptArguments, TrainableSegmenter, keras.Model):
             mask_given = ops.ones(ops.shape(labels)[:2], dtype="bool")
         ambiguous = lone_click(labels, mask_given)
         return {**outputs, "ambiguous": ambiguous}
+
+    def predict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """See `SAMImageSegmenter.predict`: the trained weights are the segmenter's."""
+        return self.segmenter.predict(*args, **kwargs)
 
     def restore_lora(self) -> None:
         """See `SAMImageSegmenter.restore_lora`."""

@@ -85,3 +85,36 @@ def test_a_norm_returns_its_compute_dtype():
     norm = LayerNormalization(dtype="mixed_bfloat16")
     out = norm(keras.ops.convert_to_tensor(np.ones((2, 4), "float32")))
     assert keras.backend.standardize_dtype(out.dtype) == "bfloat16"
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", None])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 6, 5),  # of the product: torch adds as it multiplies
+        (2, 1, 6, 5),  # of several images
+        (2, 3, 6, 5),  # of prompts that share them
+    ],
+)
+def test_a_sum_after_a_product_is_the_formula(shape, activation):
+    rng = np.random.default_rng(2)
+    x, kernel, bias, other = (
+        rng.standard_normal(size).astype("float32")
+        for size in (shape, (5, 8), (8,), (shape[0], 1, 6, 8))
+    )
+    function = keras.activations.get(activation) if activation else None
+    tensors = map(keras.ops.convert_to_tensor, (x, kernel, bias, other))
+    actual = keras.ops.convert_to_numpy(_without_gradients(*tensors, function))
+    expected = x.astype("float64") @ kernel + bias + other
+    if function is not None:
+        expected = keras.ops.convert_to_numpy(function(expected.astype("float32")))
+    np.testing.assert_allclose(actual, expected, atol=2e-6)
+
+
+def _without_gradients(*args):
+    if backends.NAME != "torch":
+        return backends.dense_add(*args)
+    import torch
+
+    with torch.no_grad():
+        return backends.dense_add(*args)

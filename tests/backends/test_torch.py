@@ -1,6 +1,9 @@
 """What only torch does: products by oneDNN, and programs that are recorded."""
 
 import gc
+import subprocess
+import sys
+import warnings
 
 import keras
 import numpy as np
@@ -205,6 +208,55 @@ class TestRecordedPrograms:
             for factor in (2.0, 3.0):
                 array = np.array([[1.0, factor, 0.0]], "float32")
                 np.testing.assert_array_equal(program(array), array * factor)
+
+
+# Processor time of threads that wait while the main one sleeps, as others' work finds them.
+WAITING = """
+import os
+for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+    os.environ.pop(name, None)
+import threading, time
+import torch
+
+def spent():
+    numbers = torch.ones(2**16)
+    numbers.add_(1)
+    began = time.process_time()
+    for _ in range(30):
+        numbers.add_(1)
+        time.sleep(0.01)
+    return time.process_time() - began
+
+before = spent()
+import keras_sam
+from keras_sam import backends
+idle = "keras_sam_idle" in [thread.name for thread in threading.enumerate()]
+print(torch.get_num_threads(), idle, before, spent())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is Linux's")
+def test_threads_that_wait_sleep_soon_though_torch_was_imported_first():
+    command = [sys.executable, "-c", WAITING]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    threads, idle, before, after = done.stdout.split()
+    assert (idle == "True") == (int(threads) > 1)
+    if idle == "True":
+        assert float(after) < float(before) / 3  # a twentieth
+
+
+def test_float16_on_a_cpu_is_called_slow_once():
+    small = {"image_shape": (32, 48, 3), "num_layers": 1}
+    click = {"images": np.zeros((1, 32, 48, 3)), "points": [[[3, 4]]]}
+    for dtype, warned in (("float32", 0), ("float16", 1), ("mixed_float16", 0)):  # once
+        segmenter = tiny_segmenter(**small, dtype=dtype)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            segmenter.predict(click, verbose=0)
+        slow = [str(w.message) for w in said if "times slower" in str(w.message)]
+        assert len(slow) == warned, dtype
+        for text in slow:
+            assert 'Load the model with dtype="float32", or "bfloat16"' in text
 
 
 def assert_identical(actual, expected):

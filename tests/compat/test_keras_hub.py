@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam.compat import keras_hub
+from keras_sam.compat import keras_cv, keras_hub
 from keras_sam.presets import list_presets
 from tests import test_snippets
 from tests.tiny import photograph, randomize
@@ -493,6 +493,11 @@ def test_everything_can_be_imported_from(place):
     module = importlib.import_module(f"keras_sam.compat.keras_hub.{place}")
     assert module is getattr(keras_hub, place)
     assert all(inspect.isclass(getattr(module, name)) for name in module.__all__)
+
+
+def test_versions_under_their_names():
+    assert keras_hub.version() == keras_hub.__version__ == "0.32.0"
+    assert keras_cv.version() == keras_cv.__version__ == "0.9.0"
 
 
 def test_base_classes_under_their_names(sam):

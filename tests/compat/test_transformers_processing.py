@@ -10,6 +10,7 @@ from PIL import Image
 import keras_sam
 from keras_sam.compat import transformers as ours
 from keras_sam.compat.transformers import mask_generation
+from keras_sam.images import load_image
 from tests.checkpoints import SIDE
 from tests.compat import sam_vit
 from tests.compat.sam_vit import (
@@ -44,6 +45,19 @@ def test_preprocess_equals_transformers(theirs, name):
     assert_same(actual["pixel_values"], expected["pixel_values"], 1e-6)
     for key in ("original_sizes", "reshaped_input_sizes"):
         np.testing.assert_array_equal(actual[key], expected[key])
+
+
+def test_processors_take_a_picture_as_it_is_stored(theirs, tmp_path):
+    turned = Image.fromarray(IMAGE)
+    turned.getexif()[274] = 6  # EXIF's orientation: a quarter turn
+    turned.save(tmp_path / "turned.jpg", exif=turned.getexif())
+    picture = Image.open(tmp_path / "turned.jpg")
+    sizes = [
+        processor(picture, return_tensors="np")["original_sizes"].tolist()
+        for processor in (our_image_processor(), their_image_processor())
+    ]
+    assert sizes == [[list(IMAGE.shape[:2])]] * 2
+    assert load_image(picture).shape[:2] == IMAGE.shape[1::-1]  # elsewhere it is turned
 
 
 def test_images_of_every_kind(theirs, tmp_path):
@@ -302,6 +316,10 @@ def test_the_pipeline(folder, models):
     for mask, record in zip(outputs["masks"], own, strict=True):
         assert np.mean(mask != record["segmentation"]) <= 1e-3
     assert outputs["rle_mask"][0]["size"] == [40, 70]
+    picture = Image.fromarray(IMAGE)
+    picture.getexif()[274] = 6
+    turned = generator(picture, **options, output_rle_mask=True)
+    assert turned["rle_mask"][0]["size"] == [70, 40]  # by EXIF, as transformers' pipeline does
     several = generator([IMAGE], **options, output_bboxes_mask=True, crops_n_layers=1)
     assert len(several) == 1 and several[0]["bounding_boxes"].shape[1] == 4
     plain_model = ours.pipeline("mask-generation", model=models[0], device="cpu")

@@ -588,3 +588,10 @@ def test_keras_window_reads_like_a_file(tmp_path):
         assert window.seek(offset, whence) == wanted.seek(offset, whence)
         assert window.read(count) == wanted.read(count)
     window.close()
+
+
+def test_a_pickle_of_fast_sam_is_called_so(tmp_path):
+    path = tmp_path / "FastSAM-x.pt"
+    path.write_bytes(b"\x80\x02cultralytics.nn.tasks\nSegmentationModel\n.")
+    with pytest.raises(ValueError, match="looks like FastSAM"):
+        read_checkpoint(path)

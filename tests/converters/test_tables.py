@@ -146,6 +146,8 @@ OTHERS = [
     ("image_encoder.trunk.pos_embed", "SAM 2"),
     ("vision_encoder.backbone.pos_embed", "transformers' SAM 2"),
     ("cls_token", "plain vision transformer"),
+    ("mask_decoder.final_output_upscaling_layers.0.0.weight", "EfficientSAM"),
+    ("model.model.0.conv.weight", "a YOLO model"),  # FastSAM's state dict
 ]
 
 

@@ -91,6 +91,12 @@ def test_an_unknown_argument_is_named_with_the_nearest_one(cls, name, nearest, f
         cls.from_preset(folder, **{name: 1})
 
 
+@pytest.mark.parametrize("cls", CLASSES)
+def test_the_size_under_another_name_is_not_the_prompt_encoders(cls, folder):
+    with pytest.raises(TypeError, match="`image_size`. Here it is `image_shape`."):
+        cls.from_preset(folder, image_size=(96, 64))
+
+
 def test_a_misspelt_argument_of_the_task(folder):
     with pytest.raises(TypeError, match="`mask_treshold`. Did you mean `mask_threshold`"):
         keras_sam.SAMImageSegmenter.from_preset(folder, mask_treshold=0.5)
@@ -111,6 +117,23 @@ def test_an_argument_of_several_parts_must_be_given_to_one(folder):
 def test_a_setting_that_does_not_fit_the_weights_is_refused(folder):
     with pytest.raises(ValueError, match="Of another shape or type.*qkv/bias"):
         keras_sam.SAMImageSegmenter.from_preset(folder, image_encoder={"hidden_size": 36})
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ((0, 2, 1), "`prompt_encoder` must be a `SAMPromptEncoder`. Received: a SAMMaskDecoder"),
+        ((1, 0, 2), "`image_encoder` must be a functional model.*Received: a SAMPromptEncoder"),
+        ((3, 1, 2), r"`keras.Model\(sequential.inputs, sequential.*Received: a Sequential"),
+    ],
+)
+def test_parts_in_the_wrong_place(order, message):
+    backbone = tiny_backbone()
+    layers = [keras.Input(backbone.image_shape), keras.layers.Conv2D(16, 16, 16)]
+    parts = (backbone.image_encoder, backbone.prompt_encoder, backbone.mask_decoder)
+    parts += (keras.Sequential(layers),)
+    with pytest.raises(ValueError, match=message):
+        keras_sam.SAMBackbone(*(parts[i] for i in order))
 
 
 def test_constructors_refuse_what_they_do_not_know():

@@ -165,6 +165,20 @@ def test_other_choices_are_refused(wrong):
         keras_sam.select_masks(outputs_of([0.5] * K, True), wrong)
 
 
+@pytest.mark.parametrize("choose", [keras_sam.best_mask, keras_sam.select_masks])
+@pytest.mark.parametrize(
+    "outputs, received",
+    [
+        (np.zeros((1, 4, 5, 6)), r"ndarray of shape \(1, 4, 5, 6\)"),  # masks without scores
+        ({"masks": np.zeros((1, 4, 5, 6))}, r"\['masks'\]"),  # likewise
+        ([{}], "list"),  # several outputs
+    ],
+)
+def test_masks_are_chosen_by_their_scores(choose, outputs, received):
+    with pytest.raises(ValueError, match=f"`outputs` must be a dict.*Received: {received}"):
+        choose(outputs)
+
+
 def test_auto_needs_to_know_what_is_ambiguous():
     outputs = outputs_of([0.5] * K, True)
     del outputs["lone_click"]

@@ -36,7 +36,7 @@ def test_predict_returns_object_scores(segmenter):
     assert outputs["masks"].shape == (2, 2, 4, 16, 24)
     assert outputs["object_score"].shape == outputs["num_prompts"].shape + (2,)
     assert np.isnan(outputs["object_score"]).tolist() == [[False, False], [False, True]]
-    assert ((0 < outputs["iou_pred"]) & (outputs["iou_pred"] < 1))[0].all()
+    assert ((outputs["iou_pred"] > 0) & (outputs["iou_pred"] < 1))[0].all()
     assert outputs["scaled_sizes"].tolist() == [[64, 96]] * 2
     assert outputs["stretched"].all()
 
@@ -124,6 +124,14 @@ def test_half_precision(segmenter):
     for name in NAMES:
         scale = np.nanmax(np.abs(whole[name]))
         assert np.nanmax(np.abs(half[name] - whole[name])) < 0.1 * scale
+
+
+def test_the_generator_starts_with_the_settings_of_sam2(segmenter):
+    assert segmenter.generator_settings == {"pred_iou_thresh": 0.8}
+    generator = keras_sam.SAMAutomaticMaskGenerator(segmenter)
+    assert generator.thresholds.pred_iou_thresh == 0.8
+    own = keras_sam.SAM2ImageSegmenter(segmenter.backbone, generator_settings={})
+    assert own.generator_settings == {}
 
 
 # --- training ---
@@ -220,7 +228,7 @@ def test_features_of_another_model(segmenter):
 
 def test_parts_of_another_model(segmenter):
     backbone = segmenter.backbone
-    with pytest.raises(ValueError, match="`SAMMaskDecoder` needs nothing beside"):
+    with pytest.raises(ValueError, match="an encoder of `high_res_features_0` and"):
         keras_sam.SAMImageSegmenter(
             keras_sam.SAMBackbone(
                 backbone.image_encoder,

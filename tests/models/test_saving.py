@@ -119,6 +119,79 @@ def test_parts_inside_a_model_of_the_users_own(tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"boxes": (1, 1, 2, 2)},  # one prompt alone, of the model's four
+        {"points": (1, 3, 2), "labels": (1, 3)},  # as KerasHub's models take them
+        {"boxes": (1, 5, 4)},  # several objects: the axis P stays
+        {"points": (1, 2, 3, 2), "labels": (1, 2, 3), "masks": (1, 2, 28, 36, 1)},  # and masks
+    ],
+)
+def test_segmenter_inside_a_model_of_the_users_own(segmenter, tmp_path, given):
+    rng = np.random.default_rng(0)
+    shapes = {"images": (1, *segmenter.image_shape), **given}
+    inputs = {name: rng.uniform(0, 1, shape).astype("float32") for name, shape in shapes.items()}
+    symbols = {name: keras.Input(x.shape[1:], name=name) for name, x in inputs.items()}
+    model = keras.Model(symbols, segmenter(symbols))
+    model.save(tmp_path / "own.keras")
+    expected = segmenter(inputs)
+    for own in (model, keras.saving.load_model(tmp_path / "own.keras")):
+        outputs = own(inputs)
+        assert sorted(outputs) == ["iou_pred", "masks"]
+        for name, x in expected.items():
+            assert own.output[name].shape[1:] == tuple(x.shape[1:])
+            close(*(keras.ops.convert_to_numpy(y) for y in (outputs[name], x)))
+
+
+PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+TARGET = {"masks": [np.pad(np.ones((2, 30, 40), "uint8"), [(0, 0), (40, 20), (60, 40)])]}
+
+
+def trainable(segmenter):
+    return [v.path for v in segmenter.trainable_variables]
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        ("image_encoder", "prompt_encoder"),  # the decoder alone is trained
+        ("mask_decoder",),  # a layer that is not in the backbone's graph
+        PARTS,  # nothing is
+    ],
+)
+def test_what_is_frozen_stays_so_in_a_file_and_not_in_a_preset(frozen, tmp_path):
+    segmenter = tiny_segmenter()
+    segmenter.freeze(*frozen)
+    segmenter.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert trainable(loaded) == trainable(segmenter)
+    segmenter.save_to_preset(tmp_path / "preset")
+    segmenter.unfreeze(*frozen)
+    for path in ("preset", "model.keras"):
+        preset = keras_sam.SAMImageSegmenter.from_preset(tmp_path / path)
+        assert trainable(preset) == trainable(segmenter)
+        assert all(getattr(preset, part).trainable for part in PARTS)
+
+
+def test_training_goes_on_from_a_file_with_the_optimizers_state(tmp_path, recwarn):
+    segmenter = tiny_segmenter()
+    segmenter.freeze("image_encoder", "prompt_encoder")
+    segmenter.compile(optimizer=keras.optimizers.Adam(1e-3))
+    data = {"images": [PHOTO], **PROMPTS}
+    segmenter.fit(data, TARGET, verbose=0)
+    segmenter.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert not [w for w in recwarn if "optimizer" in str(w.message)]
+    assert int(loaded.optimizer.iterations) == 1
+    before = [np.array(v) for v in loaded.image_encoder.weights]
+    for model in (segmenter, loaded):
+        model.fit(data, TARGET, verbose=0)
+    close(masks_of(loaded), masks_of(segmenter))
+    for variable, old in zip(loaded.image_encoder.weights, before, strict=True):
+        np.testing.assert_array_equal(np.array(variable), old)
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
 def test_dtype_policy_is_in_the_file(tmp_path, policy):
     segmenter = tiny_segmenter(dtype=policy)
@@ -132,8 +205,25 @@ def test_dtype_policy_is_in_the_file(tmp_path, policy):
 
 def test_weights_file_of_another_model_is_refused(written):
     deeper = tiny_segmenter(num_layers=4)
-    with pytest.raises(ValueError, match="objects could not be loaded"):
+    wanted = "must hold what a SAMImageSegmenter of the same config saved.*could not be loaded"
+    with pytest.raises(ValueError, match=wanted):
         deeper.load_weights(written / "model.weights.h5")
+
+
+def test_weights_of_a_trainer_and_of_another_size_are_read_as_the_message_says(segmenter, tmp_path):
+    trainer = keras_sam.training.SAMTrainer(segmenter)
+    trainer.save_weights(tmp_path / "trainer.weights.h5")
+    other = tiny_segmenter(seed=3)
+    with pytest.raises(ValueError, match=r"`segmenter.load_checkpoint\(path\)` reads"):
+        other.load_weights(tmp_path / "trainer.weights.h5")
+    other.load_checkpoint(tmp_path / "trainer.weights.h5")
+    same_weights(other, segmenter)
+    larger = tiny_segmenter(image_shape=(128, 160, 3))
+    larger.load_checkpoint(tmp_path / "trainer.weights.h5")
+    same_weights(larger, segmenter.at_image_shape((128, 160)))
+    segmenter.save_weights(tmp_path / "model.weights.h5")
+    with pytest.raises(ValueError, match=r"`trainer.segmenter.load_checkpoint\(path\)` reads"):
+        trainer.load_weights(tmp_path / "model.weights.h5")
 
 
 def same_weights(actual, expected):

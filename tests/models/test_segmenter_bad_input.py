@@ -1,6 +1,7 @@
 """What `SAMImageSegmenter` refuses: one clear error each, before anything is computed."""
 
 import copy
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -88,8 +89,8 @@ IN_THE_PROMPTS = [
     ({"boxes": [[BOX], "all"]}, "`boxes` must hold numbers.*'all'"),
     # --- masks ---
     (
-        {"masks": np.zeros((2, 1, *MASK, 1), "uint8")},
-        "`masks` must be float.*dtype=uint8.*mask > 0",
+        {"masks": np.repeat(np.arange(56, dtype="uint8") // 14, 36).reshape(2, 1, *MASK, 1) + 1},
+        "`masks` must hold one object each",
     ),
     ({"masks": np.full((2, 1, *MASK, 1), np.nan)}, "`masks` must be finite.*Received: nan"),
     ({"masks": np.zeros((2, *MASK))}, r"`masks` must have shape.*shape=\(2, 28, 36\)"),
@@ -153,12 +154,16 @@ def test_masks_of_no_known_size(segmenter, mask, message):
         ([PHOTO[..., :2], PHOTO], r"An image must have 3 channels.*shape=\(53, 80, 2\)"),
         ([np.zeros((53, 80, 5), "uint8"), PHOTO], "An image must have 3 channels"),
         ([PHOTO.transpose(2, 0, 1), PHOTO], "An image must have 3 channels.*channels_first"),
-        ([PHOTO[None], PHOTO[None]], r"An image must have shape.*\(1, 53, 80, 3\)"),
+        (
+            [PHOTO[None], PHOTO[None]],
+            r"must have shape.*\(1, 53, 80, 3\). This is a batch",
+        ),
         ([PHOTO > 99, PHOTO], "An image must be uint8.*dtype=bool"),
         ([PHOTO.astype("int32") * 9, PHOTO], "must have values within 0..255"),
         ([PHOTO.astype("complex64"), PHOTO], "An image must hold numbers.*complex64"),
         ([np.zeros((1, 4000, 3), "uint8"), PHOTO], "too long and thin.*Crop the image or pad"),
-        ([None, PHOTO], "image"),  # nothing where an image belongs
+        ([None, PHOTO], "Received: None, which is what `cv2.imread` returns"),
+        ([str(Path(__file__).parent), PHOTO], "must be one file. Received: the folder"),
         ([{"a": 1}, PHOTO], "image"),
         ([], "`images` must hold at least one image. Received: an empty batch"),
         (np.zeros((0, 53, 80, 3), "uint8"), "`images` must hold at least one image"),
@@ -186,6 +191,8 @@ def test_bad_images_of_encode(segmenter, without_preprocessor, images):
 def test_files_that_do_not_exist(segmenter, tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no image file at"):
         segmenter.predict({**GOOD, "images": [tmp_path / "nothing.png"] * 2}, verbose=0)
+    with pytest.raises(FileNotFoundError, match="Relative paths start at .*"):
+        segmenter.predict({**GOOD, "images": ["nothing.png"] * 2}, verbose=0)
 
 
 @pytest.mark.parametrize(
@@ -206,13 +213,22 @@ def test_files_that_do_not_exist(segmenter, tmp_path):
         ([{**GOOD, "box": BOX}], "'box' is 'boxes'"),  # a data set
         (None, "`x` must be a dict.*Received: NoneType"),
         (7, "`x` must be a dict.*Received: int"),
-        ("photo.png", "`x` must be a dict.*Received: str"),
-        (PHOTO[None], r"`x` must be a dict.*ndarray of shape \(1, 53, 80, 3\)"),
-        ([PHOTO, PHOTO], "A data set must give dicts.*ndarray of shape"),  # the dict is missing
+        (
+            "photo.png",
+            "`x` must be a dict.*Received: str 'photo.png'. Pass images with their prompts",
+        ),
+        (PHOTO[None], r"`x` must be a dict.*ndarray of shape \(1, 53, 80, 3\). Pass images with"),
+        (Image.fromarray(PHOTO), "`x` must be a dict.*Received: Image. Pass images with"),
+        (["a.jpg", "b.jpg"], "`x` must be a dict.*list of images, 2 in all.*SAMPredictor"),
+        ([PHOTO, PHOTO], '`x` must be a dict.*list of images.*{"images": .*"points": '),  # no dict
+        (iter([PHOTO]), "A data set must give dicts.*ndarray of shape.*Pass images with"),
+        ({"image": PHOTO, "points": [5, 5]}, "the key 'images'.*Here 'image' is 'images'"),
+        ({"Images": PHOTO, "points": [5, 5]}, "the key 'images'.*Here 'Images' is 'images'"),
+        ({"input_images": PHOTO}, "the key 'images'.*Here 'input_images' is 'images'"),
         ([], "`x` must hold at least one batch. Received: list"),
         (iter([]), "`x` must hold at least one batch.*has to be made again"),
         ([({"points": 1},)], "must have the key 'images'"),
-        ([(PHOTO, 1)], "A data set must give dicts"),
+        ([(PHOTO, 1)], "A data set must give dicts.*Pass images with their prompts"),
         ([GOOD, 5], "A data set must give dicts.*Received: int"),  # not the first
         ([IMAGES], "At least one prompt is needed"),
         (
@@ -462,3 +478,11 @@ def test_image_shapes_that_are_none(segmenter, tmp_path, image_shape):
     for make in makers:
         with pytest.raises(ValueError, match=r"`image_shape` must be \(H, W.*Received: image_sh"):
             make(image_shape)
+
+
+def test_images_beside_canonical_prompts_are_in_the_models_frame(segmenter):
+    made = segmenter.preprocessor({"images": [PHOTO], "points": [[[30, 20]]]})
+    sizes = r"\(B, 112, 144, 3\), images in the model frame.*Received: shape=\(1, 53, 80, 3\)"
+    for call in (lambda x: segmenter.predict(x, verbose=0), segmenter.prepare):
+        with pytest.raises(ValueError, match=sizes):
+            call({**made, "images": PHOTO[None]})

@@ -130,14 +130,13 @@ def test_mask_0_stays_where_it_is_in_training():
 
 
 @pytest.mark.parametrize(
-    ("missing", "extra"),
+    ("missing", "received"),
     [
-        (["high_res_features_0"], {}),  # forgotten
-        (["high_res_features_0", "high_res_features_1"], {}),  # SAM's
-        ([], {"early_features": np.zeros((1, 6, 10, 32), "float32")}),  # SAM-HQ's
+        (["high_res_features_0"], "high_res_features_1"),  # forgotten
+        (["high_res_features_0", "high_res_features_1"], "neither"),  # SAM's embeddings
     ],
 )
-def test_features_of_another_model_are_refused(missing, extra):
+def test_features_that_are_missing_are_named(missing, received):
     image = {k: x for k, x in sam2_parts.features(GRID).items() if k not in missing}
-    with pytest.raises(ValueError, match="needs .*high_res_features_0.* beside `image_embeddings`"):
-        called_directly(*clicks(1, 1), image={**image, **extra})
+    with pytest.raises(ValueError, match=f"`high_res_features_0` and .*Received: {received}"):
+        called_directly(*clicks(1, 1), image=image)

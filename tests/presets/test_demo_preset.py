@@ -11,6 +11,7 @@ import keras_sam
 from keras_sam.evaluation import center_click, mask_iou
 from keras_sam.presets import list_presets, locate
 from tests.coins_truth import coins
+from tools import train_demo_preset
 
 NAME = "sam_tiny_demo"
 
@@ -43,10 +44,20 @@ def test_what_the_metadata_says(segmenter):
     assert metadata["parameters"] == segmenter.count_params()
     assert metadata["image_encoder_parameters"] == segmenter.image_encoder.count_params()
     assert metadata["tensors"] == len(segmenter.backbone.weights)
+    assert metadata["limits"] == train_demo_preset.LIMITS and "sam_base_sa1b" in metadata["limits"]
     assert metadata["license"] == "Apache-2.0" and metadata["sources"] == []
     training = metadata["training"]
     assert {"minutes", "hardware", "seed", "recipe", "results"} <= training.keys()
     assert min(map(len, training["results"].values())) > 5
+
+
+def test_with_the_settings_that_it_recommends_everything_finds_the_coins(predictor):
+    recommended = predictor.segmenter.generator_settings
+    assert recommended["pred_iou_thresh"] < 0.88 and recommended["stability_score_thresh"] < 0.95
+    generator = keras_sam.SAMAutomaticMaskGenerator(predictor, points_per_side=12)
+    found = [record["segmentation"] for record in generator.generate(verbose=0)]
+    ious = [max(mask_iou(mask, coin) for mask in found) for coin in coins()[1]]
+    assert np.count_nonzero(np.array(ious) >= 0.7) >= 20
 
 
 def test_boxes_around_coins_give_coins(predictor):

@@ -237,8 +237,9 @@ def test_photographs_of_phones_count_as_images(folder, ending):
         (lambda f: SA1BFolder(f / "images"), "JSON file of the same name"),
         (lambda f: CocoObjects(coco_file(f, [], "gone.png"), f / "images"), r"gone\.png"),
         (lambda f: CocoObjects(f / "images" / "a.png", f), "valid JSON|decode"),
+        (lambda f: CocoObjects(f, f / "a.json"), "must be a JSON file.*Received: the folder"),
     ],
-    ids=["no image", "no masks", "no JSON", "a missing image", "no COCO file"],
+    ids=["no image", "no masks", "no JSON", "a missing image", "no COCO file", "swapped"],
 )
 def test_bad_folders(folder, make, message):
     with pytest.raises(ValueError, match=message):

@@ -6,6 +6,7 @@ function serves all tests of this file; each starts from the same weights.
 
 import contextlib
 import csv
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -135,7 +136,9 @@ class Embedded:
     """Four encoded images with one or two objects each, as `ObjectBatches` would have them."""
 
     def __init__(self, x, y):
-        self._items = [(x["image_embeddings"][i % 2], y["masks"][i % 2]) for i in (0, 1, 1, 0)]
+        self._items = [
+            ({"image_embeddings": x["image_embeddings"][i]}, y["masks"][i]) for i in (0, 1, 1, 0)
+        ]
 
     def __len__(self):
         return len(self._items)
@@ -346,6 +349,14 @@ def test_weights_in_half_precision_are_refused_before_the_first_batch(dtype):
     assert np.isfinite(segmenter.evaluate(x, y, verbose=0)[0])
 
 
+@pytest.mark.parametrize("train", ["fit", "train_on_batch"])
+def test_nothing_is_said_of_the_layers_for_masks_where_no_prompt_has_one(train, recwarn):
+    segmenter, (x, y) = small_segmenter(), ragged_data()
+    segmenter.compile(optimizer=keras.optimizers.AdamW(1e-3))
+    getattr(segmenter, train)(x, y)
+    assert not [w for w in recwarn if "Gradients" in str(w.message)]
+
+
 @pytest.mark.parametrize(
     ("argument", "instead"),
     [({"class_weight": {0: 1.0, 1: 2.0}}, "sample_weight"), ({"validation_split": 0.5}, "data=")],
@@ -362,6 +373,14 @@ def test_objects_without_prompts_name_both_remedies():
     source = [*zip(x["images"], y["masks"], strict=True)]
     with pytest.raises(ValueError, match=r'`prompts="boxes"`.*`keras_sam.training.SAMTrainer`'):
         segmenter.fit(ObjectBatches(source), verbose=0)
+
+
+@pytest.mark.parametrize("paths", [["a.png", "b.png"], [Path("a.png")]])
+def test_targets_are_read_before_they_are_passed(paths):
+    segmenter, (x, y) = small_segmenter(), ragged_data()
+    segmenter.compile(optimizer="adamw")
+    with pytest.raises(ValueError, match="must be arrays. Received: .*a.png.*MaskFolder"):
+        segmenter.train_on_batch(x, {"masks": [paths, y["masks"][1]]})
 
 
 def test_targets_are_checked_with_embeddings_too(fresh):

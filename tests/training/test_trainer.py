@@ -169,6 +169,23 @@ def test_bad_settings(segmenter, settings, message):
         SAMTrainer(segmenter, **settings)
 
 
+def test_what_is_no_batch_names_what_makes_batches(segmenter):
+    x, y = images_and_targets()
+    trainer = SAMTrainer(segmenter)
+    with pytest.raises(RuntimeError, match=r"needs a compiled trainer: call `trainer.compile"):
+        trainer.fit(x, y)
+    trainer.compile()
+    source = [*zip(x["images"], y["masks"], strict=True)]
+    with pytest.raises(ValueError, match="ndarray of shape.*ObjectBatches.source.` makes batches"):
+        trainer.fit(source, verbose=0)
+
+
+def test_predict_is_the_segmenters(segmenter):
+    x, _ = ragged_data()
+    actual, expected = (m.predict(x, verbose=0) for m in (SAMTrainer(segmenter), segmenter))
+    np.testing.assert_array_equal(actual["masks"], expected["masks"])
+
+
 def test_prompts_are_refused_because_they_would_be_ignored(segmenter):
     x, y = ragged_data()
     with pytest.raises(ValueError, match="simulates the prompts"):

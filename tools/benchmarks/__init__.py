@@ -7,6 +7,7 @@ from benchmarks.decoding import decoder
 from benchmarks.encoding import encoder, hiera, huge
 from benchmarks.generation import everything, memory
 from benchmarks.loading import imports, load
+from benchmarks.neighbour import busy
 from benchmarks.prediction import click
 from benchmarks.quantizing import int8
 from benchmarks.run_lengths import rle
@@ -25,6 +26,7 @@ CASES = {
     "train": train,
     "huge": huge,
     "int8": int8,
+    "busy": busy,
 }
 # They take minutes, and gigabytes or a preset of ours: they run only when they are named.
-ON_REQUEST = ("huge", "int8")
+ON_REQUEST = ("huge", "int8", "busy")

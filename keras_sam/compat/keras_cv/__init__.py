@@ -26,6 +26,14 @@ from keras_sam.compat.keras_cv.models import (
     ViTDetLBackbone,
 )
 
+__version__ = "0.9.0"  # of the names that are here, for code that prints it or asks for one
+
+
+def version() -> str:
+    """KerasCV's version whose names are here."""
+    return __version__
+
+
 __all__ = [
     "SAMMaskDecoder",
     "SAMPromptEncoder",
@@ -40,4 +48,5 @@ __all__ = [
     "layers",
     "models",
     "src",
+    "version",
 ]

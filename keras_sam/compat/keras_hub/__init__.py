@@ -11,7 +11,13 @@ from typing import Any
 from keras_sam import presets
 from keras_sam.compat.keras_hub import layers, models
 
-__all__ = ["layers", "models", "upload_preset"]
+__all__ = ["layers", "models", "upload_preset", "version"]
+__version__ = "0.32.0"  # of the names that are here, for code that prints it or asks for one
+
+
+def version() -> str:
+    """KerasHub's version whose names are here."""
+    return __version__
 
 
 def upload_preset(uri: str, preset: str | os.PathLike, **options: Any) -> None:

@@ -15,6 +15,8 @@ from keras_sam.mask_generator.generator import SAMAutomaticMaskGenerator
 class SamAutomaticMaskGenerator:
     """Segments everything in an image.
 
+    The defaults are Meta's, whatever the model recommends (`SAMImageSegmenter.generator_settings`).
+
     Args:
         model: a `Sam`, as `sam_model_registry` makes it.
         points_per_side: see `keras_sam.SAMAutomaticMaskGenerator`, which has all of these.
@@ -97,5 +99,6 @@ class SamAutomaticMaskGenerator:
             crop_n_points_downscale_factor=self.crop_n_points_downscale_factor,
             min_mask_region_area=self.min_mask_region_area,
             output_mode=self.output_mode,
+            use_m2m=False,
             **grids,
         )

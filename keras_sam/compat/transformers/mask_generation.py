@@ -67,8 +67,8 @@ class MaskGenerationPipeline:
         output_rle_mask=False,
         output_bboxes_mask=False,
     ):
-        if isinstance(image, (str, os.PathLike)):
-            image = Image.fromarray(load_image(image))
+        if isinstance(image, (str, os.PathLike, Image.Image)):
+            image = Image.fromarray(load_image(image))  # upright by its EXIF, as in transformers
         processor = self.image_processor
         crops, clicks, images, labels = processor.generate_crop_boxes(
             image,
