@@ -2,13 +2,15 @@
 
     python tools/compare_with_meta.py                        # ViT-B, one process per backend
     python tools/compare_with_meta.py --model huge --backend jax
+    python tools/compare_with_meta.py --model hq_base        # SAM-HQ, beside its released code
     python tools/compare_with_meta.py --model sam2.1_hiera_tiny
 
 Meta's code writes a `.pth` of random weights and its answers; each backend loads that file with
 `from_preset` and computes the same. Prints the differences as a fraction of Meta's largest value,
 the pixels of masks that differ, and seconds. Needs the package with its test extra, and
-`segment-anything-py` or `sam2`. Takes 5 GB of memory and a few minutes for ViT-B. The exit code is
-1 if a difference exceeds the tolerance: 1e-4 of the largest value, and 0.01 % of a mask's pixels.
+`segment-anything-py`, `segment-anything-hq` or `sam2`. Takes 5 GB of memory and a few minutes for
+ViT-B. The exit code is 1 if a difference exceeds the tolerance: 1e-4 of the largest value, and
+0.01 % of a mask's pixels.
 """
 
 import argparse
@@ -23,7 +25,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = ("jax", "torch", "tensorflow")
-VITS = ("base", "large", "huge")
+SIZES = ("base", "large", "huge")
+VITS = (*SIZES, *(f"hq_{size}" for size in SIZES))
 HIERAS = tuple(f"sam2.1_hiera_{size}" for size in ("tiny", "small", "base_plus", "large"))
 SIZE = (1200, 1800)  # its short side is rounded up, to 683
 BOUND, PIXEL_BOUND = 1e-4, 1e-4
@@ -97,6 +100,8 @@ def ask(folder, name):
     image = photograph()
     seconds["encode"] = timed(predictor.set_image, image)[0]
     answers = {"embedding": predictor.get_image_embedding().permute(0, 2, 3, 1).numpy()}
+    if hasattr(predictor, "interm_features"):  # SAM-HQ's
+        answers["early_features"] = predictor.interm_features[0].numpy()
     previous = None
     for prompt, given in PROMPTS.items():
         for multimask_output in (True, False):
@@ -109,7 +114,7 @@ def ask(folder, name):
             }
             spent, (masks, scores, logits) = timed(predictor.predict, **arguments)
             seconds.setdefault("predict", spent)
-            key = f"{prompt}, {'three masks' if multimask_output else 'one mask'}"
+            key = f"{prompt}, {'candidates' if multimask_output else 'one mask'}"
             answers |= {f"{key}/masks": masks, f"{key}/scores": scores, f"{key}/logits": logits}
             if previous is None:
                 previous = logits[:1]
@@ -118,11 +123,13 @@ def ask(folder, name):
     print("seconds: " + ", ".join(f"{key} {value:.2f}" for key, value in seconds.items()))
 
 
-def sam_predictor(size):
+def sam_predictor(name):
+    from tests.hq_oracle import import_segment_anything_hq
     from tests.meta_oracle import import_segment_anything
     from tests.parity.oracles import randomize
 
-    meta = import_segment_anything()
+    size = name.removeprefix("hq_")
+    meta = import_segment_anything() if size == name else import_segment_anything_hq()
     return meta.SamPredictor(randomize(meta.sam_model_registry[f"vit_{size[0]}"](), seed=0))
 
 
@@ -164,6 +171,10 @@ def compare(folder):
     print(f"\n{keras.backend.backend()}, {segmenter.count_params():,} weights")
     worst = {"encoder": difference(predictor.image_embeddings, expected["embedding"])}
     print(f"  {'image embedding':34}{worst['encoder']:9.1e}")
+    if "early_features" in expected:
+        early = predictor.features["early_features"]
+        worst["early"] = difference(early, expected["early_features"])
+        print(f"  {'early features':34}{worst['early']:9.1e}")
     print(f"  {'':34}{'logits':>9}{'scores':>9}{'mask pixels':>13}")
     seconds = []
     for prompt, given in PROMPTS.items():
@@ -172,7 +183,7 @@ def compare(folder):
             arguments = {**given, "masks": masks, "multimask_output": multimask_output}
             spent, answer = timed(predictor.predict, **arguments)
             seconds.append(spent)
-            key = f"{prompt}, {'three masks' if multimask_output else 'one mask'}"
+            key = f"{prompt}, {'candidates' if multimask_output else 'one mask'}"
             pixels = np.mean(answer[0] != (expected[f"{key}/masks"] > 0))
             scores = difference(answer[1], expected[f"{key}/scores"])
             logits = difference(answer[2], expected[f"{key}/logits"])
