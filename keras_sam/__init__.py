@@ -44,6 +44,7 @@ _MODULES = (
     "boxes",
     "compat",
     "evaluation",
+    "export",
     "geometry",
     "layers",
     "losses",

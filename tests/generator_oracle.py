@@ -8,6 +8,7 @@ thresholds of its own, at which no candidate lies near a threshold; they depend 
 import contextlib
 import functools
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -145,8 +146,7 @@ class Watch:
 
     @contextlib.contextmanager
     def on(self, generator):
-        from segment_anything import automatic_mask_generator as module
-
+        module = sys.modules[type(generator).__module__]  # Meta's, or one made from it
         wrapped = {
             "calculate_stability_score": self._stability,
             "is_box_near_crop_edge": self._edge,

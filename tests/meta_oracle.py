@@ -23,7 +23,7 @@ def import_segment_anything():
         pytest.skip("segment-anything-py, the oracle, is not installed")
     if importlib.util.find_spec("torchvision") is not None:
         return importlib.import_module("segment_anything")
-    names = _install_stand_in()
+    names = install_stand_in()
     try:
         return importlib.import_module("segment_anything")
     finally:
@@ -119,7 +119,7 @@ def small_meta():
     )
 
 
-def _install_stand_in():
+def install_stand_in():
     """Puts a `torchvision` with the four functions into `sys.modules` and returns its names."""
     contents = {
         "torchvision": {},

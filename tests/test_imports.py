@@ -34,6 +34,7 @@ LEVELS = {
     "pixel_values": 0,
     "presets": 0,
     "prompts": 0,
+    "runtimes": 0,
     # 1: Keras layers
     "backends": 1,
     "layers": 1,
@@ -44,6 +45,7 @@ LEVELS = {
     # 3: using a model
     "compat": 3,
     "evaluation": 3,
+    "export": 3,
     "mask_generator": 3,
     "predictor": 3,
     "training": 3,
@@ -402,12 +404,13 @@ def test_threads_that_wait_sleep_soon_unless_the_user_chose(given, count):
 
 
 NAMESPACES = {
-    "layers": "MLP MultiHeadAttentionWithDownsampling RandomFrequencyPositionalEmbeddings "
-    "SAM2MaskDecoder SAMImageConverter SAMMaskDecoder SAMPromptEncoder "
-    "TwoWayMultiHeadAttention TwoWayTransformer WindowAttention WindowedTransformerEncoder",
+    "layers": "ConvNorm InvertedBottleneck MLP MultiHeadAttentionWithDownsampling "
+    "OffsetBiasAttention RandomFrequencyPositionalEmbeddings SAM2MaskDecoder SAMHQMaskDecoder "
+    "SAMImageConverter SAMMaskDecoder SAMPromptEncoder TinyViTBlock TwoWayMultiHeadAttention "
+    "TwoWayTransformer WindowAttention WindowedTransformerEncoder",
     "models": "Backbone HieraBackbone ImageSegmenter SAM2ImageSegmenter "
-    "SAM2ImageSegmenterPreprocessor SAMBackbone SAMImageSegmenter "
-    "SAMImageSegmenterPreprocessor ViTDetBackbone",
+    "SAM2ImageSegmenterPreprocessor SAMBackbone SAMHQImageSegmenter SAMImageSegmenter "
+    "SAMImageSegmenterPreprocessor TinyViTBackbone ViTDetBackbone",
 }
 
 

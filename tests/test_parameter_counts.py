@@ -7,15 +7,29 @@ import sys
 
 import pytest
 
+from tests.hq_oracle import import_segment_anything_hq
 from tests.meta_oracle import import_segment_anything
 
-# name -> (all, image encoder, tensors); prompt encoder and mask decoder are the same in all three.
+# name -> (all, image encoder, tensors); the prompt encoder is the same in all of them.
 RELEASED = {
     "sam_base_sa1b": (93_735_728, 89_670_912, 314),
     "sam_large_sa1b": (312_343_088, 308_278_272, 482),
     "sam_huge_sa1b": (641_090_864, 637_026_048, 594),
+    # With the averages of batch norm; tests/parity/test_mobile_sam.py counts MobileSAM's own.
+    "mobile_sam": (9_818_564, 5_753_748, 408),
+    "sam_hq_base": (94_806_832, 89_670_912, 339),
+    "sam_hq_large": (313_676_336, 308_278_272, 507),
+    "sam_hq_huge": (642_686_256, 637_026_048, 619),
+    "sam_hq_tiny": (10_267_076, 5_753_748, 433),
 }
-PROMPT_ENCODER, MASK_DECODER = 6_476, 4_058_340
+PROMPT_ENCODER = 6_476
+MASK_DECODERS = {
+    "sam_hq_base": 5_129_444,
+    "sam_hq_large": 5_391_588,
+    "sam_hq_huge": 5_653_732,
+    "sam_hq_tiny": 4_506_852,
+}
+MASK_DECODER = 4_058_340  # of all others
 # The same of SAM 2; SAM 2.1 has as many. transformers counts 256 less: the frozen frequencies.
 HIERA = {
     "tiny": (31_440_977, 27_244_064, 311),
@@ -50,7 +64,8 @@ def counts():
 @pytest.mark.parametrize("name", RELEASED)
 def test_our_models(counts, name):
     everything, image_encoder, tensors = RELEASED[name]
-    assert counts[name] == [everything, image_encoder, PROMPT_ENCODER, MASK_DECODER, tensors]
+    decoder = MASK_DECODERS.get(name, MASK_DECODER)
+    assert counts[name] == [everything, image_encoder, PROMPT_ENCODER, decoder, tensors]
 
 
 @pytest.mark.parametrize("size", HIERA)
@@ -110,15 +125,27 @@ def test_the_presets_say_so(name):
     assert said == RELEASED[name]
 
 
-@pytest.mark.parametrize("name", RELEASED)
-def test_metas_models(name):
-    import_segment_anything()
-    import torch
-    from segment_anything import sam_model_registry
+# What TinyViT's code has besides: the classifier that it was trained with, which nothing calls, and
+# for each of its batch norms the number of training steps.
+CLASSIFIER = 321_640
+NOT_OURS = (".norm_head.", ".head.", "num_batches_tracked", "attention_bias_idxs", "attn.ab")
 
-    with torch.device("meta"):  # shapes without values
-        model = sam_model_registry[f"vit_{name.split('_')[1][0]}"]()
+
+@pytest.mark.parametrize("name", [name for name in RELEASED if name.startswith("sam_")])
+def test_their_models(name):
+    family, size = name.split("_")[1:] if "hq" in name else ("sam", name.split("_")[1])
+    registry = (import_segment_anything_hq if family == "hq" else import_segment_anything)()
+    import torch
+
+    # Shapes without values, but TinyViT's code reads some.
+    with torch.device("cpu" if size == "tiny" else "meta"):
+        model = registry.sam_model_registry["vit_tiny" if size == "tiny" else f"vit_{size[0]}"]()
     state = model.state_dict()
+    if size == "tiny":
+        others = {k: v for k, v in state.items() if any(part in k for part in NOT_OURS)}
+        floats = [v.numel() for v in others.values() if v.is_floating_point()]
+        assert sum(floats) == CLASSIFIER
+        state = {k: v for k, v in state.items() if k not in others}
     everything, image_encoder, tensors = RELEASED[name]
     assert sum(values.numel() for values in state.values()) == everything
     assert (

@@ -36,13 +36,14 @@ RUN_ONCE = (
     "tests/test_openvino.py",
     "tests/test_tools.py",
 )
-# The backends, and Meta's code, which is no part of the test extra: where one is missing, tests
-# would be skipped instead of failing.
+# The backends, and the released code, which is no part of the test extra: where one is missing,
+# tests would be skipped instead of failing.
 ORACLES = """
 import jax, openvino, tensorflow, torch
 from importlib.metadata import version
-for name in ("segment-anything-py", "sam2"):
-    version(name)  # they import torchvision, for which the tests have a stand-in
+# These import torchvision, and some timm, for which the tests have stand-ins.
+for name in ("segment-anything-py", "mobilesam-mirror", "segment-anything-hq", "sam2"):
+    version(name)
 """
 # What compiles every shape takes longest: in some steps, it fills the machine.
 PARTS = {
@@ -190,8 +191,9 @@ def install(environment: Environment) -> None:
     environment.pip(*pinned, tensorflow, "jax", "openvino", what=f"{tensorflow}, jax, openvino")
     extras = "kaggle,hub,plot,train,export,test"
     environment.pip(*pinned, "-e", f".[{extras}]", what="keras-sam and the test oracles")
-    # It asks for an unpinned torchvision, which would replace the torch that is installed.
-    environment.pip(*pinned, "--no-deps", "segment-anything-py", what="segment-anything-py")
+    # They ask for an unpinned torchvision, which would replace the torch that is installed.
+    for oracle in ("segment-anything-py", "mobilesam-mirror", "segment-anything-hq"):
+        environment.pip(*pinned, "--no-deps", oracle, what=oracle)
     # Its build asks for a torch of its own, and for CUDA, for an extension that no test needs.
     environment.pip("setuptools", "wheel", what="what builds sam2")
     alone = ("--no-deps", "--no-build-isolation")

@@ -75,6 +75,68 @@ def layer_norm(
     return ops.layer_normalization(x, gamma, beta, -1, epsilon)
 
 
+def convolve(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None = None,
+    strides: int = 1,
+    activation: Activation | None = None,
+    training: bool | None = None,
+) -> Tensor:
+    """`activation(convolution + bias)` of `(B, h, w, channels)` by `(k, k, channels, filters)`.
+
+    `k` is odd, and `k // 2` zeros are put around the map on each side. Keras's own padding would
+    put more at the end where strides are larger than 1.
+    """
+    x = pad_map(x, kernel.shape[0] // 2)
+    out = ops.conv(x, ops.cast(kernel, x.dtype), strides=strides, padding="valid")
+    return activate(add_bias(out, bias), activation, training)
+
+
+def convolve_depthwise(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None = None,
+    strides: int = 1,
+    activation: Activation | None = None,
+    training: bool | None = None,
+    edges: tuple[bool, bool] = (True, True),
+) -> Tensor:
+    """`convolve`, each channel by itself: the kernel is `(k, k, channels, 1)`.
+
+    Zeros are put above and below the map where `edges` says so, and on both sides always.
+    """
+    x = pad_map(x, kernel.shape[0] // 2, edges)
+    out = ops.depthwise_conv(x, ops.cast(kernel, x.dtype), strides=strides, padding="valid")
+    return activate(add_bias(out, bias), activation, training)
+
+
+def pad_map(x: Tensor, width: int, edges: tuple[bool, bool] = (True, True)) -> Tensor:
+    """Zeros around a map `(B, h, w, channels)`, see `convolve_depthwise`."""
+    top, bottom = (width * edge for edge in edges)
+    return ops.pad(x, [(0, 0), (top, bottom), (width, width), (0, 0)])
+
+
+def add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    """`x + bias` in the dtype of `x`, or `x` if there is none."""
+    return x if bias is None else x + ops.cast(bias, x.dtype)
+
+
+def in_strips(
+    function: Callable[[Tensor, tuple[bool, bool]], Tensor],
+    x: Tensor,
+    strides: int,
+    numbers_per_row: int,
+) -> Tensor:
+    """`function(x, (True, True))`, which may be computed some rows of the map at a time.
+
+    Row `i` of the output depends on the rows `strides * i - 1` to `strides * i + 1` of `x`. The
+    function gets rows, and whether the first and the last of them are the map's own.
+    `numbers_per_row` is how many numbers it makes at once for a row.
+    """
+    return function(x, (True, True))
+
+
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """`x @ y` of the last two axes."""
     return ops.matmul(x, y)
@@ -154,6 +216,17 @@ def attend(
     if math.prod(grid) >= ROWS_FROM_TOKENS:
         return attend_by_rows(query, key, value, rel_pos_bias, grid, softmax=softmax)
     return ops.matmul(attention_map(query, key, rel_pos_bias, grid, softmax), value)
+
+
+def attend_with_bias(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, training: bool | None = None
+) -> Tensor:
+    """Attention with a bias `(D, tokens, tokens)` of the logits that all windows share.
+
+    Query, key, value and result are `(N, D, tokens, c)`.
+    """
+    logits = ops.matmul(query * query.shape[3] ** -0.5, ops.transpose(key, (0, 1, 3, 2)))
+    return ops.matmul(softmax_float32(logits + ops.cast(bias, logits.dtype)), value)
 
 
 def attend_by_rows(

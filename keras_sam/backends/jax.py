@@ -6,6 +6,7 @@ import weakref
 
 import jax
 import keras
+import numpy as np
 from keras import ops
 
 from keras_sam.backends import generic, private
@@ -37,6 +38,38 @@ def dense_add(x, kernel, bias, other, activation=None, training=None):
 def matmul_transposed(x, y):
     """`x @ y.T` of the last two axes; XLA would first transpose `y` in memory."""
     return ops.einsum("...ac,...bc->...ab", x, y)
+
+
+def convolve_depthwise(
+    x, kernel, bias=None, strides=1, activation=None, training=None, edges=(True, True)
+):
+    """Each channel by itself; on a CPU as a sum of products, one for each place of the kernel.
+
+    XLA's own convolution goes through the channels one by one there.
+    """
+    if jax.default_backend() != "cpu":
+        return generic.convolve_depthwise(x, kernel, bias, strides, activation, training, edges)
+    k, kernel = kernel.shape[0], ops.cast(kernel, x.dtype)
+    # The barrier keeps XLA from computing the map once for each place.
+    x = jax.lax.optimization_barrier(generic.pad_map(x, k // 2, edges))
+    h, w = ((n - k) // strides + 1 for n in x.shape[1:3])
+    out = 0.0
+    for i, j in np.ndindex(k, k):
+        places = x[:, i : i + strides * h : strides, j : j + strides * w : strides]
+        out = out + places * kernel[i, j, :, 0]
+    return activate(generic.add_bias(out, bias), activation, training)
+
+
+def attend_with_bias(query, key, value, bias, training=None):
+    """Attention with a bias that windows share: on a CPU one window after the other."""
+    if training or not runs_sequentially():
+        return generic.attend_with_bias(query, key, value, bias)
+
+    def one_window(x):
+        query, key, value = (ops.expand_dims(part, 0) for part in x)
+        return generic.attend_with_bias(query, key, value, bias)[0]
+
+    return ops.map(one_window, (query, key, value))
 
 
 def attend(query, key, value, rel_pos_bias, grid, training=None):

@@ -20,6 +20,9 @@ PROMPT_CHUNK = 8  # the calls share what they know of the image
 # Rows of queries of one head that oneDNN attends with at once.
 _ROWS_PER_STEP = 4
 
+# How many numbers a strip of a map has at most, 8 MB in float32: that fits into a cache.
+_NUMBERS_PER_STRIP = 2 * 2**20
+
 # The most numbers of bias that fused attention makes at once, 50 MB in float32: those of all
 # windows of a 1024 x 1024 image, or of four rows of queries of a global block.
 _BIAS_AT_ONCE = 12 * 2**20
@@ -89,8 +92,11 @@ def matmul_transposed(x, y):
 
 
 def _is_one_product(x, y):
-    is_one = len(x.shape) == len(y.shape) and {*x.shape[:-2], *y.shape[:-2]} <= {1}
-    return is_one and x.dtype == y.dtype and _is_for_one_dnn(x) and _is_for_one_dnn(y)
+    # Where a program is traced for export, sizes are symbols, which the last test cannot compare.
+    same = len(x.shape) == len(y.shape) and x.dtype == y.dtype
+    if not (same and _is_for_one_dnn(x) and _is_for_one_dnn(y)):
+        return False
+    return {*x.shape[:-2], *y.shape[:-2]} <= {1}
 
 
 def _is_for_one_dnn(x):
@@ -134,6 +140,59 @@ def _product(x, y, bias=None, activation="none"):
     return out.reshape(*x.shape[:-1], len(y))
 
 
+def convolve(x, kernel, bias=None, strides=1, activation=None, training=None):
+    """`activation(convolution + bias)` in one call, bias and GELU included."""
+    return _convolution(x, kernel.permute(3, 2, 0, 1), bias, strides, activation)
+
+
+def convolve_depthwise(
+    x, kernel, bias=None, strides=1, activation=None, training=None, edges=(True, True)
+):
+    """`convolve`, each channel by itself."""
+    kernel = kernel.permute(2, 3, 0, 1)
+    return _convolution(x, kernel, bias, strides, activation, x.shape[-1], edges)
+
+
+def _convolution(x, kernel, bias, strides, activation, groups=1, edges=(True, True)):
+    width = kernel.shape[-1] // 2
+    if edges != (True, True):
+        x = torch.nn.functional.pad(x, (0, 0, 0, 0, *(width * edge for edge in edges)))
+    padding = [width if edges == (True, True) else 0, width]
+    kernel, bias = kernel.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    x = x.permute(0, 3, 1, 2)  # which oneDNN reads where it is, channels last
+    operation = _one_dnn_convolution()
+    if operation is not None and _is_for_one_dnn(x):
+        fused = "gelu" if activation is keras.activations.gelu else "none"
+        steps = [strides, strides]
+        out = operation(x, kernel, bias, padding, steps, [1, 1], groups, fused, [], "none")
+        activation = None if fused == "gelu" else activation
+    else:
+        out = torch.nn.functional.conv2d(x, kernel, bias, strides, padding, groups=groups)
+    out = out.permute(0, 2, 3, 1)
+    return out if activation is None else activation(out)
+
+
+@functools.cache
+def _one_dnn_convolution():
+    return private.look_up(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def in_strips(function, x, strides, numbers_per_row):
+    """`function` of some rows at a time, so that what it makes in between stays in the caches."""
+    if not _is_for_one_dnn(x):
+        return function(x, (True, True))
+    height = x.shape[1]
+    out_height = -(-height // strides)
+    rows = max(_NUMBERS_PER_STRIP // (len(x) * numbers_per_row * strides), 1)
+    outs = []
+    for top in range(0, out_height, rows):
+        bottom = min(top + rows, out_height)
+        first, last = strides * top - 1, strides * (bottom - 1) + 2
+        strip = x[:, max(first, 0) : min(last, height)]
+        outs.append(function(strip, (first < 0, last > height)))
+    return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+
+
 def softmax_float32(logits, axis=-1):
     """Softmax; of half precision torch computes it in float32, without two more passes."""
     return ops.softmax(logits, axis=axis)
@@ -158,6 +217,14 @@ def attend(query, key, value, rel_pos_bias, grid, training=None):
     if query.dtype == torch.float32:  # slower in bfloat16
         return generic.attend_fused(*inputs, _BIAS_AT_ONCE)
     return generic.attend(*inputs, softmax=softmax_float32)
+
+
+def attend_with_bias(query, key, value, bias, training=None):
+    """Attention with a bias that windows share, fused where that is faster."""
+    if query.device.type == "cpu" and query.dtype != torch.float32:
+        return generic.attend_with_bias(query, key, value, bias)
+    bias = bias.to(query.dtype).unsqueeze(0)
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
 @functools.cache
@@ -229,8 +296,10 @@ def attend_flash(query, key, value, rel_pos_bias, grid):
 
 
 def has_device(device):
-    """True: Keras cannot list torch's devices, but using one that is missing fails."""
-    return True
+    """Of GPUs; for other devices True: Keras cannot list them, but using a missing one fails."""
+    kind, _, index = device.partition(":")
+    count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    return kind != "gpu" or int(index or 0) < count
 
 
 def runs_sequentially():

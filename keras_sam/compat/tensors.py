@@ -14,7 +14,9 @@ import numpy as np
 
 from keras_sam import backends
 from keras_sam.enlarging import axis_weights, enlarge_masks
+from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.notices import notice
+from keras_sam.prompts import PADDING, Prompts, read_canonical
 
 TORCH, TENSORFLOW, JAX, NUMPY, KERAS = "pt", "tf", "jax", "np", "keras"
 LIBRARIES = (TORCH, TENSORFLOW, JAX, NUMPY, KERAS)
@@ -64,9 +66,25 @@ def like(reference: Any, array: np.ndarray) -> Any:
     return to_tensor(array, library_of(reference), getattr(reference, "device", None))
 
 
+def native(array: np.ndarray) -> Any:
+    """A numpy array as a tensor of torch where torch is imported, for results without inputs."""
+    return to_tensor(array, TORCH if sys.modules.get("torch") else NUMPY)
+
+
 def first_given(*values: Any) -> Any:
     """The first that is not None: the one whose library the results are in."""
     return next((value for value in values if value is not None), None)
+
+
+def no_prompts(segmenter: SAMImageSegmenter, batch: int) -> Prompts:
+    """What stands for no prompt at all: one object per image, whose only token is padding."""
+    empty = {
+        "points": np.zeros((batch, 1, 1, 2), "float32"),
+        "labels": np.full((batch, 1, 1), PADDING, "int32"),
+        "masks": np.zeros((batch, 0, *segmenter.mask_size, 1), "float32"),
+        "mask_given": np.zeros((batch, 0), bool),
+    }
+    return read_canonical({**empty, "num_prompts": np.ones(batch, "int32")})
 
 
 def channels_first(array: np.ndarray) -> np.ndarray:
@@ -107,7 +125,8 @@ class OnDevice:
     """The methods of a torch module that say where it is and what it is used for.
 
     Keras runs on the device that its backend finds, so they only keep the name for tensors that
-    are made for the model.
+    are made for the model. Whatever else a module has, such as `train` and `parameters`, it has
+    for gradients, and the error for it names what has them here.
     """
 
     _device: Any = "cpu"
@@ -153,3 +172,10 @@ class OnDevice:
     def eval(self) -> Any:
         """Returns the model itself: it predicts, always."""
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"`{type(self).__name__}` has no attribute `{name}` here: it only predicts, with the "
+            "`keras_sam.SAMImageSegmenter` that the whole model keeps as `segmenter`. That one has "
+            "the weights and the parts, and trains with `freeze`, `compile` and `fit`."
+        )

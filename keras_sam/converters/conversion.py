@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_sam.converters import sam, sam2, torch_tables
+from keras_sam.converters import mobile_sam, sam, sam2, sam_hq, torch_tables
 from keras_sam.converters.family import PARTS, Family
 from keras_sam.converters.tables import (
     Tensor,
@@ -17,7 +17,7 @@ from keras_sam.converters.tables import (
 )
 
 # Where names fit several families, the first one counts: special ones come first.
-FAMILIES = (sam2.FAMILY, sam.FAMILY)
+FAMILIES = (sam2.FAMILY, sam_hq.FAMILY, mobile_sam.FAMILY, sam.FAMILY)
 _FORMATS = tuple((family, known) for family in FAMILIES for known in family.formats)
 
 # What other programs store in a Keras file besides the model's weights.
@@ -27,7 +27,6 @@ KERAS_EXTRAS = (r"(.*/)?seed_generator(_\d+)?/.*", r"(.*/)?optimizer/.*", r"(.*/
 # Names by which other models are recognised, for the error message.
 _OTHERS = (
     (r".*\b(hf_token|hq_token)\b.*", "SAM-HQ"),
-    (r".*patch_embed\.seq\..*", "MobileSAM (TinyViT)"),
     (r".*(image_encoder\.trunk\.|sam_mask_decoder\.).*", "SAM 2"),
     (r".*vision_encoder\.backbone\..*", "transformers' SAM 2"),
     (r".*memory_(attention|encoder)\..*", "SAM 2's memory for videos without its image model"),
@@ -173,7 +172,7 @@ def looks_like(tensors) -> str:
 
 def to_meta(arrays: dict, family: Family = sam.FAMILY) -> dict[str, Tensor]:
     """Our variables under the names and in the layout of the original code."""
-    return to_foreign(arrays, family.meta_rows(arrays))
+    return to_foreign(arrays, family.meta_rows(arrays)) | family.meta_extras(arrays)
 
 
 def _recognise(tensors):

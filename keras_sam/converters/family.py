@@ -44,7 +44,8 @@ class Family(NamedTuple):
     registered with Keras; an image encoder may be of several. `encoder_paths` is a regular
     expression for the beginning of the image encoder's variables. `infer_parts(shapes, hints)`
     gives the parts of the model that tensors of these shapes belong to, each with `registered_name`
-    and `config`. `meta_rows(arrays)` is the table of the names in the original code.
+    and `config`. `meta_rows(arrays)` is the table of the names in the original code, and
+    `meta_extras(arrays)` gives tensors that this code asks for besides.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Family(NamedTuple):
     infer_parts: Callable[[dict, dict], dict[str, dict[str, Any]]]
     meta_rows: Callable[[Iterable[str]], tuple]
     transformers: TransformersLayout | None = None
+    meta_extras: Callable[[dict], dict] = lambda arrays: {}
 
 
 def count_layers(names: Iterable[str], pattern: str) -> int:

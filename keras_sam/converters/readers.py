@@ -59,6 +59,11 @@ def read_checkpoint(path, checkpoint_key: str | None = None) -> dict[str, Tensor
     ```
     """
     path = os.fspath(path)
+    if os.path.isdir(path):
+        raise FileNotFoundError(
+            f"The checkpoint must be a file. Received: {path!r}, a folder. Name the file of its "
+            "weights, such as model.weights.h5 or model.safetensors; `from_preset` reads folders."
+        )
     if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no checkpoint file at {path!r}.")
     try:

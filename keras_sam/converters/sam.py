@@ -95,6 +95,31 @@ def infer_config(shapes: dict, hints: dict | None = None) -> dict:
     return config
 
 
+def infer_others(shapes: dict, frame: Sequence[int], stride: int, hints: dict) -> dict[str, dict]:
+    """The parts besides the image encoder, as `infer_parts` gives them; none if the file has none.
+
+    Args:
+        shapes: see `infer_config`.
+        frame: the image encoder's frame `(H, W)`.
+        stride: int. How many of its pixels a cell of the embedding has.
+        hints: see `infer_config`.
+
+    Raises:
+        ValueError: see `infer_config`.
+    """
+    if not any(name.startswith(("prompt_encoder/", "mask_decoder/")) for name in shapes):
+        return {}
+    check_ranks(shapes, OTHER_NEEDS)
+    configs = {
+        "prompt_encoder": prompt_encoder_config(shapes, frame, stride, hints),
+        "mask_decoder": mask_decoder_config(shapes, hints),
+    }
+    return {
+        name: {"registered_name": _CLASSES[name][0], "config": config}
+        for name, config in configs.items()
+    }
+
+
 def image_encoder_config(shapes: dict, hints: dict) -> dict:
     """The arguments of the `ViTDetBackbone` with these shapes."""
     patch, _, channels, hidden = shapes["patch_embedding/kernel"]
@@ -128,9 +153,9 @@ def image_encoder_config(shapes: dict, hints: dict) -> dict:
         if (hidden, layers) not in _RELEASED:
             raise ValueError(
                 "The file has no tables of relative positions, which would tell the number of "
-                f"heads, and no released model has {layers} blocks of {hidden} channels. Put a "
-                "config.json with the number of heads beside it, or load it into a model that "
-                "you have built."
+                f"heads, and no released model has {layers} blocks of {hidden} channels. Make the "
+                "model first, with `from_preset(folder, load_weights=False)` of a preset of its "
+                "sizes or of the parts, and call `segmenter.load_checkpoint(path)`."
             )
         heads, global_layers = _RELEASED[hidden, layers]
         config["num_heads"] = heads

@@ -111,6 +111,7 @@ class Layout(NamedTuple):
 SAME = Layout()
 LINEAR = Layout(2, (1, 0))  # (out, in) to (in, out)
 CONV = Layout(4, (2, 3, 1, 0))  # (out, in, h, w) to (h, w, in, out); also for transposed ones
+DEPTHWISE = Layout(4, (2, 3, 0, 1))  # (channels, 1, h, w) to (h, w, channels, 1)
 
 
 class Row(NamedTuple):
@@ -137,7 +138,14 @@ def torch_rows(table: Iterable[tuple[str, str, str]]) -> tuple[Row, ...]:
         "dense": ((".weight", "/kernel", LINEAR), (".bias", "/bias", SAME)),
         "conv": ((".weight", "/kernel", CONV), (".bias", "/bias", SAME)),
         "conv_no_bias": ((".weight", "/kernel", CONV),),
+        "depthwise": ((".weight", "/kernel", DEPTHWISE),),
         "norm": ((".weight", "/gamma", SAME), (".bias", "/beta", SAME)),
+        "batch_norm": (
+            (".weight", "/gamma", SAME),
+            (".bias", "/beta", SAME),
+            (".running_mean", "/moving_mean", SAME),
+            (".running_var", "/moving_variance", SAME),
+        ),
         "embedding": ((".weight", "", SAME),),
         "tensor": (("", "", SAME),),
     }
@@ -152,6 +160,10 @@ def keras_rows(table: Iterable[tuple[str, str, str]]) -> tuple[Row, ...]:
         "conv": weights,
         "conv_no_bias": weights[:1],
         "norm": (("/vars/0", "/gamma", SAME), ("/vars/1", "/beta", SAME)),
+        "batch_norm": tuple(
+            (f"/vars/{n}", f"/{name}", SAME)
+            for n, name in enumerate(("gamma", "beta", "moving_mean", "moving_variance"))
+        ),
         "embedding": (("/vars/0", "", SAME),),
         "tensor": (("", "", SAME),),
     }

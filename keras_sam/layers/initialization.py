@@ -41,18 +41,21 @@ def released_initializer(
 def build_part(
     layer: keras.layers.Layer, input_shape: tuple, initializer_range: float | None = None
 ) -> keras.layers.Layer:
-    """Builds a Dense, Conv2D or Conv2DTranspose part with its released initial values.
+    """Builds a Dense or convolution part with its released initial values.
 
     Of `input_shape` only the channels count. With an `initializer_range`, biases are zero.
     """
     fan_in = input_shape[-1]
-    if isinstance(layer, keras.layers.Conv2DTranspose):
+    kernel = "kernel"
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        kernel, fan_in = "depthwise", math.prod(layer.kernel_size)
+    elif isinstance(layer, keras.layers.Conv2DTranspose):
         # PyTorch counts the output channels here, because its transposed
         # kernels are stored (in, out, h, w).
         fan_in = layer.filters * math.prod(layer.kernel_size)
     elif isinstance(layer, keras.layers.Conv2D):
         fan_in = input_shape[-1] * math.prod(layer.kernel_size)
-    initializers = {"kernel_initializer": released_initializer(fan_in, initializer_range)}
+    initializers = {f"{kernel}_initializer": released_initializer(fan_in, initializer_range)}
     if initializer_range is None:
         initializers["bias_initializer"] = released_initializer(fan_in)
     for name, initializer in initializers.items():

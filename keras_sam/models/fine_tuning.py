@@ -19,13 +19,16 @@ class FineTuning:
     earlier `compile`, because an optimizer knows the variables that it was made for.
     """
 
+    # What `freeze` and `unfreeze` take.
+    parts: tuple[str, ...] = PARTS
     _saved_lora = None
 
     def freeze(self, *parts: str) -> None:
         """Leaves parts out of training, in addition to those that are frozen already.
 
         Args:
-            *parts: any of `"image_encoder"`, `"prompt_encoder"` and `"mask_decoder"`.
+            *parts: any of `"image_encoder"`, `"prompt_encoder"` and `"mask_decoder"`; of a
+                `SAMHQImageSegmenter` also `"sam_decoder"`, the part of its decoder that SAM has.
 
         Raises:
             ValueError: for other names, or none.
@@ -36,8 +39,8 @@ class FineTuning:
         tiny_segmenter.freeze("image_encoder", "prompt_encoder")
         ```
         """
-        for name in _checked(parts):
-            getattr(self, name).trainable = False
+        for name in self._checked(parts):
+            self._set_trainable(name, False)
         self.uncompile()
 
     def unfreeze(self, *parts: str) -> None:
@@ -49,12 +52,20 @@ class FineTuning:
         Raises:
             ValueError: for other names, or none.
         """
-        for name in _checked(parts):
-            part = getattr(self, name)
-            part.trainable = True
-            if _lora_layers(part):
-                _train_lora_alone(part)
+        for name in self._checked(parts):
+            self._set_trainable(name, True)
         self.uncompile()
+
+    def _set_trainable(self, name, value):
+        part = getattr(self, name)
+        part.trainable = value
+        if value and _lora_layers(part):
+            _train_lora_alone(part)
+
+    def _checked(self, parts):
+        if not parts or set(parts) - set(self.parts):
+            raise ValueError(f"Parts must be any of {self.parts}. Received: {parts}.")
+        return parts
 
     def enable_lora(
         self,
@@ -191,12 +202,6 @@ def add_lora(encoder, rank, targets, alpha=None):
         if layer.name in targets:
             layer.enable_lora(rank, lora_alpha=alpha)
     _train_lora_alone(encoder)
-
-
-def _checked(parts):
-    if not parts or set(parts) - set(PARTS):
-        raise ValueError(f"Parts must be any of {PARTS}. Received: {parts}.")
-    return parts
 
 
 def _lora_layers(part):

@@ -56,7 +56,7 @@ class ImageSegmenter(preset_models.PresetModel):
         if not issubclass(saved, cls):
             raise ValueError(
                 f"`preset` must be of class {cls.__name__}. Received: one of class "
-                f"{task['registered_name']!r}."
+                f"{task['registered_name']!r}, which `{saved.__name__}.from_preset` loads."
             )
         own, preset = preset_models.split_arguments(saved, preset, kwargs)
         backbone = saved.backbone_cls.from_loaded_preset(preset, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from typing import Any
 
@@ -24,6 +25,21 @@ _NOT_IN_FIT = {
     "validation_split": "`validation_split` is not supported: which images to keep out is left to "
     "you, since several may show one scene. Pass them as `validation_data=(x, y)`.",
 }
+
+
+def _takes_three(loss):
+    """Whether it can be called as `SAMLoss` is; Keras's losses and functions take two."""
+    if not callable(loss) or isinstance(loss, keras.losses.Loss):
+        return False
+    if (getattr(loss, "__module__", None) or "").startswith("keras."):
+        return False  # of two tensors, and perhaps an axis
+    try:
+        inspect.signature(loss).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # of a function that shows no signature
+        pass
+    return True
 
 
 class _FitState:
@@ -111,10 +127,12 @@ class TrainableSegmenter:
         """
         if loss == "auto":
             loss = self.loss_cls()
-        if not callable(loss):
+        if not _takes_three(loss):
             raise ValueError(
                 '`loss` must be "auto", a `SAMLoss` or a function from (outputs, targets, '
-                f"ambiguous) to (B, P). Received: loss={loss!r}."
+                f"ambiguous) to (B, P). Received: loss={loss!r}. One of Keras's is called inside "
+                'such a function, on `outputs["masks"]`, logits (B, P, K, Lh, Lw), and `targets`, '
+                "(B, P, Lh, Lw)."
             )
         if metrics not in ("auto", None):
             raise ValueError(
@@ -405,7 +423,16 @@ def check_encoder_is_frozen(segmenter: Any, batch: Batch) -> None:
 
 
 def mean_over_prompts(loss: Any, targets: Any, sample_weight: Any = None) -> Any:
-    """The weighted mean of a loss `(B, P)` over the prompt sets whose target is not all void."""
+    """The weighted mean of a loss `(B, P)` over the prompt sets whose target is not all void.
+
+    Raises:
+        ValueError: if the loss has another shape.
+    """
+    if len(loss.shape) != 2:
+        raise ValueError(
+            "`loss` must return one number for each prompt set, shape (B, P), and not their mean, "
+            f"which would count padding. Received: shape={tuple(loss.shape)}."
+        )
     weight = ops.cast(ops.any(ops.not_equal(targets, VOID), axis=(-2, -1)), "float32")
     if sample_weight is not None:
         weight = weight * ops.cast(sample_weight, "float32")

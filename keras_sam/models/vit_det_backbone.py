@@ -50,21 +50,27 @@ class ViTDetBackbone(KeptArguments, Backbone):
             training, or their average for other numbers of channels. If mean and deviation are
             below 1, images are 0..1.
         pixel_std: sequence of floats, likewise.
+        early_features: bool. Whether the output is a dict that also has what the first global
+            block returns, which SAM-HQ's decoder takes. Defaults to `False`.
         dtype: optional str or `keras.DTypePolicy`.
 
     Call arguments:
         images: float or uint8 tensor `(B, H, W, channels)`, pixel values 0..255.
 
     Returns:
-        Float tensor `(B, Eh, Ew, C)` with `Eh, Ew = H / patch_size, W / patch_size`.
+        Float tensor `(B, Eh, Ew, C)` with `Eh, Ew = H / patch_size, W / patch_size`. With
+        `early_features=True`, a dict of `image_embeddings`, which is that tensor, and
+        `early_features` `(B, Eh, Ew, hidden_size)`.
 
     Raises:
-        ValueError: if the sides of `image_shape` are not multiples of `patch_size`, or
-            `pixel_mean` does not fit its channels.
+        ValueError: if the sides of `image_shape` are not multiples of `patch_size`,
+            `pixel_mean` does not fit its channels, or there is no global block to take
+            `early_features` from.
 
     Source:
         Li et al. 2022, https://arxiv.org/abs/2203.16527; Kirillov et al. 2023,
-        https://arxiv.org/abs/2304.02643, appendix A.
+        https://arxiv.org/abs/2304.02643, appendix A; Ke et al. 2023,
+        https://arxiv.org/abs/2306.01567, section 3.2 (the early features).
 
     Example:
 
@@ -105,11 +111,14 @@ class ViTDetBackbone(KeptArguments, Backbone):
         initializer_range: float | None = None,
         pixel_mean: Sequence[float] = PIXEL_MEAN,
         pixel_std: Sequence[float] = PIXEL_STD,
+        early_features: bool = False,
         dtype: DType = None,
         **kwargs: Any,
     ):
         h, w, channels = image_shape = _checked_image_shape(image_shape, patch_size)
         global_attention_layer_indices = list(global_attention_layer_indices)
+        if early_features:
+            first_global = _first_global(global_attention_layer_indices, num_layers)
         dtype = keras.dtype_policies.get(dtype)
         pixel_mean = per_channel("pixel_mean", pixel_mean, PIXEL_MEAN, channels)
         pixel_std = per_channel("pixel_std", pixel_std, PIXEL_STD, channels)
@@ -140,8 +149,10 @@ class ViTDetBackbone(KeptArguments, Backbone):
                 name=f"block_{i}",
             )
             states.append(block(states[-1]))
-        x = _neck(states[-1], num_output_channels, initializer_range, dtype)
-        super().__init__(inputs=images, outputs=x, dtype=dtype, **kwargs)
+        outputs = neck(states[-1], num_output_channels, initializer_range, dtype)
+        if early_features:
+            outputs = {"image_embeddings": outputs, "early_features": states[first_global + 1]}
+        super().__init__(inputs=images, outputs=outputs, dtype=dtype, **kwargs)
         self.keep_arguments(locals())
 
     def call(
@@ -168,8 +179,8 @@ class ViTDetBackbone(KeptArguments, Backbone):
                 for each global block of ViT-B at 1024 x 1024.
 
         Returns:
-            A `keras.Model` from images to a dict of `image_embeddings` `(B, Eh, Ew, C)`
-            and, as asked for, `hidden_states`, a list of `num_layers + 1` tensors
+            A `keras.Model` from images to a dict of what the encoder returns, by name, and, as
+            asked for, `hidden_states`, a list of `num_layers + 1` tensors
             `(B, Eh, Ew, hidden_size)`, and `attentions`, a list of `num_layers` tensors
             `(B * windows, D, tokens, tokens)`.
         """
@@ -183,7 +194,8 @@ class ViTDetBackbone(KeptArguments, Backbone):
         """
         # Settings that the weights' shapes do not determine. Dropout and names change no embedding.
         names = "image_shape num_heads global_attention_layer_indices window_size use_rel_pos "
-        names += "layer_norm_epsilon activation pixel_mean pixel_std"
+        names += "layer_norm_epsilon activation pixel_mean pixel_std "
+        names += "early_features" * self.early_features
         config = self.get_config()
         return hash_model(self, {name: config[name] for name in names.split()})
 
@@ -204,6 +216,10 @@ class _InspectedEncoder(keras.Model):
         ]
         self.hidden_states = hidden_states
         self.attentions = attentions
+        self.early_index = None
+        if encoder.early_features:
+            first = _first_global(encoder.global_attention_layer_indices, encoder.num_layers)
+            self.early_index = first + 1
         self.built = True  # its layers are
 
     def call(self, images: Tensor) -> dict[str, Any]:
@@ -218,6 +234,8 @@ class _InspectedEncoder(keras.Model):
         for layer in self.neck:
             x = layer(x)
         outputs = {"image_embeddings": x}
+        if self.early_index is not None:
+            outputs["early_features"] = states[self.early_index]
         if self.hidden_states:
             outputs["hidden_states"] = states
         if self.attentions:
@@ -225,7 +243,19 @@ class _InspectedEncoder(keras.Model):
         return outputs
 
 
-def _neck(x, channels, initializer_range, dtype):
+def _first_global(indices, num_layers):
+    """The first block that attends over the whole image, of whose output early features are."""
+    found = [i for i in range(num_layers) if i in indices]
+    if not found:
+        raise ValueError(
+            "`early_features=True` takes the output of the first global block, so "
+            "`global_attention_layer_indices` must name a block. Received: "
+            f"global_attention_layer_indices={list(indices)}, num_layers={num_layers}."
+        )
+    return found[0]
+
+
+def neck(x, channels, initializer_range, dtype):
     """Two convolutions without bias, each with a norm, from the blocks' channels to `channels`."""
     for i, kernel_size in enumerate((1, 3), start=1):
         conv = keras.layers.Conv2D(

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -181,16 +182,57 @@ def adapt_channels(arrays: dict, encoder: dict, num_channels: int, statistics: d
 
     `encoder`, the old model's arguments, is updated. `statistics` are those that the caller gave.
     """
+    mean, std, new_mean, new_std = _change_statistics(encoder, num_channels)
+    if arrays is None or "patch_embedding/kernel" not in arrays:
+        return arrays
+    kernel, constant = _other_channels(
+        arrays["patch_embedding/kernel"], mean, std, new_mean, new_std, statistics
+    )
+    bias = np.asarray(arrays["patch_embedding/bias"]).astype("f8") + constant
+    return {
+        **arrays,
+        "patch_embedding/kernel": Tensor.of(kernel.astype("f4")),
+        "patch_embedding/bias": Tensor.of(bias.astype("f4")),
+    }
+
+
+def adapt_channels_of_tiny_vit(
+    arrays: dict, encoder: dict, num_channels: int, statistics: dict
+) -> dict:
+    """`adapt_channels` for TinyViT, where what is constant goes into batch norm's average.
+
+    Its first convolution reaches over the border of the frame, where there is no constant: in the
+    first row and column of its output the embedding differs a little.
+    """
+    mean, std, new_mean, new_std = _change_statistics(encoder, num_channels)
+    first, average = (f"patch_embedding_conv1/{x}" for x in ("conv/kernel", "norm/moving_mean"))
+    if arrays is None or first not in arrays:
+        return arrays
+    kernel, constant = _other_channels(arrays[first], mean, std, new_mean, new_std, statistics)
+    moved = np.asarray(arrays[average]).astype("f8") - constant
+    return {
+        **arrays,
+        first: Tensor.of(kernel.astype("f4")),
+        average: Tensor.of(moved.astype("f4")),
+    }
+
+
+def _change_statistics(encoder, num_channels):
+    """Sets channels, mean and deviation in the arguments; returns the old and the new ones."""
     old = encoder["image_shape"][2]
     mean = np.broadcast_to(np.float64(encoder.get("pixel_mean", PIXEL_MEAN)), (old,))
     std = np.broadcast_to(np.float64(encoder.get("pixel_std", PIXEL_STD)), (old,))
     new_mean, new_std = _fit_statistics(mean, num_channels), _fit_statistics(std, num_channels)
     encoder["image_shape"] = [*encoder["image_shape"][:2], num_channels]
     encoder["pixel_mean"], encoder["pixel_std"] = new_mean.tolist(), new_std.tolist()
-    if arrays is None or "patch_embedding/kernel" not in arrays:
-        return arrays
-    kernel = np.asarray(arrays["patch_embedding/kernel"]).astype("f8")
-    bias = np.asarray(arrays["patch_embedding/bias"]).astype("f8")
+    return mean, std, new_mean, new_std
+
+
+def _other_channels(kernel, mean, std, new_mean, new_std, statistics):
+    """A kernel `(h, w, channels, filters)` for other channels, and a constant for each filter."""
+    kernel = np.asarray(kernel).astype("f8")
+    old, num_channels = len(mean), len(new_mean)
+    constant = np.zeros(kernel.shape[-1])
     if num_channels < old:
         if statistics:
             kernel = np.repeat(kernel.sum(2, keepdims=True), num_channels, 2) / num_channels
@@ -199,17 +241,12 @@ def adapt_channels(arrays: dict, encoder: dict, num_channels: int, statistics: d
             offset = np.einsum("hwco,c->o", kernel, mean / std)
             share = per_value[:, :, None] / num_channels  # of each new channel, per pixel value
             kernel = share * new_std[:, None]
-            bias = bias + np.einsum("hwco,c->o", np.repeat(share, num_channels, 2), new_mean)
-            bias = bias - offset
+            constant = np.einsum("hwco,c->o", np.repeat(share, num_channels, 2), new_mean) - offset
     elif old == 1:
         kernel = np.repeat(kernel, num_channels, 2) / num_channels
     else:
         kernel = np.pad(kernel, [(0, 0), (0, 0), (0, num_channels - old), (0, 0)])
-    return {
-        **arrays,
-        "patch_embedding/kernel": Tensor.of(kernel.astype("f4")),
-        "patch_embedding/bias": Tensor.of(bias.astype("f4")),
-    }
+    return kernel, constant
 
 
 def _fit_statistics(values, count):
@@ -235,6 +272,11 @@ class EncoderLayout(NamedTuple):
 ENCODERS = {
     "keras_sam>ViTDetBackbone": EncoderLayout(
         lambda encoder: encoder.get("patch_size", 16), adapt_channels, fit_position_tables
+    ),
+    "keras_sam>TinyViTBackbone": EncoderLayout(
+        lambda encoder: 4 * math.prod(encoder.get("merge_strides", (2, 2, 1))),
+        adapt_channels_of_tiny_vit,
+        lambda arrays, encoder: arrays,  # offsets within windows do not depend on the frame
     ),
     # Its tables of positions are interpolated whenever it runs.
     "keras_sam>HieraBackbone": EncoderLayout(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from keras_sam.converters import Tensor, looks_like
+from keras_sam.converters import Tensor, looks_like, part_of
 
 _FREQUENCIES = "prompt_encoder/positional_embedding/gaussian_matrix"
 _SHOWN = 40  # names per list in the error
@@ -80,11 +80,29 @@ def _message(problems, arrays):
     for title, names in problems.items():
         lines.append(f"{title} ({len(names)}): {_shortened(names) or 'none'}.")
     lines.append(looks_like(arrays))
-    if _FREQUENCIES in problems["Missing, not in the file"]:
+    missing, unexpected, misshapen = problems.values()
+    parts = {part_of(name) for name in arrays} - {None}
+    lacking = {part_of(name) for name in missing} - {None, *parts}
+    if misshapen:
+        pass
+    elif parts and lacking:
+        held = sorted(parts)
+        each = " and ".join(f"`part={part!r}`" for part in held)
+        lines.append(
+            f"The file holds {' and '.join(f'`{part}`' for part in held)} alone. Load it with "
+            f"`segmenter.load_checkpoint(path, part=...)`, {each}: the rest stays as it is."
+        )
+    elif _FREQUENCIES in missing:
         lines.append(
             f"`{_FREQUENCIES}` holds the frozen frequencies of SAM's positions, which no file of "
             "the parameters alone has. Load the model that was trained, and then this file with "
             f'`segmenter.load_checkpoint(path, keep=["{_FREQUENCIES}"])`.'
+        )
+    elif unexpected and not missing:
+        head = re.escape(unexpected[0].partition(".")[0])
+        lines.append(
+            "Heads that were trained together with the model are left out with `ignore=`, an "
+            f'argument of `from_preset` and `load_checkpoint`: ignore=r"{head}.*", for instance.'
         )
     return "\n".join(line for line in lines if line)
 

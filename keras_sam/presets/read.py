@@ -57,6 +57,11 @@ def read_preset(
             although `load_weights=True`.
         ConnectionError: if it has to be downloaded and cannot be.
     """
+    if not isinstance(preset, (str, os.PathLike)):
+        raise ValueError(
+            "A preset must be a name, an address or a path. Received: "
+            f"{preset!r:.80}. A model becomes a folder with `model.save_to_preset(folder)`."
+        )
     try:
         found = _read(os.fspath(preset), load_weights is not False, checkpoint_key)
     except (AttributeError, KeyError, TypeError) as error:

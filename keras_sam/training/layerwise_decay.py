@@ -11,8 +11,9 @@ from keras import ops
 
 from keras_sam.losses import Tensor
 
-_BLOCK = re.compile(r"(?:^|/)block_(\d+)/")
-_STEM = re.compile(r"(?:^|/)(patch_embedding|position_embedding)/")
+# A block of one that is numbered throughout, or by stages, each of which may end with a merging.
+_BLOCK = re.compile(r"(?:^|/)(?:stage_(\d+)_)?(?:block_(\d+)|merge)/")
+_STEM = re.compile(r"(?:^|/)(patch_embedding(_conv\d)?|position_embedding)/")
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -94,12 +95,19 @@ class LayerwiseDecay(keras.optimizers.Optimizer):
         Returns:
             List of floats.
         """
-        blocks = [_BLOCK.search(v.path) for v in variables]
-        depth = 1 + max((int(block[1]) for block in blocks if block), default=-1)
-        powers = [
-            depth - int(block[1]) if block else (depth + 1) * bool(_STEM.search(v.path))
-            for block, v in zip(blocks, variables, strict=True)
-        ]
+        found = [_BLOCK.search(v.path) for v in variables]
+        depths = {}  # by stage
+        for stage, block in (place.groups() for place in found if place):
+            depths[int(stage or 0)] = max(depths.get(int(stage or 0), 0), int(block or 0) + 1)
+        depth = sum(depths.values())
+        powers = []
+        for place, variable in zip(found, variables, strict=True):
+            if place is None:
+                powers.append((depth + 1) * bool(_STEM.search(variable.path)))
+                continue
+            stage, block = int(place[1] or 0), place[2]
+            later = sum(n for other, n in depths.items() if other > stage)
+            powers.append(later + (1 if block is None else depths[stage] - int(block)))
         return [self.decay**power for power in powers]
 
     def apply(

@@ -8,6 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 
+import keras_sam
 from keras_sam.compat import segment_anything as ours
 from keras_sam.compat.segment_anything import modeling
 from tests import checkpoints
@@ -348,6 +349,28 @@ def test_what_the_predictor_refuses(sams):
         predictor.predict(point_coords=np.array([[1, 2]]))
     with pytest.raises(ValueError, match="Received: 3 boxes"):
         predictor.predict(box=BOXES)
+    click = PROMPTS["click"]
+    for wrong, message in (
+        ({"point_coords": np.array([1, 2])}, r"`point_coords` must have shape \(N, 2\)"),
+        ({**click, "point_labels": np.array([1, 1])}, r"`point_labels` must have shape \(N,\)"),
+        ({"point_labels": np.array([1])}, "`point_labels` must .* with 0 points"),
+        ({**click, "mask_input": np.zeros((28, 28))}, r"`mask_input` .* \(1, 28, 28\), logits"),
+        ({"mask_input": np.zeros((1, *IMAGE.shape[:2]))}, "mask_to_logits.*`predict`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predictor.predict(**wrong)
+    logits = keras_sam.mask_to_logits(IMAGE[..., 0] > 99, sams[0].segmenter)[None, ..., 0]
+    predictor.predict(mask_input=logits)  # as that message says
+    with pytest.raises(ValueError, match=r"`mask_input` must have shape \(P, 1, 28, 28\)"):
+        predictor.predict_torch(None, None, mask_input=np.zeros((2, 28, 28)))
+
+
+@pytest.mark.parametrize("make", ["SamPredictor", "SamAutomaticMaskGenerator"])
+def test_what_is_no_sam(make, sams):
+    for wrong in (sams[0].segmenter, "sam_vit_b_01ec64.pth"):
+        with pytest.raises(ValueError, match=r"must be a `Sam`.*modeling.Sam\(segmenter\)"):
+            getattr(ours, make)(wrong)
+    assert ours.SamPredictor(modeling.Sam(sams[0].segmenter)).transform.target_length == SIDE
 
 
 # --- the model ---
@@ -382,6 +405,16 @@ def test_the_parts_of_the_model(sams):
             made += [sparse, dense, low, iou, sam.postprocess_masks(low, (32, 56), (40, 70))]
         results.append([x.detach() for x in made])
     assert_same(*results)
+    # As scripts do that train without prompts.
+    results = []
+    for sam in sams:
+        with torch.no_grad():
+            sparse, dense = sam.prompt_encoder(points=None, boxes=None, masks=None)
+            embedding, positions = torch.ones_like(dense), sam.prompt_encoder.get_dense_pe()
+            low, iou = sam.mask_decoder(embedding, positions, sparse, dense, multimask_output=True)
+        assert tuple(sparse.shape) == (1, 0, dense.shape[1])
+        results.append([dense, positions, low, iou])
+    assert_same(*results)
     for name in ("embed_dim", "input_image_size", "image_embedding_size", "mask_input_size"):
         assert getattr(sams[0].prompt_encoder, name) == getattr(sams[1].prompt_encoder, name)
 
@@ -396,6 +429,11 @@ def test_attributes_and_moving(sams, predictors):
     np.testing.assert_allclose(sam.pixel_std, meta.pixel_std)
     assert sam.to(device="cpu") is sam and sam.cpu() is sam and sam.eval() is sam
     assert torch.zeros(1, device=predictors[0].device).device.type == "cpu"
+    for part in (sam, sam.image_encoder, sam.mask_decoder):
+        assert part.eval() is part
+        for name in ("train", "parameters"):
+            with pytest.raises(AttributeError, match=f"`{name}` here.*`segmenter`.*`fit`"):
+                getattr(part, name)
     with pytest.raises(TypeError, match="`dtype="):
         sam.to(torch.float16)
     masks, _, logits = predictors[0].predict(**PROMPTS["click"], return_logits=True)
@@ -407,7 +445,7 @@ def test_attributes_and_moving(sams, predictors):
     np.testing.assert_array_equal(again, masks > np.median(masks))
 
 
-def test_state_dicts(sams, checkpoint):
+def test_state_dicts(sams, checkpoint, tmp_path):
     import torch
 
     sam, meta = sams
@@ -415,7 +453,16 @@ def test_state_dicts(sams, checkpoint):
     assert saved.keys() == meta.state_dict().keys()
     for name, value in meta.state_dict().items():
         np.testing.assert_array_equal(saved[name], value.numpy())
+    torch.save(saved, tmp_path / "again.pth")  # and Meta's code reads it
+    meta.load_state_dict(torch.load(tmp_path / "again.pth", weights_only=True))
     sam.load_state_dict(torch.load(checkpoint))
+    kept = sam.state_dict()["mask_decoder.iou_token.weight"] + 1
+    keys = sam.load_state_dict({"mask_decoder.iou_token.weight": kept, "head": kept}, strict=False)
+    assert len(keys.missing_keys) == len(saved) - 1 and keys.unexpected_keys == ["head"]
+    assert torch.equal(sam.state_dict()["mask_decoder.iou_token.weight"], kept)
+    with pytest.raises(ValueError, match="such as 'image_encoder.*Received: .'head'"):
+        sam.load_state_dict({"head": kept}, strict=False)
+    sam.load_state_dict(saved)
     with pytest.raises(ValueError, match="It is not|misses|missing|not in"):
         sam.load_state_dict({k: v for k, v in saved.items() if "iou_token" not in k})
 

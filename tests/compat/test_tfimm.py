@@ -222,6 +222,10 @@ def test_create_model_takes_fields_of_the_config(registered):
 def test_create_model_names_what_it_does_not_know(registered):
     with pytest.raises(TypeError, match="no field `input_sise`. Did you mean `input_size`"):
         tfimm.create_model("sam_vit_tiny", input_sise=(64, 96))
+    with pytest.raises(ValueError, match="`input_size` must be a pair.*input_size=64"):
+        tfimm.create_model("sam_vit_tiny", input_size=64)
+    with pytest.raises(ValueError, match="`SAMPredictor.set_image` reads files"):
+        tfimm.create_preprocessing("sam_vit_tiny")("photo.jpg")
     with pytest.raises(TypeError, match="no field `nb_classes`"):
         tfimm.create_model("sam_vit_tiny", nb_classes=10)
     with pytest.raises(ValueError, match=r"one of \['sam_vit_b', .*Received: model_name='vit_b'"):
@@ -356,6 +360,9 @@ def test_another_size_needs_a_model_that_takes_it(model):
     inputs = {"images": images, "points": np.ones((1, 1, 2)), "labels": np.ones((1, 1))}
     with pytest.raises(ValueError, match=r"size, \(112, 144\). Received: \(64, 96\)"):
         model(inputs)
+    for wrong, received in ((images, "ndarray"), ({"points": images}, r"dict of \['points'\]")):
+        with pytest.raises(ValueError, match=f"`inputs` must be a dict.*Received: {received}"):
+            model(wrong)
     flexible = make_model(fixed_input_size=False)
     images = np.random.default_rng(0).standard_normal((1, 64, 96, 3)).astype("float32")
     masks, scores, logits = flexible({**inputs, "images": images})
@@ -596,6 +603,8 @@ def test_image_that_cannot_be_padded_or_is_none():
         ValueError, match=r"fit into dst_size=\(30, 40\). Received: shape=\(31, 9, 3"
     ):
         resizer.pad_image(np.zeros((31, 9, 3)))
+    with pytest.raises(ValueError, match="`dst_size` must be a pair of ints.*Received: 512"):
+        ImageResizer((20, 10), 512)
     with pytest.raises(ValueError, match=r"Received: shape=\(20, 10\)"):
         resizer.scale_image(np.zeros((20, 10)))
 

@@ -331,6 +331,15 @@ def test_what_the_model_refuses(models, pixel_values):
             model(**given)
     with pytest.raises(ValueError, match="`input_points` must have shape"):
         model(pixel_values, input_points=np.zeros((2, 2)))
+    frame = rf"`pixel_values` must have shape \(B, 3, {SIDE}, {SIDE}\).*Received: shape="
+    for wrong in (IMAGE, np.zeros((1, 3, 30, 30))):  # a picture; and a frame of another model
+        with pytest.raises(ValueError, match=frame):
+            model(wrong)
+    with pytest.raises(ValueError, match=r"`input_masks` must have shape \(2, 1, 28, 28\)"):
+        model(pixel_values, input_masks=np.zeros((2, 1, 40, 70)))
+    for name in ("train", "mask_decoder", "parameters"):  # what a training script calls
+        with pytest.raises(AttributeError, match=f"`{name}` here.*`segmenter`.*`fit`"):
+            getattr(model, name)
     with pytest.raises(TypeError, match="no argument points"):
         model(pixel_values, points=np.zeros((2, 1, 1, 2)))
     with pytest.raises(ValueError, match="same number of objects"):

@@ -3,6 +3,8 @@
 See `test_transformers.py`, which has the models.
 """
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -263,11 +265,14 @@ def test_what_transformers_cannot_batch(models):
     for wrong, message in (
         ({"input_points": [[30, 20]]}, "`input_points` must be nested"),
         ({"input_points": [[[30, 20]]], "input_labels": [[1, 0]]}, "one label per point"),
+        ({"input_points": [[[30, 20]]], "input_labels": [1]}, "nested as `input_points` without"),
         ({"input_labels": [[1]]}, "must come with `input_points`"),
         ({"input_boxes": [[1, 2, 3, 4]]}, "`input_boxes` must be nested"),
     ):
         with pytest.raises(ValueError, match=message):
             processor(IMAGE, **wrong)
+    with pytest.raises(ValueError, match="one entry per image. Received: 1 for 2 images"):
+        processor([IMAGE, IMAGE], input_boxes=[[[1, 2, 3, 4]]])
     with pytest.raises(ValueError, match="`images` must be given"):
         processor()
 
@@ -325,5 +330,13 @@ def test_the_pipeline(folder, models):
     plain_model = ours.pipeline("mask-generation", model=models[0], device="cpu")
     assert plain_model.image_processor.size == {"longest_edge": SIDE}
     assert isinstance(plain_model, mask_generation.MaskGenerationPipeline)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # -1 is the CPU, no device that is missing
+        earlier = ours.pipeline(
+            model=models[0], feature_extractor=plain_model.image_processor, device=-1
+        )
+    assert earlier.image_processor is plain_model.image_processor
+    with pytest.raises(TypeError, match="no argument points_per_side; .* points_per_crop"):
+        ours.pipeline("mask-generation", model=models[0], points_per_side=3)
     with pytest.raises(ValueError, match="`task` must be 'mask-generation'"):
         ours.pipeline("text-generation", model=models[0])

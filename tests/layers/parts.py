@@ -6,6 +6,7 @@ import numpy as np
 import keras_sam
 from keras_sam.layers.feature_pyramid import FeaturePyramid
 from keras_sam.layers.hiera_block import HieraAttention, HieraBlock
+from keras_sam.layers.hq_mask_decoder import MaskRefinement
 from keras_sam.layers.mask_upscaler import MaskUpscaler
 from keras_sam.layers.positional_embedding import PositionEmbedding, WindowedPositionEmbedding
 from keras_sam.layers.prompt_encoder import MaskDownscaler
@@ -68,6 +69,17 @@ def _sam2_decoder(**settings):
     return _mask_decoder(keras_sam.SAM2MaskDecoder, **settings)
 
 
+def _hq_mask_decoder(**settings):
+    arguments = {
+        "early_dim": 12,
+        "hidden_size": 16,
+        "intermediate_dim": 12,
+        "num_heads": 2,
+        "iou_head_hidden_dim": 7,
+    }
+    return keras_sam.SAMHQMaskDecoder(**{**arguments, **settings})
+
+
 def _backbone(dtype=None):
     parts = (_encoder(dtype=dtype), _prompt_encoder(dtype=dtype), _mask_decoder(dtype=dtype))
     return keras_sam.SAMBackbone(*parts, dtype=dtype)
@@ -75,6 +87,20 @@ def _backbone(dtype=None):
 
 def _segmenter(dtype=None):
     return keras_sam.SAMImageSegmenter(_backbone(dtype), dtype=dtype)
+
+
+def _tiny_vit(**settings):
+    return keras_sam.TinyViTBackbone(
+        **{
+            "hidden_sizes": (4, 6, 8, 12),
+            "depths": (1, 1, 1, 1),
+            "num_heads": (1, 2, 2, 3),
+            "window_sizes": (3, 3, 4, 3),
+            "image_shape": (*FRAME, 3),
+            "num_output_channels": 8,
+            **settings,
+        }
+    )
 
 
 _IMAGES = 100 + 50 * _normal(2, *FRAME, 3)
@@ -89,6 +115,13 @@ _DECODER_INPUTS = {
     "prompt_dense_positional_embeddings": _normal(1, *GRID, 8, seed=1),
     "prompt_sparse_embeddings": _normal(2, 3, 8, seed=2),
     "prompt_dense_embeddings": _normal(2, *GRID, 8, seed=3),
+}
+_HQ_DECODER_INPUTS = {
+    "image_embeddings": _normal(2, *GRID, 16),
+    "prompt_dense_positional_embeddings": _normal(1, *GRID, 16, seed=1),
+    "prompt_sparse_embeddings": _normal(2, 3, 16, seed=2),
+    "prompt_dense_embeddings": _normal(2, *GRID, 16, seed=3),
+    "early_features": _normal(2, *GRID, 12, seed=4),
 }
 _FINER = {
     "high_res_features_0": _normal(2, 12, 20, 1, seed=4),
@@ -135,6 +168,8 @@ PARTS = {
     "SAMPromptEncoder": (_prompt_encoder, [], _PROMPTS),
     "MaskUpscaler": (lambda **s: MaskUpscaler(16, **s), [_normal(2, *GRID, 16)], {}),
     "SAMMaskDecoder": (_mask_decoder, [], _DECODER_INPUTS),
+    "MaskRefinement": (lambda **s: MaskRefinement(4, **s), [_normal(2, *MASK, 4)], {}),
+    "SAMHQMaskDecoder": (_hq_mask_decoder, [], _HQ_DECODER_INPUTS),
     "SAM2MaskDecoder": (_sam2_decoder, [], {**_DECODER_INPUTS, **_FINER}),
     "WindowAttention": (
         lambda **s: keras_sam.WindowAttention(3, **{"window_size": 2, **s}),
@@ -143,6 +178,26 @@ PARTS = {
     ),
     "WindowedTransformerEncoder": (
         lambda **s: keras_sam.WindowedTransformerEncoder(20, 3, window_size=2, **s),
+        [_normal(2, *GRID, 12)],
+        {},
+    ),
+    "ConvNorm": (
+        lambda **s: keras_sam.layers.ConvNorm(6, **{"kernel_size": 3, "strides": 2, **s}),
+        [_normal(2, *GRID, 4)],
+        {},
+    ),
+    "InvertedBottleneck": (
+        lambda **s: keras_sam.layers.InvertedBottleneck(9, 4, shortcut=True, **s),
+        [_normal(2, *GRID, 4)],
+        {},
+    ),
+    "OffsetBiasAttention": (
+        lambda **s: keras_sam.layers.OffsetBiasAttention(3, 2, **s),
+        [_normal(2, *GRID, 12)],
+        {},
+    ),
+    "TinyViTBlock": (
+        lambda **s: keras_sam.layers.TinyViTBlock(20, 3, 2, **s),
         [_normal(2, *GRID, 12)],
         {},
     ),
@@ -168,6 +223,7 @@ PARTS = {
     ),
     "HieraBackbone": (_hiera, [_normal(2, 64, 96, 3)], {}),
     "ViTDetBackbone": (_encoder, [_IMAGES], {}),
+    "TinyViTBackbone": (_tiny_vit, [_IMAGES], {}),
     "SAMBackbone": (_backbone, [{"images": _IMAGES, **_PROMPTS}], {}),
     "SAMImageSegmenter": (_segmenter, [{"images": _IMAGES, **_PROMPTS}], {}),
 }

@@ -55,6 +55,40 @@ def test_compile_refuses_a_loss_by_name():
         tiny_segmenter().compile(loss="mse")
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.BinaryCrossentropy(from_logits=True),  # one of Keras's
+        keras.losses.dice,  # a function of two arguments
+    ],
+)
+def test_compile_refuses_a_loss_of_two_arguments(loss):
+    with pytest.raises(ValueError, match="called inside such a function"):
+        tiny_segmenter().compile(loss=loss)
+
+
+def cross_entropy(outputs, targets, ambiguous):
+    targets = keras.ops.cast(targets, "float32")
+    loss = keras.losses.binary_crossentropy(targets, outputs["masks"][:, :, 0], from_logits=True)
+    return keras.ops.mean(loss, axis=-1)
+
+
+def test_a_loss_of_ones_own_is_one_number_per_prompt_set():
+    x, y = ragged_data()
+    segmenter = tiny_segmenter()
+    segmenter.compile(loss=cross_entropy)
+    found = segmenter.evaluate(x, y, batch_size=2, verbose=0, return_dict=True)["loss"]
+    inputs, targets = segmenter.prepare_training(x, y)
+    logits = np.asarray(keras.ops.convert_to_numpy(segmenter(inputs)["masks"]))[:, :, 0]
+    target = keras.ops.convert_to_numpy(targets["masks"])
+    each = np.mean(np.logaddexp(0, logits) - target * logits, axis=(-2, -1))
+    real = (target != 255).any(axis=(-2, -1))
+    np.testing.assert_allclose(found, each[real].mean(), rtol=1e-4)
+    segmenter.compile(loss=lambda *given: keras.ops.mean(cross_entropy(*given)))
+    with pytest.raises(ValueError, match=r"for each prompt set, shape \(B, P\)"):
+        segmenter.evaluate(x, y, batch_size=2, verbose=0)
+
+
 def test_prompt_sets_that_fill_up_a_batch_have_no_target(segmenter):
     inputs, targets = segmenter.prepare_training(*ragged_data())
     assert targets["masks"].shape == (2, 2, *segmenter.mask_size)

@@ -80,6 +80,18 @@ def test_three_lists_in_one_error_each_sorted():
     ]
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["class_head.weight"], r'ignore=r"class_head\.\*"'),  # a head beside the model
+        (["prompt_encoder/x"], r'ignore=r"prompt_encoder/x\.\*"'),  # more than a part has
+    ],
+)
+def test_what_is_too_much_can_be_left_out(names, message):
+    with pytest.raises(ValueError, match=message):
+        assign(model(), {**RIGHT, **{name: np.ones(1) for name in names}}, put)
+
+
 def test_long_lists_are_cut_and_counted():
     arrays = {**RIGHT, **{f"extra_{i:03}": np.ones(1) for i in range(100)}}
     with pytest.raises(ValueError, match=r"\(100\): extra_000, .*extra_039, and 60 more"):

@@ -209,3 +209,8 @@ def test_safetensors_are_read_by_the_library(tmp_path):
         np.testing.assert_array_equal(found[name], value)
     header = (tmp_path / "x.safetensors").read_bytes()[:8]
     assert int.from_bytes(header, "little") % 8 == 0
+
+
+def test_a_model_is_no_preset(tmp_path):
+    with pytest.raises(ValueError, match=r"a name, an address or a path.*save_to_preset"):
+        convert_checkpoint(tiny_segmenter(), tmp_path / "a.safetensors", "meta")

@@ -150,6 +150,28 @@ def test_from_preset_says_how_files_without_a_part_are_loaded(lacking, hint, tra
         keras_sam.SAMImageSegmenter.from_preset(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("lacking", "hint"),
+    [
+        (["image_encoder", "prompt_encoder"], "`mask_decoder` alone.*`part='mask_decoder'`"),
+        (["image_encoder"], "and `prompt_encoder` alone.*`part='prompt_encoder'`"),  # a fine-tuning
+    ],
+)
+def test_a_file_without_a_part_says_how_it_is_loaded(lacking, hint, base, trained, tmp_path):
+    wanted, state = trained
+    state = {k: v for k, v in state.items() if not k.startswith(tuple(lacking))}
+    save_safetensors(tmp_path / "a.safetensors", state)
+    before = values(base)
+    with pytest.raises(ValueError, match=hint):
+        base.load_checkpoint(tmp_path / "a.safetensors")
+    assert_loaded(base, before, wanted, [])
+
+
+def test_a_folder_is_no_checkpoint_file(base, tmp_path):
+    with pytest.raises(FileNotFoundError, match="a folder.*`from_preset` reads folders"):
+        base.load_checkpoint(tmp_path)
+
+
 def test_an_encoder_alone_is_not_a_segmenter(trained, tmp_path):
     save_safetensors(tmp_path / "a.safetensors", without_prefix("image_encoder", trained[1]))
     with pytest.raises(ValueError, match='load_checkpoint.path, part="image_encoder"'):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -15,12 +15,21 @@ from keras_sam.compat.tensors import (
     channels_last,
     first_given,
     like,
+    native,
+    no_prompts,
     restore,
 )
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.presets.assign import assign
 from keras_sam.prompts import Prompts, read
 from keras_sam.prompts.nested import to_numpy
+
+
+class LoadedKeys(NamedTuple):
+    """What `load_state_dict` returns: the names that only the model or only the dict has."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class Sam(OnDevice):
@@ -69,14 +78,14 @@ class Sam(OnDevice):
         self.segmenter.mask_threshold = value
 
     @property
-    def pixel_mean(self) -> np.ndarray:
-        """Float32 array `(3, 1, 1)`, of pixels 0..255."""
-        return np.float32(self.segmenter.image_encoder.pixel_mean).reshape(-1, 1, 1)
+    def pixel_mean(self) -> Any:
+        """Float32 `(3, 1, 1)`, of pixels 0..255; a tensor of torch where torch is imported."""
+        return native(self.image_encoder.pixel_mean)
 
     @property
-    def pixel_std(self) -> np.ndarray:
-        """Float32 array `(3, 1, 1)`, of pixels 0..255."""
-        return np.float32(self.segmenter.image_encoder.pixel_std).reshape(-1, 1, 1)
+    def pixel_std(self) -> Any:
+        """Float32 `(3, 1, 1)`, of pixels 0..255; a tensor of torch where torch is imported."""
+        return native(self.image_encoder.pixel_std)
 
     def __call__(
         self, batched_input: Sequence[dict[str, Any]], multimask_output: bool
@@ -104,8 +113,9 @@ class Sam(OnDevice):
         Returns:
             Float tensor `(..., 3, H, W)`; its padding is 0.
         """
-        pixels = (to_numpy(x).astype("float32") - self.pixel_mean) / self.pixel_std
-        missing = [(0, self.image_encoder.img_size - n) for n in pixels.shape[-2:]]
+        encoder = self.image_encoder
+        pixels = (to_numpy(x).astype("float32") - encoder.pixel_mean) / encoder.pixel_std
+        missing = [(0, encoder.img_size - n) for n in pixels.shape[-2:]]
         return like(x, np.pad(pixels, [(0, 0)] * (pixels.ndim - 2) + missing))
 
     def postprocess_masks(
@@ -123,19 +133,45 @@ class Sam(OnDevice):
         """
         return like(masks, self.restored(to_numpy(masks), input_size, original_size, None))
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> LoadedKeys:
         """Sets the weights from tensors under Meta's names.
 
+        Args:
+            state_dict: dict of tensors or arrays.
+            strict: bool. False: weights without a tensor stay as they are, and tensors without a
+                weight are left out.
+
+        Returns:
+            Named tuple of the lists `missing_keys` and `unexpected_keys`.
+
         Raises:
-            ValueError: if a tensor is missing, has another shape, or belongs to no weight.
+            ValueError: if a tensor is missing, has another shape, or belongs to no weight; with
+                `strict=False` if it has another shape, or none belongs to a weight.
         """
+        keys = LoadedKeys([], [])
+        if not strict:
+            own = self.state_dict()
+            keys = LoadedKeys(
+                *(sorted(a.keys() - b) for a, b in ((own, state_dict), (state_dict, own)))
+            )
+            if len(keys.missing_keys) == len(own):
+                raise ValueError(
+                    "`state_dict` must have tensors under Meta's names, such as "
+                    f"{next(iter(own))!r}. Received: {sorted(state_dict)[:3]}. With `strict=True` "
+                    "other names are looked for, such as those of a module around the model."
+                )
+            state_dict = {name: state_dict.get(name, value) for name, value in own.items()}
         arrays = converters.rename({k: to_numpy(v) for k, v in state_dict.items()}).arrays
         assign(self.segmenter.weights, arrays, backends.assign_value)
+        return keys
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """The weights as numpy arrays under Meta's names."""
+    def state_dict(self) -> dict[str, Any]:
+        """The weights under Meta's names, tensors of torch where torch is imported.
+
+        They are copies: to change the model, pass them to `load_state_dict`.
+        """
         arrays = {v.path: backends.to_numpy(v.value) for v in self.segmenter.weights}
-        return {k: np.asarray(v) for k, v in converters.to_meta(arrays).items()}
+        return {k: native(np.array(v)) for k, v in converters.to_meta(arrays).items()}
 
     # --- in numpy, for the predictor ---
 
@@ -179,12 +215,17 @@ class Sam(OnDevice):
         return restore(logits, original_size, input_size, frame, threshold)
 
 
-class ImageEncoderViT:
+class ImageEncoderViT(OnDevice):
     """`sam.image_encoder`: from what `sam.preprocess` returns to embeddings `(B, C, Eh, Ew)`."""
 
     def __init__(self, sam: Sam):
         self._sam = sam
         self.img_size = sam.segmenter.image_shape[0]
+        encoder = sam.segmenter.image_encoder
+        self.pixel_mean, self.pixel_std = (
+            np.float32(values).reshape(-1, 1, 1)
+            for values in (encoder.pixel_mean, encoder.pixel_std)
+        )
 
     def __call__(self, x: Any) -> Any:
         return like(x, channels_first(self.encode(to_numpy(x))))
@@ -192,11 +233,11 @@ class ImageEncoderViT:
     def encode(self, x: np.ndarray) -> np.ndarray:
         """Normalised pixels `(B, 3, H, W)` to embeddings `(B, Eh, Ew, C)`, both numpy."""
         # Our encoder normalises inside.
-        pixels = x * self._sam.pixel_std + self._sam.pixel_mean
+        pixels = x * self.pixel_std + self.pixel_mean
         return self._sam.segmenter.encode_frames(channels_last(pixels))["image_embeddings"]
 
 
-class PromptEncoder:
+class PromptEncoder(OnDevice):
     """`sam.prompt_encoder`: prompts in the model's frame to sparse and dense embeddings.
 
     Call arguments:
@@ -205,7 +246,8 @@ class PromptEncoder:
         masks: optional `(P, 1, L, L)`.
 
     Returns:
-        Tuple of float tensors `(P, T, C)` and `(P, C, Eh, Ew)`.
+        Tuple of float tensors `(P, T, C)` and `(P, C, Eh, Ew)`. Without a prompt P is 1, T is 0,
+        and they are tensors of torch where torch is imported.
     """
 
     def __init__(self, sam: Sam):
@@ -220,20 +262,29 @@ class PromptEncoder:
         self, points: tuple[Any, Any] | None = None, boxes: Any = None, masks: Any = None
     ) -> tuple[Any, Any]:
         coords, labels = points or (None, None)
-        prompts = self.read(coords, labels, boxes, masks).arrays()
+        reference = first_given(coords, boxes, masks)
+        if reference is None:
+            prompts = no_prompts(self._segmenter, 1).arrays()
+        else:
+            prompts = self.read(coords, labels, boxes, masks).arrays()
         if masks is None:
             del prompts["masks"], prompts["mask_given"]
         made = self._layer(**{k: keras.ops.convert_to_tensor(v) for k, v in prompts.items()})
         sparse = backends.to_numpy(made["prompt_sparse_embeddings"])[0]
         dense = channels_first(backends.to_numpy(made["prompt_dense_embeddings"])[0])
         dense = np.broadcast_to(dense, (len(sparse), *dense.shape[1:]))
-        reference = first_given(coords, boxes, masks)
+        if reference is None:  # not the token of padding
+            return native(sparse[:, :0]), native(dense)
         return like(reference, sparse), like(reference, dense)
 
-    def get_dense_pe(self) -> np.ndarray:
-        """The positions of the embedding's cells, float32 array `(1, C, Eh, Ew)`."""
+    def get_dense_pe(self) -> Any:
+        """The positions of the embedding's cells, float32 `(1, C, Eh, Ew)`.
+
+        Returns:
+            A tensor of torch where torch is imported, otherwise a numpy array.
+        """
         positions = self._layer.positional_embedding.encode_image(self.image_embedding_size)
-        return channels_first(backends.to_numpy(positions)[None])
+        return native(channels_first(backends.to_numpy(positions)[None]))
 
     def read(self, points: Any, labels: Any, boxes: Any, masks: Any) -> Prompts:
         """Prompts of one image in the model's frame, each with the axis `P`."""
@@ -245,12 +296,25 @@ class PromptEncoder:
         given = {"points": points, "labels": labels, "boxes": boxes}
         given = {k: to_numpy(v)[None] for k, v in given.items() if v is not None}
         if masks is not None:
-            given["masks"] = to_numpy(masks).astype("float32")[None, :, 0]  # (1, P, L, L)
+            given["masks"] = self.checked_masks(masks, ndim=4)[None, :, 0]  # (1, P, L, L)
         plans = self._segmenter.plans(None, None, 1)
         return read(given, 1).to_model(plans, self._segmenter.mask_size)
 
+    def checked_masks(self, masks: Any, ndim: int) -> np.ndarray:
+        """Mask prompts `(P, 1, L, L)`, or `(1, L, L)` of one object, as float32 array."""
+        array = to_numpy(masks).astype("float32")
+        if array.ndim != ndim or array.shape[-3:] != (1, *self.mask_input_size):
+            shape = ", ".join(["P"] * (ndim - 3) + ["1", *map(str, self.mask_input_size)])
+            raise ValueError(
+                f"`mask_input` must have shape ({shape}), logits of an earlier call. Received: "
+                f"shape={array.shape}. Of a mask of the image's size, "
+                "`keras_sam.mask_to_logits(mask, sam.segmenter)[None, ..., 0]` makes logits "
+                f"(1, {shape.partition('1, ')[2]}) for `predict`."
+            )
+        return array
 
-class MaskDecoder:
+
+class MaskDecoder(OnDevice):
     """`sam.mask_decoder`: embeddings of one image and of P prompts to masks.
 
     Call arguments:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
 
 from keras_sam.compat.segment_anything.modeling import Sam
 from keras_sam.compat.segment_anything.utils.transforms import ResizeLongestSide
-from keras_sam.compat.tensors import (
-    NUMPY,
-    TORCH,
-    channels_first,
-    channels_last,
-    first_given,
-    like,
-    to_tensor,
-)
+from keras_sam.compat.tensors import channels_first, channels_last, first_given, like, native
 from keras_sam.images import load_image
 from keras_sam.prompts.nested import to_numpy
 
@@ -27,6 +18,9 @@ class SamPredictor:
 
     Args:
         sam_model: a `Sam`, as `sam_model_registry` makes it.
+
+    Raises:
+        ValueError: if it is something else.
 
     Example:
 
@@ -41,6 +35,12 @@ class SamPredictor:
     """
 
     def __init__(self, sam_model: Sam):
+        if not isinstance(sam_model, Sam):
+            raise ValueError(
+                "`sam_model` must be a `Sam`, as `sam_model_registry` makes it. Received: "
+                f"{sam_model!r:.80}. A `keras_sam.SAMImageSegmenter` becomes one with "
+                "`keras_sam.compat.segment_anything.modeling.Sam(segmenter)`."
+            )
         self.model = sam_model
         self.transform = ResizeLongestSide(sam_model.image_encoder.img_size)
         self.reset_image()
@@ -70,7 +70,7 @@ class SamPredictor:
             raise ValueError(f"`image_format` must be 'RGB' or 'BGR'. Received: {image_format!r}.")
         pixels = load_image(image, channel_order=image_format.lower())
         resized = channels_first(self.transform.apply_image(pixels))[None]
-        self.set_torch_image(_native(resized), pixels.shape[:2])
+        self.set_torch_image(native(resized), pixels.shape[:2])
 
     def set_torch_image(self, transformed_image: Any, original_image_size: tuple[int, int]) -> None:
         """Encodes an image that is resized already.
@@ -126,8 +126,22 @@ class SamPredictor:
         """
         self._check_image()
         if point_coords is not None:
+            shape = np.shape(to_numpy(point_coords))
+            if len(shape) != 2 or shape[-1] != 2:
+                raise ValueError(
+                    "`point_coords` must have shape (N, 2), x y in pixels of the image. Received: "
+                    f"shape={shape}. Pass the points of several objects to `predict_torch`."
+                )
             point_coords = self.transform.apply_coords(point_coords, self.original_size)[None]
-            point_labels = None if point_labels is None else to_numpy(point_labels)[None]
+        if point_labels is not None:
+            point_labels = to_numpy(point_labels)
+            if point_coords is None or point_labels.shape != point_coords.shape[1:2]:
+                raise ValueError(
+                    "`point_labels` must have shape (N,), one label for each of `point_coords`. "
+                    f"Received: shape={point_labels.shape}, with "
+                    f"{0 if point_coords is None else point_coords.shape[1]} points."
+                )
+            point_labels = point_labels[None]
         if box is not None:
             box = self.transform.apply_boxes(box, self.original_size)
             if len(box) != 1:
@@ -136,7 +150,7 @@ class SamPredictor:
                     f"{len(box)} boxes. Pass several to `predict_torch`."
                 )
         if mask_input is not None:
-            mask_input = to_numpy(mask_input)[None]
+            mask_input = self.model.prompt_encoder.checked_masks(mask_input, ndim=3)[None]
         masks, scores, logits = self._decode(
             point_coords, point_labels, box, mask_input, multimask_output, return_logits
         )
@@ -201,7 +215,3 @@ class SamPredictor:
     def _check_image(self):
         if not self.is_image_set:
             raise RuntimeError("No image is set: call `set_image` before this.")
-
-
-def _native(array):
-    return to_tensor(array, TORCH if sys.modules.get("torch") else NUMPY)

@@ -18,12 +18,14 @@ from keras_sam.compat.transformers.modeling import SamModel, SamVisionModel, TFS
 from keras_sam.compat.transformers.processing import SamProcessor
 
 # The page's examples load a SAM by these names, too.
-AutoModel, TFAutoModel = SamModel, TFSamModel
+AutoModel = AutoModelForMaskGeneration = SamModel
+TFAutoModel = TFAutoModelForMaskGeneration = TFSamModel
 AutoProcessor, AutoImageProcessor = SamProcessor, SamImageProcessor
 
 __all__ = [
     "AutoImageProcessor",
     "AutoModel",
+    "AutoModelForMaskGeneration",
     "AutoProcessor",
     "SamConfig",
     "SamImageProcessor",
@@ -34,6 +36,7 @@ __all__ = [
     "SamVisionConfig",
     "SamVisionModel",
     "TFAutoModel",
+    "TFAutoModelForMaskGeneration",
     "TFSamModel",
     "pipeline",
 ]

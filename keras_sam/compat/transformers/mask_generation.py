@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from keras_sam.compat.transformers.image_processing import SamImageProcessor
-from keras_sam.compat.transformers.modeling import SamModel
+from keras_sam.compat.transformers.modeling import SamModel, without_effect
 from keras_sam.images import load_image
 
 TASK = "mask-generation"
@@ -128,30 +129,50 @@ def pipeline(
     model: Any = None,
     image_processor: Any = None,
     device: Any = None,
+    *,
+    feature_extractor: Any = None,
+    revision: str | None = None,
+    torch_dtype: Any = None,
     **kwargs: Any,
 ) -> MaskGenerationPipeline:
     """Makes the pipeline that segments everything.
 
     Args:
-        task: `"mask-generation"`; others are transformers' own.
+        task: `"mask-generation"`, the default; others are transformers' own.
         model: a `SamModel`, or what `SamModel.from_pretrained` takes.
         image_processor: optional `SamImageProcessor`. Defaults to that of the model's name, or to
             one of the model's size.
-        device: optional, see `SamModel.to`.
-        **kwargs: defaults of the call, see `MaskGenerationPipeline`.
+        device: optional, see `SamModel.to`; -1 is the CPU.
+        feature_extractor: the earlier name of `image_processor`.
+        revision: optional, see `SamModel.from_pretrained`.
+        torch_dtype: optional, see `SamModel.from_pretrained`.
+        **kwargs: defaults of the call, see `MaskGenerationPipeline`. What concerns transformers'
+            way of loading has no effect.
 
     Raises:
         ValueError: for another task, or without a model.
+        TypeError: for an unknown argument.
     """
-    if task != TASK or model is None:
+    if task not in (None, TASK) or model is None:
         raise ValueError(
             f"`task` must be {TASK!r}, with a `model`. Received: task={task!r}, model={model!r}."
         )
+    kwargs = without_effect(kwargs, ("framework", "use_fast"))
+    known = [*inspect.signature(MaskGenerationPipeline._generate).parameters][2:]
+    unknown = sorted(kwargs.keys() - known)
+    if unknown:
+        raise TypeError(
+            f"`pipeline` takes no argument {', '.join(unknown)}; those of the call are "
+            f"{', '.join(known)}."
+        )
     name = model if isinstance(model, (str, os.PathLike)) else None
-    model = model if name is None else SamModel.from_pretrained(name)
+    if name is not None:
+        model = SamModel.from_pretrained(name, revision=revision, torch_dtype=torch_dtype)
+    image_processor = image_processor or feature_extractor
     if image_processor is None and name is not None:
-        image_processor = SamImageProcessor.from_pretrained(name)
+        image_processor = SamImageProcessor.from_pretrained(name, revision=revision)
     elif image_processor is None:
         side = model.config.vision_config.image_size
         image_processor = SamImageProcessor(size={"longest_edge": side}, pad_size=side)
+    device = "cpu" if device == -1 else device
     return MaskGenerationPipeline(model.to(device), image_processor, **kwargs)

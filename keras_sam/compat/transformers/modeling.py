@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -34,6 +35,18 @@ _LOADING = {
     *("ignore_mismatched_sizes", "local_files_only", "low_cpu_mem_usage", "resume_download"),
     *("token", "trust_remote_code", "use_auth_token", "use_safetensors"),
 }
+
+
+def without_effect(arguments: dict[str, Any], more: Sequence[str] = ()) -> dict[str, Any]:
+    """Takes out, and names once, what concerns transformers' way of loading and `more`."""
+    ignored = sorted(arguments.keys() & {*_LOADING, *more})
+    if ignored:
+        notice(
+            f"{', '.join(ignored)}: transformers' own way of loading, which has no effect here; "
+            "see `keras_sam.SAMImageSegmenter.from_preset`.",
+            topic="compat: transformers loading",
+        )
+    return {name: value for name, value in arguments.items() if name not in ignored}
 
 
 class SamModel(OnDevice):
@@ -131,15 +144,9 @@ class SamModel(OnDevice):
         """
         switches = ("output_attentions", "output_hidden_states", "return_dict")
         chosen = {name: kwargs.pop(name) for name in switches if name in kwargs}
-        unknown = sorted(set(kwargs) - _LOADING)
+        unknown = sorted(without_effect(kwargs))
         if unknown:
             raise TypeError(f"`from_pretrained` takes no argument {', '.join(unknown)}.")
-        if kwargs:
-            notice(
-                f"{', '.join(sorted(kwargs))}: transformers' own way of loading, which has no "
-                "effect here; see `keras_sam.SAMImageSegmenter.from_preset`.",
-                topic="compat: transformers loading",
-            )
         address = address_of(pretrained_model_name_or_path, revision)
         given = dtype if dtype is not None else torch_dtype
         policy = None if given in (None, "auto") else str(given).removeprefix("torch.")
@@ -310,7 +317,14 @@ class SamModel(OnDevice):
         attentions = self._chosen(attentions, "output_attentions")
         encoder = self.segmenter.image_encoder
         # Theirs takes normalised pixels, ours normalises inside.
-        pixels = channels_last(to_numpy(pixel_values).astype("float32"))
+        pixels = to_numpy(pixel_values)
+        h, w, channels = self.segmenter.image_shape
+        if pixels.ndim != 4 or pixels.shape[1:] != (channels, h, w):
+            raise ValueError(
+                f"`pixel_values` must have shape (B, {channels}, {h}, {w}), as a `SamProcessor` of "
+                f"this model makes them. Received: shape={pixels.shape}."
+            )
+        pixels = channels_last(pixels.astype("float32"))
         frames = pixels * np.float32(encoder.pixel_std) + np.float32(encoder.pixel_mean)
         made = self.segmenter.encode_frames(
             frames, return_hidden_states=hidden_states, return_attentions=attentions

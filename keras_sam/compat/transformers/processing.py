@@ -107,10 +107,14 @@ class SamProcessor:
         made["input_points"][missing] = self.point_pad_value
         if labels is not None:
             of_points = read_nested(labels, "input_labels")
-            given = pad_nested(of_points, depth - 1, _longest(of_points), np.nan)
-            if given.shape != missing.shape or (np.isnan(given) != missing).any():
+            nested = nesting_depth(of_points, "input_labels") == depth - 1
+            given = (
+                pad_nested(of_points, depth - 1, _longest(of_points), np.nan) if nested else None
+            )
+            if not nested or given.shape != missing.shape or (np.isnan(given) != missing).any():
                 raise ValueError(
-                    "`input_labels` must hold one label per point. Received: "
+                    "`input_labels` must hold one label per point, nested as `input_points` "
+                    "without its last axis. Received: "
                     f"{labels!r:.80} with input_points={points!r:.80}."
                 )
             made["input_labels"] = np.where(missing, self.point_pad_value, given).astype("int64")
@@ -121,7 +125,12 @@ class SamProcessor:
     def _scaled(self, points, sizes):
         """Points `(B, ..., 2)` in pixels of images of these sizes, to the resized images."""
         if len(points) != len(sizes):  # several prompts of one image
-            sizes = sizes[:1] * len(points)
+            if len(sizes) > 1:
+                raise ValueError(
+                    "`input_points` and `input_boxes` must have one entry per image. Received: "
+                    f"{len(points)} for {len(sizes)} images."
+                )
+            sizes = sizes * len(points)
         plans = [ResizePlan(size, self.target_size) for size in sizes]
         scales = [np.divide(plan.scaled_size, plan.original_size)[::-1] for plan in plans]
         return points * np.reshape(scales, (-1, *[1] * (points.ndim - 2), 2))

@@ -8,8 +8,9 @@ import numpy as np
 from keras import ops
 
 from keras_sam import backends
+from keras_sam.compat.tensors import no_prompts
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
-from keras_sam.prompts import CANONICAL_KEYS, PADDING, Prompts, read, read_canonical
+from keras_sam.prompts import CANONICAL_KEYS, Prompts, read
 from keras_sam.prompts.nested import to_numpy
 
 
@@ -33,16 +34,21 @@ def read_prompts(
         given["boxes"] = _of_rank(boxes, "input_boxes", "(B, P, 4)", 3)
     sets = next((len(x[0]) for x in given.values()), 1)
     if masks is not None:
-        masks = to_numpy(masks).astype("float32").reshape(batch, 1, *masks.shape[-2:])
+        masks = to_numpy(masks).astype("float32")
+        if masks.size != batch * np.prod(segmenter.mask_size) or (
+            masks.shape[-2:] != segmenter.mask_size
+        ):
+            shape = (batch, 1, *segmenter.mask_size)
+            raise ValueError(
+                f"`input_masks` must have shape {shape}, one for each image: logits, such as those "
+                f"of an earlier call. Received: shape={masks.shape}. "
+                "`keras_sam.mask_to_logits(mask, model.segmenter)[None, None, ..., 0]` makes them "
+                "of a mask of the image's size."
+            )
+        masks = masks.reshape(batch, 1, *segmenter.mask_size)
         given["masks"] = np.repeat(masks, sets, axis=1)  # (B, P, L, L)
-    if not given:  # the model's answer to no prompt: one token, of padding
-        empty = {
-            "points": np.zeros((batch, 1, 1, 2), "float32"),
-            "labels": np.full((batch, 1, 1), PADDING, "int32"),
-            "masks": np.zeros((batch, 0, *segmenter.mask_size, 1), "float32"),
-            "mask_given": np.zeros((batch, 0), bool),
-        }
-        return read_canonical({**empty, "num_prompts": np.ones(batch, "int32")})
+    if not given:
+        return no_prompts(segmenter, batch)
     plans = segmenter.plans(None, None, batch)
     return read(given, batch).to_model(plans, segmenter.mask_size)
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import difflib
 import fnmatch
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,6 +141,11 @@ def preprocessing_of(cfg: Any, in_channels: int | None = None, dtype: str | None
     )
 
     def preprocess(images):
+        if isinstance(images, (str, os.PathLike)):
+            raise ValueError(
+                "`images` must be an array or tensor (H, W, C) or (N, H, W, C), 0..255. Received: "
+                f"{images!r}. `SAMPredictor.set_image` reads files."
+            )
         images = ops.cast(ops.convert_to_tensor(images), dtype) / 255
         return (images - ops.cast(mean, dtype)) / ops.cast(std, dtype)
 

@@ -216,6 +216,9 @@ class ImageResizer:
     def __init__(
         self, src_size: tuple[int, int], dst_size: tuple[int, int], pad_only: bool = False
     ):
+        for name, size in (("src_size", src_size), ("dst_size", dst_size)):
+            if np.shape(size) != (2,):
+                raise ValueError(f"`{name}` must be a pair of ints, (H, W). Received: {size!r}.")
         self.plan = ResizePlan(tuple(src_size), tuple(dst_size), pad_only)
         self.src_size, self.dst_size = self.plan.original_size, self.plan.model_size
         self.pad_only = self.plan.pad_only

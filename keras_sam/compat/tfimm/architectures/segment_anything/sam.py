@@ -95,6 +95,11 @@ class SegmentAnythingModelConfig:
     first_conv: str = "image_encoder/patch_embed/proj"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.input_size, (tuple, list)) or len(self.input_size) != 2:
+            raise ValueError(
+                "`input_size` must be a pair of ints, (H, W). "
+                f"Received: input_size={self.input_size!r}."
+            )
         for name in ("input_size", "encoder_global_attn_indices", "mean", "std"):
             setattr(self, name, tuple(getattr(self, name)))  # JSON has lists
         if self.encoder_norm_layer not in _LAYER_NORM_EPSILONS:
@@ -297,6 +302,12 @@ class SegmentAnythingModel(keras.Model):
         return self._loaded(dataclasses.replace(self.cfg, input_size=input_size), preset)
 
     def __call__(self, inputs: dict[str, Any], *args: Any, **kwargs: Any):
+        if not isinstance(inputs, dict) or "images" not in inputs:
+            raise ValueError(
+                "`inputs` must be a dict of `images` and of the prompts, see `dummy_inputs`. "
+                f"Received: {type(inputs).__name__}"
+                f"{f' of {sorted(inputs)}' if isinstance(inputs, dict) else ''}."
+            )
         inputs = of_one_kind(inputs)
         model = self.at_input_size(inputs["images"].shape[1:3])  # its own graph, not inside of ours
         return super(SegmentAnythingModel, model).__call__(inputs, *args, **kwargs)

@@ -1,0 +1,5 @@
+"""Models as files for other runtimes: ONNX Runtime, OpenVINO, TensorFlow."""
+
+from keras_sam.export.writing import FORMATS, export_model
+
+__all__ = ["FORMATS", "export_model"]

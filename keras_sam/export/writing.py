@@ -1,0 +1,378 @@
+"""A folder of exported files: each written by the backend that can, checked, and described."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_sam import backends, runtimes
+from keras_sam.backend_choice import is_installed
+from keras_sam.export import checking, graphs
+from keras_sam.files import whole_folder
+from keras_sam.preprocessing.preprocessor import resizing_preprocessor
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = "keras_sam export 1"
+# The backends that can write a format, the best first.
+FORMATS = {
+    "onnx": ("torch",),
+    "openvino": ("torch",),
+    "saved_model": ("tensorflow",),
+}
+PRECISIONS = ("float32", "float16", "int8")
+
+
+def export_model(
+    model: Any,
+    folder: str | os.PathLike,
+    format: str = "onnx",
+    *,
+    image_input: bool = False,
+    precision: str = "float32",
+    opset: int = 20,
+    return_single_mask: bool = False,
+    use_stability_score: bool = False,
+    return_extra_metrics: bool = False,
+) -> dict[str, Any]:
+    """Writes a segmenter as files that run without Keras: image encoder and mask decoder.
+
+    Every file is opened in its own runtime afterwards and compared with the segmenter. The folder
+    appears when all is well, or not at all. A format that another backend writes is written by it,
+    in a process of its own, if it is installed.
+
+    * `image_encoder`: from `pixels`, float32 `(1, channels, H, W)`, normalised and padded with 0 as
+      Meta's encoder takes them, to `image_embeddings` `(1, C, Eh, Ew)` and the encoder's other
+      features by name.
+    * `prompt_decoder`: from the features, and P prompts of N points in the model frame, `points`
+      `(1, P, N, 2)`, `labels` int32 `(1, P, N)`, `mask_prompts` `(1, P, Lh, Lw)` and
+      `mask_given` `(1, P)`, to `masks` `(1, P, K, Lh, Lw)` and `iou_pred` `(1, P, K)`. A box is
+      two points with the labels 2 and 3; where there are points and no box, a point with label -1
+      follows.
+    * `mask_decoder`, in ONNX and OpenVINO: Meta's, by its names, shapes and meaning, for other
+      programs that use SAM: from `image_embeddings`, `point_coords` `(1, N, 2)`, `point_labels`
+      `(1, N)`, `mask_input` `(1, 1, Lh, Lw)`, `has_mask_input` `(1,)` and `orig_im_size` `(2,)` to
+      `masks` `(1, K, H0, W0)`, `iou_predictions` `(1, K)` and `low_res_masks` `(1, K, Lh, Lw)`.
+
+    Args:
+        model: a `SAMImageSegmenter`, or what `from_preset` takes.
+        folder: path of the folder to write. One that an earlier export wrote is replaced.
+        format: `"onnx"`, `"openvino"` or `"saved_model"`.
+        image_input: bool. The encoder takes the image itself, `image`, uint8 `(H0, W0, channels)`,
+            and scales, normalises and pads it. Only for ONNX and OpenVINO.
+        precision: `"float32"`; `"float16"` or `"int8"`, in which the weights are stored: half or a
+            quarter of the size. Numbers are computed in float32 all the same. int8 only in ONNX.
+        opset: int, ONNX's operator set, at least 18.
+        return_single_mask: bool. Meta's option of the same name: `mask_decoder` gives one mask,
+            mask 0 for more than two points, the best of the others for fewer.
+        use_stability_score: bool. Likewise: scores are the stability of the masks.
+        return_extra_metrics: bool. Likewise: it also gives `stability_scores` and `areas`.
+
+    Returns:
+        Dict, the folder's `manifest.json`: the model's sizes and preprocessing, the files with
+        their inputs, outputs and SHA-256, and how far each was off when it was checked.
+
+    Raises:
+        ValueError: if an argument is not usable.
+        ImportError: if what the format needs is not installed; the message says how to install it.
+        RuntimeError: if a file gives other results than the segmenter.
+        OSError: if the folder cannot be written, or holds other files.
+
+    Example:
+
+    ```python
+    manifest = keras_sam.export.export_model(tiny_segmenter, "exported")
+    manifest["files"]["image_encoder.onnx"]["inputs"]  # {"pixels": [1, 3, H, W]}
+    ```
+    """
+    _check_choice("format", format, tuple(FORMATS))
+    _check_choice("precision", precision, PRECISIONS)
+    if opset < 18:
+        raise ValueError(
+            f"`opset` must be at least 18, which the encoder's steps need. Received: opset={opset}."
+        )
+    is_onnx = format in ("onnx", "openvino")
+    if image_input and not is_onnx:
+        raise ValueError(
+            "`image_input` is possible with the formats 'onnx' and 'openvino'. "
+            f"Received: format={format!r}."
+        )
+    stored = {"onnx": PRECISIONS, "openvino": PRECISIONS[:2], "saved_model": PRECISIONS[:1]}
+    if precision not in stored[format]:
+        raise ValueError(
+            "`precision` must be 'float32', with ONNX and OpenVINO also 'float16', with ONNX also "
+            f"'int8'. Received: precision={precision!r}, format={format!r}."
+        )
+    settings = {
+        "image_input": image_input,
+        "precision": precision,
+        "opset": opset,
+        "return_single_mask": return_single_mask,
+        "use_stability_score": use_stability_score,
+        "return_extra_metrics": return_extra_metrics,
+    }
+    if backends.NAME not in FORMATS[format]:
+        return _in_another_process(model, folder, format, settings)
+    segmenter = _loaded(model)
+    with whole_folder(folder, replaceable=MANIFEST) as temporary:
+        files = _WRITERS[format](segmenter, temporary, settings)
+        manifest = {
+            "format": MANIFEST_FORMAT,
+            **_facts(segmenter, format, settings),
+            "files": {name: _described(temporary, name, about) for name, about in files.items()},
+        }
+        text = json.dumps(manifest, indent=2)
+        (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return manifest
+
+
+def _loaded(model):
+    if not isinstance(model, (str, os.PathLike)):
+        return model
+    from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+
+    return SAMImageSegmenter.from_preset(model)
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={value!r}.")
+
+
+# --- another backend ---
+
+
+def _in_another_process(model, folder, format, settings):
+    """Exports with a backend that can, on the same weights."""
+    backend = next(filter(is_installed, FORMATS[format]), None)
+    if backend is None:
+        needed = FORMATS[format][0]
+        raise ImportError(
+            f"Exporting to {format} needs {needed}, which is not installed: "
+            f'pip install "keras-sam[{needed},export]"'
+        )
+    with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
+        if isinstance(model, (str, os.PathLike)):
+            source = os.fspath(model)
+        else:
+            source = os.path.join(place, "model")
+            model.save_to_preset(source)
+        task = {"model": source, "folder": os.path.abspath(folder), "format": format, **settings}
+        environment = {**os.environ, "KERAS_BACKEND": backend}
+        code = (
+            "import json, sys; from keras_sam.export import export_model; "
+            "task = json.loads(sys.argv[1]); "
+            "export_model(task.pop('model'), task.pop('folder'), task.pop('format'), **task)"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", code, json.dumps(task)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    if ended.returncode:
+        lines = ended.stderr.strip().splitlines()
+        kind, _, message = (lines[-1] if lines else "").partition(": ")
+        errors = {e.__name__: e for e in (ValueError, ImportError, OSError, FileExistsError)}
+        raise errors.get(kind, RuntimeError)(message or f"The export ended with {lines[-5:]}.")
+    return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+
+
+# --- formats ---
+
+
+def _write_onnx(segmenter, folder, settings):
+    import_onnx()
+    import onnx
+
+    files = {}
+    for name, make, check in _onnx_parts(segmenter, settings):
+        path = folder / f"{name}.onnx"
+        onnx.save(make(), os.fspath(path))
+        run = runtimes.OnnxRuntime(path)
+        files[path.name] = {
+            "inputs": run.inputs, "outputs": run.outputs, "differences": check(run)
+        }  # fmt: skip
+    return files
+
+
+def _write_openvino(segmenter, folder, settings):
+    import_onnx()
+    try:
+        import openvino
+    except ImportError as error:
+        raise ImportError(
+            'Exporting to openvino needs it: pip install "keras-sam[openvino,torch,export]"'
+        ) from error
+    import onnx
+
+    files = {}
+    for name, make, check in _onnx_parts(segmenter, settings, "float32"):
+        with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
+            between = os.path.join(place, "model.onnx")
+            model = make()
+            onnx.save(model, between)
+            converted = openvino.convert_model(between)
+            _keep_names(converted.inputs, model.graph.input)
+            _keep_names(converted.outputs, model.graph.output)
+            path = folder / f"{name}.xml"
+            inputs = {x.get_any_name(): str(x.partial_shape) for x in converted.inputs}
+            outputs = [x.get_any_name() for x in converted.outputs]
+            half = settings["precision"] == "float16"
+            openvino.save_model(converted, os.fspath(path), compress_to_fp16=half)
+        run = runtimes.OpenVino(path)
+        files[path.name] = {
+            "inputs": inputs, "outputs": outputs, "differences": check(run)
+        }  # fmt: skip
+        files[f"{name}.bin"] = {}
+    return files
+
+
+def _keep_names(ports, named):
+    """Where a step does nothing, OpenVINO gives a tensor the names of both of its ends."""
+    for port, value in zip(ports, named, strict=True):
+        port.get_tensor().set_names({value.name})
+
+
+def _onnx_parts(segmenter, settings, stored_in=None):
+    """For each file its name, a function that makes the ONNX model, and one that checks it.
+
+    `stored_in` is the precision of the ONNX model's weights, where it is not the settings'.
+    """
+    from keras_sam.export import onnx_graphs
+
+    opset, precision = settings["opset"], settings["precision"]
+    plan = _plan(segmenter)
+
+    def stored(model):
+        return onnx_graphs.with_stored_weights(model, stored_in or precision)
+
+    def encoder():
+        model = onnx_graphs.trace(graphs.ImageEncoderGraph(segmenter), opset)
+        if settings["image_input"]:
+            model = onnx_graphs.with_image_input(model, plan, opset)
+        return stored(model)
+
+    yield (
+        "image_encoder",
+        encoder,
+        lambda run: checking.check_encoder(run, segmenter, settings["image_input"], precision),
+    )
+    graph = graphs.PromptDecoderGraph(segmenter)
+    yield (
+        "prompt_decoder",
+        lambda: stored(onnx_graphs.trace(graph, opset)),
+        lambda run: checking.check_decoder(run, graph, segmenter, precision),
+    )
+    options = ("return_single_mask", "use_stability_score", "return_extra_metrics")
+
+    def metas():
+        model = onnx_graphs.with_masks_of_the_image(
+            onnx_graphs.trace(graphs.MetaDecoderGraph(segmenter), opset),
+            plan,
+            opset,
+            masks=segmenter.mask_decoder.num_mask_tokens,
+            mask_threshold=segmenter.mask_threshold,
+            **{name: settings[name] for name in options},
+        )
+        return stored(model)
+
+    yield "mask_decoder", metas, lambda run: checking.check_metas(run, segmenter, settings)
+
+
+def import_onnx() -> None:
+    """Raises an ImportError with the remedy unless everything is there to write ONNX files."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            __import__(name)
+        except ImportError as error:
+            raise ImportError(
+                f'Exporting to ONNX needs {name}: pip install "keras-sam[torch,export]"'
+            ) from error
+
+
+def _write_saved_model(segmenter, folder, settings):
+    from keras_sam.export import tensorflow_graphs
+
+    return tensorflow_graphs.write_saved_model(segmenter, folder)
+
+
+_WRITERS: dict[str, Callable] = {
+    "onnx": _write_onnx,
+    "openvino": _write_openvino,
+    "saved_model": _write_saved_model,
+}
+
+
+# --- the manifest ---
+
+
+def _plan(segmenter):
+    mean, std = graphs.pixel_statistics(segmenter)
+    converter = resizing_preprocessor(segmenter).image_converter
+    return {
+        "frame": tuple(segmenter.image_shape[:2]),
+        "stretch": bool(getattr(converter, "stretch", False)),
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+    }
+
+
+def _facts(segmenter, format, settings):
+    from keras_sam import __version__
+
+    plan = _plan(segmenter)
+    return {
+        "keras_sam": __version__,
+        "runtime": format,
+        "settings": settings,
+        "model": {
+            "class": type(segmenter).__name__,
+            "fingerprint": segmenter.image_encoder.fingerprint()
+            if hasattr(segmenter.image_encoder, "fingerprint")
+            else None,
+            "image_shape": list(segmenter.image_shape),
+            "mask_size": list(segmenter.mask_size),
+            "features": {k: list(v) for k, v in segmenter.feature_shapes.items()},
+            "num_masks": segmenter.mask_decoder.num_mask_tokens,
+            "mask_threshold": segmenter.mask_threshold,
+        },
+        "preprocessing": {
+            "pixel_mean": plan["mean"],
+            "pixel_std": plan["std"],
+            "stretch": plan["stretch"],
+            "resample": "bilinear, antialiased",
+            "padding": "right and bottom, 0 after normalisation",
+        },
+    }
+
+
+def _described(folder, name, about):
+    path = folder / name
+    if path.is_dir():
+        parts = sorted(p for p in path.rglob("*") if p.is_file())
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(str(part.relative_to(path)).encode())
+            digest.update(part.read_bytes())
+        size, sha256 = sum(p.stat().st_size for p in parts), digest.hexdigest()
+    else:
+        size = path.stat().st_size
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {**_plain(about), "bytes": size, "sha256": sha256}
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,121 @@
+"""Exported files in the runtimes that they are for: dicts of numpy arrays in, dicts out.
+
+Nothing here needs Keras or one of its backends.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+_INSTALL = {
+    "onnxruntime": 'pip install "keras-sam[onnxruntime]"',
+    "openvino": 'pip install "keras-sam[openvino]"',
+}
+
+
+class Runtime(Protocol):
+    """A file that is loaded: a function of arrays by name."""
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+
+class OnnxRuntime:
+    """An ONNX file in ONNX Runtime.
+
+    Args:
+        path: the file.
+        providers: optional sequence of ONNX Runtime's names of execution providers, such as
+            `"CUDAExecutionProvider"`. Defaults to the processor.
+        threads: optional int. Threads of an operation; by default the runtime's own choice.
+
+    Raises:
+        ImportError: if onnxruntime is not installed.
+        ValueError: if the file is damaged, or needs operators that this version lacks.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, providers: Sequence[str] | None = None, threads: int = 0
+    ):
+        onnxruntime = _import("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors alone
+        options.intra_op_num_threads = threads
+        available = onnxruntime.get_available_providers()
+        providers = ["CPUExecutionProvider"] if providers is None else list(providers)
+        if missing := set(providers) - set(available):
+            raise ValueError(
+                f"`providers` must be any of {available}, which this ONNX Runtime has. Received "
+                f"also: {sorted(missing)}."
+            )
+        try:
+            self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers)
+        except Exception as error:  # onnxruntime's own classes have no common base
+            raise _cannot_load(path, f"ONNX Runtime {onnxruntime.__version__}", error) from error
+        self.inputs = {x.name: x.shape for x in self._session.get_inputs()}
+        self.outputs = [x.name for x in self._session.get_outputs()]
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        arrays = self._session.run(self.outputs, {name: inputs[name] for name in self.inputs})
+        return dict(zip(self.outputs, arrays, strict=True))
+
+
+class OpenVino:
+    """OpenVINO's IR, or an ONNX file, in OpenVINO on the processor.
+
+    Args:
+        path: the `.xml` or `.onnx` file.
+        precision: optional str, `"f32"` or `"bf16"`. What is computed in; by default the fastest
+            that the processor has.
+        threads: as in `OnnxRuntime`.
+
+    Raises:
+        ImportError: if openvino is not installed.
+        ValueError: if the file is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike, precision: str | None = "f32", threads: int = 0):
+        openvino = _import("openvino")
+        settings: dict[str, Any] = (
+            {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
+        )
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._model = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
+        except Exception as error:
+            raise _cannot_load(path, f"OpenVINO {openvino.__version__}", error) from error
+        # A tensor may have several names, where a step between two of them did nothing.
+        self._inputs = [sorted(x.get_names()) for x in self._model.inputs]
+        self._outputs = [sorted(x.get_names()) for x in self._model.outputs]
+        self._request = self._model.create_infer_request()
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._request.infer(
+            [next(inputs[n] for n in names if n in inputs) for names in self._inputs]
+        )
+        # Copies: the next answer is written to the same memory.
+        arrays = [np.array(tensor.data) for tensor in self._request.output_tensors]
+        pairs = zip(self._outputs, arrays, strict=True)
+        return {name: array for names, array in pairs for name in names}
+
+
+def _import(name):
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise ImportError(f"This needs {package.replace('_', '-')}: {_INSTALL[package]}") from error
+
+
+def _cannot_load(path, runtime, error):
+    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return ValueError(
+        f"{runtime} cannot load {os.fspath(path)!r}: {reason:.300}. Export the model again, or "
+        "install a newer version of the runtime."
+    )

@@ -1,0 +1,259 @@
+"""ONNX files in ONNX Runtime: the segmenter's numbers, and Meta's decoder by its own code."""
+
+import copy
+import json
+import math
+import os
+
+import keras
+import numpy as np
+import pytest
+
+from keras_sam.export import checking, export_model, graphs, onnx_graphs
+from keras_sam.runtimes import OnnxRuntime
+from tests.closeness import assert_same
+from tests.meta_oracle import import_segment_anything
+from tests.parity import oracles
+from tests.tiny import photograph, tiny_segmenter
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="the files are written on torch"
+)
+SIZES = ((53, 80), (90, 41), (3, 200), (1, 1), (300, 260))
+FRAME = (112, 144)
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return tiny_segmenter()
+
+
+@pytest.fixture(scope="module")
+def folder(segmenter, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "tiny"
+    export_model(segmenter, folder, image_input=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    return {name: OnnxRuntime(folder / f"{name}.onnx") for name in FILES}
+
+
+FILES = ("image_encoder", "prompt_decoder", "mask_decoder")
+
+
+def first(features):
+    return {name: np.transpose(features[name], (0, 3, 1, 2)) for name in ("image_embeddings",)}
+
+
+def test_the_manifest_describes_the_files(segmenter, folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert sorted(manifest["files"]) == sorted(f"{name}.onnx" for name in FILES)
+    assert {p.name for p in folder.iterdir()} == {*manifest["files"], "manifest.json"}
+    assert manifest["model"]["image_shape"] == [*FRAME, 3]
+    assert manifest["model"]["features"] == {"image_embeddings": [7, 9, 16]}
+    assert manifest["model"]["fingerprint"] == segmenter.image_encoder.fingerprint()
+    for name, about in manifest["files"].items():
+        assert about["bytes"] == os.path.getsize(folder / name)
+        assert max(about["differences"].values()) < 2e-2
+        text = (folder / name).read_bytes()
+        assert str(folder.parent).encode() not in text
+        assert b".py" not in text, "a file speaks of the machine that wrote it"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_encoder_takes_a_picture_of_any_size(segmenter, runs, size):
+    image = photograph(size)
+    expected = first(segmenter.encode([image]))
+    found = runs["image_encoder"]({"image": image})
+    # Pixels are rounded after scaling, and may be one grey level off.
+    assert_same(found["image_embeddings"], expected["image_embeddings"], 2e-2)
+
+
+@pytest.mark.parametrize("count, tokens", [(1, 1), (1, 4), (2, 2), (5, 3), (9, 7)])
+def test_the_decoder_takes_any_number_of_prompts_and_points(segmenter, runs, count, tokens):
+    rng = np.random.default_rng(count)
+    features = segmenter.encode([photograph((60, 90))])
+    points = rng.uniform(0, 110, (1, count, tokens, 2)).astype("float32")
+    labels = rng.integers(-1, 4, (1, count, tokens)).astype("int32")
+    masks = rng.standard_normal((1, count, 28, 36)).astype("float32")
+    given = rng.integers(0, 2, (1, count))
+    canonical = {
+        "points": points,
+        "labels": labels,
+        "masks": masks[..., None],
+        "mask_given": given.astype(bool),
+    }
+    expected = segmenter.decode(features, canonical)
+    prompts = {"points": points, "labels": labels, "mask_prompts": masks}
+    found = runs["prompt_decoder"](
+        {**first(features), **prompts, "mask_given": given.astype("float32")}
+    )
+    assert_same(found["masks"], expected["masks"], 1e-4)
+    assert_same(found["iou_pred"], expected["iou_pred"], 1e-4)
+
+
+def test_padding_has_no_effect(segmenter, runs):
+    features = first(segmenter.encode([photograph((60, 90))]))
+    blank = {"mask_prompts": np.zeros((1, 1, 28, 36), "f4"), "mask_given": np.zeros((1, 1), "f4")}
+    points, labels = np.float32([[[[30, 40], [9, 50]]]]), np.int32([[[1, -1]]])
+    alone = runs["prompt_decoder"]({**features, "points": points, "labels": labels, **blank})
+    points = np.concatenate([points, np.float32([[[[7, 7], [50, 2]]]])], axis=2)
+    labels = np.concatenate([labels, np.int32([[[-10, -10]]])], axis=2)
+    padded = runs["prompt_decoder"]({**features, "points": points, "labels": labels, **blank})
+    assert_same(padded["masks"], alone["masks"], 1e-4)
+
+
+@pytest.fixture(scope="module")
+def metas():
+    """Meta's model, ours with its weights, and the inner part of its exported decoder."""
+    metas, ours = oracles.meta_pair()
+    return metas, ours, onnx_graphs.trace(graphs.MetaDecoderGraph(ours), 20)
+
+
+OPTIONS = [
+    {},
+    {"return_single_mask": True},
+    {"return_single_mask": True, "use_stability_score": True},
+    {"return_extra_metrics": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) or "plain")
+def test_metas_decoder_gives_what_metas_exported_model_gives(metas, tmp_path, options):
+    import_segment_anything()
+    import onnx
+    import torch
+    from segment_anything.utils.onnx import SamOnnxModel
+
+    metas, ours, inner = metas
+    names = ("return_single_mask", "use_stability_score", "return_extra_metrics")
+    settings = {**dict.fromkeys(names, False), **options}
+    plan = {"frame": ours.image_shape[:2], "stretch": False}
+    made = onnx_graphs.with_masks_of_the_image(
+        copy.deepcopy(inner), plan, 20, masks=4, mask_threshold=0.0, **settings
+    )
+    onnx.save(made, tmp_path / "decoder.onnx")
+    run = OnnxRuntime(tmp_path / "decoder.onnx")
+    model = SamOnnxModel(metas, **settings).eval()
+    side, (eh, ew) = metas.image_encoder.img_size, ours.embedding_size
+    lh, lw = ours.mask_size
+    rng = np.random.default_rng(0)
+    for points, size, has_mask in ((1, (60, 90), 0), (3, (90, 41), 1), (6, (200, 160), 0)):
+        inputs = {
+            "image_embeddings": rng.standard_normal((1, ours.prompt_encoder.hidden_size, eh, ew)),
+            "point_coords": rng.uniform(0, side, (1, points, 2)),
+            "point_labels": rng.integers(-1, 4, (1, points)),
+            "mask_input": rng.standard_normal((1, 1, lh, lw)),
+            "has_mask_input": np.array([has_mask]),
+            "orig_im_size": np.array(size),
+        }
+        inputs = {name: x.astype("float32") for name, x in inputs.items()}
+        with torch.no_grad():
+            expected = [x.numpy() for x in model(*map(torch.from_numpy, inputs.values()))]
+        found = run(inputs)
+        names = ["masks", "iou_predictions", "low_res_masks"]
+        if options.get("return_extra_metrics"):
+            names[2:2] = ["stability_scores", "areas"]
+        assert list(found) == names
+        for name, x in zip(names, expected, strict=True):
+            # Of whole pixels, one of which may be on the other side of a threshold.
+            bound = 2e-3 if name in ("areas", "stability_scores") else 1e-4
+            assert_same(found[name], x.astype("float32"), bound)
+
+
+@pytest.mark.parametrize("precision, bound", [("float16", 5e-3), ("int8", 0.1)])
+def test_weights_in_fewer_bits(segmenter, folder, tmp_path, precision, bound):
+    import onnx
+
+    for name in ("image_encoder", "prompt_decoder"):
+        model = onnx.load(folder / f"{name}.onnx")
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(onnx_graphs.with_stored_weights(model, precision), path)
+        # Tensors of fewer than 1,024 numbers, which stay, are a large part of a tiny model.
+        assert path.stat().st_size < (folder / f"{name}.onnx").stat().st_size
+        kinds = {t.data_type for t in model.graph.initializer if math.prod(t.dims) >= 4096}
+        assert onnx.TensorProto.FLOAT not in kinds
+        run = OnnxRuntime(path)
+        if name == "image_encoder":
+            differences = checking.check_encoder(run, segmenter, True, precision)
+            assert differences["image_embeddings"] < max(bound, 2e-2)
+        else:
+            graph = graphs.PromptDecoderGraph(segmenter)
+            differences = checking.check_decoder(run, graph, segmenter, precision)
+            assert differences["masks"] < bound
+
+
+def test_openvino_files_need_openvino_alone(segmenter, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    manifest = export_model(segmenter, tmp_path / "out", "openvino", image_input=True)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {*manifest["files"], "manifest.json"}
+    model = openvino.Core().compile_model(
+        str(tmp_path / "out" / "image_encoder.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    image = photograph((53, 80))
+    found = model({"image": image})["image_embeddings"]
+    expected = first(segmenter.encode([image]))["image_embeddings"]
+    assert_same(np.array(found), expected, 2e-2)
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"format": "tflite"}, "`format` must be one of"),  # unknown
+        ({"precision": "half"}, "`precision` must be one of"),  # unknown
+        ({"format": "saved_model", "precision": "int8"}, "`precision` must be 'float32'"),
+        ({"format": "saved_model", "image_input": True}, "`image_input` is possible with"),
+        ({"opset": 11}, "`opset` must be at least 18"),  # too old for the encoder
+    ],
+)
+def test_settings_that_no_file_can_have_are_refused(segmenter, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        export_model(segmenter, tmp_path / "out", **arguments)
+    assert not any(tmp_path.iterdir())
+
+
+def test_other_files_are_not_replaced(segmenter, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds other files"):
+        export_model(segmenter, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_file_that_is_off_is_not_left_behind(segmenter, tmp_path, monkeypatch):
+    def broken(model, precision):
+        for tensor in model.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.dtype == np.float32 and values.size > 100:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values * 1.1, tensor.name))
+        return model
+
+    import onnx.numpy_helper
+
+    monkeypatch.setattr(onnx_graphs, "with_stored_weights", broken)
+    with pytest.raises(RuntimeError, match="`image_embeddings` of the exported file is off by"):
+        export_model(segmenter, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda b: b[: len(b) // 2], "cannot load"),  # cut short
+        (lambda b: b"<html>" + b, "cannot load"),  # something else
+    ],
+)
+def test_a_damaged_file_is_named(folder, tmp_path, damage, message):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(damage((folder / "image_encoder.onnx").read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        OnnxRuntime(path)
+
+
+def test_an_unknown_provider_is_named(folder):
+    with pytest.raises(ValueError, match="`providers` must be any of.*QuantumExecutionProvider"):
+        OnnxRuntime(folder / "image_encoder.onnx", providers=["QuantumExecutionProvider"])
