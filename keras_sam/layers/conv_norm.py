@@ -103,7 +103,8 @@ class ConvNorm(KeptArguments, keras.layers.Layer):
         else:
             convolve = backends.convolve
         if training and self.norm.trainable:
-            x = self.norm(convolve(x, self.conv.kernel, **options), training=True)
+            kernel = ops.convert_to_tensor(self.conv.kernel)
+            x = self.norm(convolve(x, kernel, **options), training=True)
             return backends.activate(x, self.activation, training)
         kernel, bias = self.folded()
         if self.kernel_size == self.strides == 1:

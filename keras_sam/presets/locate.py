@@ -186,6 +186,7 @@ _MEANT = (
     (r"https?://(?:www\.)?kaggle\.com/models/((?:[^/]+/){3}[^/]+(?:/\d+)?)", r"kaggle://\1"),
     (r"((?:[\w-]+/){3}[\w-]+(?:/\d+)?)", r"kaggle://\1"),
     (r"([\w-]+/[\w.-]+(?<!\.pth)(?<!\.pt)(?<!\.safetensors))", r"hf://\1"),
+    (r"(?:sam[_-]?)?(?:vit[_-]?t|mobile[_-]?sam)(?:\.pt)?", "mobile_sam"),
     (r"(?:sam[_-]?)?(?:vit[_-]?)?(?:b|base)(?:_01ec64(?:\.pth)?)?", "sam_base_sa1b"),
     (r"(?:sam[_-]?)?(?:vit[_-]?)?(?:l|large)(?:_0b3195(?:\.pth)?)?", "sam_large_sa1b"),
     (r"(?:sam[_-]?)?(?:vit[_-]?)?(?:h|huge)(?:_4b8939(?:\.pth)?)?", "sam_huge_sa1b"),

@@ -141,7 +141,6 @@ def test_keras_extras_are_left_out():
 
 
 OTHERS = [
-    ("mask_decoder.hf_token.weight", "SAM-HQ"),
     ("image_encoder.patch_embed.seq.0.c.weight", "MobileSAM"),
     ("image_encoder.trunk.pos_embed", "SAM 2"),
     ("vision_encoder.backbone.pos_embed", "transformers' SAM 2"),

@@ -151,7 +151,8 @@ def test_another_frame_and_other_channels(mobile, tmp_path):
         tmp_path / "preset", image_shape=(64, 48), num_channels=1
     )
     assert other.image_shape == (64, 48, 1)
-    assert other.predict(CLICK, verbose=0)["masks"].shape[-2:] == (16, 12)
+    grey = {**CLICK, "images": [PHOTO[..., :1]]}
+    assert other.predict(grey, verbose=0)["masks"].shape[-2:] == (16, 12)
     same = mobile.at_image_shape((48, 80))
     np.testing.assert_array_equal(
         same.predict(CLICK, verbose=0)["masks"], mobile.predict(CLICK, verbose=0)["masks"]

@@ -34,6 +34,7 @@ def state_of(model):
     return {name: values.detach().numpy() for name, values in model.state_dict().items()}
 
 
+@functools.cache
 def transformers_model(cls="Sam2Model", config_cls="Sam2Config"):
     """transformers' model of the same sizes, for images or for videos, with random weights."""
     import transformers

@@ -1,16 +1,11 @@
 """SAM 2 with random weights, by Meta's code, and ours with the same: its parts, and the whole."""
 
 import functools
-import re
 
 import numpy as np
 
 import keras_sam
-from keras_sam import backends
-from keras_sam.converters.sam2 import MEMORY
-from keras_sam.converters.sam2 import META_ROWS as ENCODER_ROWS
-from keras_sam.converters.tables import to_ours, torch_rows
-from keras_sam.converters.torch_tables import META_ROWS
+from keras_sam import backends, converters
 from keras_sam.presets.assign import assign
 from tests.parity.oracles import randomize
 from tests.parity.sam2_models import ENCODER
@@ -19,28 +14,6 @@ from tests.tiny import without_random_values
 
 CHANNELS, MASK_CHANNELS, HEADS, MLP, IOU_HIDDEN = 32, 12, 4, 72, 20
 PATCH = 16
-
-# What SAM's decoder does not have.
-_ROWS = (
-    *ENCODER_ROWS,
-    *META_ROWS,
-    *torch_rows(
-        [
-            ("mask_decoder/object_score_token", "embedding", "mask_decoder.obj_score_token"),
-            (
-                "mask_decoder/object_score_head/dense_{j}",
-                "dense",
-                "mask_decoder.pred_obj_score_head.layers.{j}",
-            ),
-        ]
-    ),
-)
-_RENAMED = {
-    "sam_mask_decoder.": "mask_decoder.",
-    "sam_prompt_encoder.": "prompt_encoder.",
-    ".mlp.layers.0.": ".mlp.lin1.",
-    ".mlp.layers.1.": ".mlp.lin2.",
-}
 
 
 @functools.cache
@@ -72,15 +45,8 @@ def meta_parts(grid):
 
 def load(variables, oracle):
     """Gives variables of ours the weights of Meta's modules."""
-    tensors = {}
-    for name, values in oracle.state_dict().items():
-        if any(re.fullmatch(pattern, name) for pattern in MEMORY):
-            continue
-        if name.startswith("sam_") and ".conv_s" not in name:
-            for theirs, sams in _RENAMED.items():
-                name = name.replace(theirs, sams)
-        tensors[name] = values.detach().numpy()
-    arrays = to_ours(tensors, _ROWS)
+    tensors = {name: values.detach().numpy() for name, values in oracle.state_dict().items()}
+    arrays = converters.rename(tensors).arrays
     if not any(v.path.startswith("neck/") for v in variables):
         # The convolutions of the finer features are the image encoder's, here.
         arrays = {path: x for path, x in arrays.items() if not path.startswith("neck/")}

@@ -15,7 +15,7 @@ from tests.hq_oracle import hq_like, import_segment_anything_hq
 from tests.tiny import randomize
 
 # A picture and thresholds near which no candidate lies, and of the parameters those that matter.
-SEED, SETTINGS = 0, {"points_per_side": 12, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.6}
+SEED, SETTINGS = 3, {"points_per_side": 12, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.6}
 
 
 def hq_segmenter():
@@ -31,8 +31,9 @@ def hq_segmenter():
     for variable in backbone.weights:
         if variable.path in known:
             variable.assign(known[variable.path])
-    last = decoder.hq_mlp.dense_layers[-1].kernel
-    last.assign(0.5 * last)
+    last = decoder.hq_mlp.dense_layers[-1]
+    for variable in last.weights:
+        variable.assign(0.02 * keras.ops.convert_to_numpy(variable))
     return keras_sam.SAMHQImageSegmenter(backbone)
 
 

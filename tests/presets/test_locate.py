@@ -31,6 +31,7 @@ def test_presets_of_a_class():
     hieras = {name for name in encoders if name.startswith("hiera_")}
     assert keras_sam.ViTDetBackbone.presets.keys() == vits
     assert keras_sam.HieraBackbone.presets.keys() == hieras and len(hieras) == 8
+    assert keras_sam.TinyViTBackbone.presets.keys() == {"tiny_vit_mobile_sam"} <= encoders.keys()
     assert keras_sam.Backbone.presets.keys() == whole.keys() | encoders.keys()
 
     class Mine(keras_sam.ViTDetBackbone):
@@ -141,6 +142,8 @@ def test_damaged_data_is_an_error_with_a_name(tmp_path, monkeypatch):
         ("vit_b", "sam_base_sa1b"),  # the keys of Meta's registry
         ("vit_l", "sam_large_sa1b"),
         ("vit_h", "sam_huge_sa1b"),
+        ("vit_t", "mobile_sam"),
+        ("MobileSAM", "mobile_sam"),
         ("sam-vit-base", "sam_base_sa1b"),
         ("sam_l", "sam_large_sa1b"),
         ("sam_vit_b_01ec64.pth", "sam_base_sa1b"),  # a file that is not there
