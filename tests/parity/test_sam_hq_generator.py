@@ -12,20 +12,21 @@ import keras_sam
 from keras_sam import converters
 from tests import generator_oracle as oracle
 from tests.hq_oracle import hq_like, import_segment_anything_hq
-from tests.tiny import randomize
+from tests.tiny import randomize, without_random_values
 
 # A picture and thresholds near which no candidate lies, and of the parameters those that matter.
-SEED, SETTINGS = 3, {"points_per_side": 12, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.6}
+SEED, SETTINGS = 0, {"points_per_side": 12, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.6}
 
 
 def hq_segmenter():
     sam = keras_sam.SAMImageSegmenter.from_preset(oracle.PRESET, image_shape=oracle.IMAGE_SHAPE)
     config = sam.image_encoder.get_config()
     encoder = keras_sam.ViTDetBackbone.from_config({**config, "early_features": True})
-    decoder = keras_sam.SAMHQMaskDecoder.from_config(
-        {**sam.mask_decoder.get_config(), "early_dim": config["hidden_size"]}
-    )
-    backbone = keras_sam.SAMBackbone(encoder, sam.prompt_encoder, decoder)
+    with without_random_values():
+        decoder = keras_sam.SAMHQMaskDecoder.from_config(
+            {**sam.mask_decoder.get_config(), "early_dim": config["hidden_size"]}
+        )
+        backbone = keras_sam.SAMBackbone(encoder, sam.prompt_encoder, decoder)
     randomize(decoder, 2)
     known = {variable.path: variable for variable in sam.weights}
     for variable in backbone.weights:
