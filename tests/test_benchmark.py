@@ -143,6 +143,19 @@ def test_the_encoders_of_sam2(run):
     assert_same_work(same, "largest value", first="ours, SAM 2.1 tiny, float32")
 
 
+def test_the_encoders_of_mobile_sam_and_a_click_with_each_model(run):
+    pytest.importorskip("mobile_sam")
+    words = ["--cases", "mobile", "family", "--repeats", "1", "--sides", "float32", "ours, SAM"]
+    rows, measured, _ = run(*words)
+    assert measured["missing"] == []
+    same = {key: row for key, row in rows.items() if "MobileSAM" in key[1]}
+    assert_same_work(same, "largest value", first="ours, MobileSAM, float32")
+    clicked = {
+        side for _, side in rows if side in ("ours, SAM", "ours, SAM-HQ", "ours, SAM 2.1 tiny")
+    }
+    assert len(clicked) == 3
+
+
 def test_decoders(run):
     for name in ("openvino", "transformers"):
         pytest.importorskip(name)

@@ -4,11 +4,11 @@ Nothing heavy is imported before a side of a case prepares itself, in its own pr
 """
 
 from benchmarks.decoding import decoder
-from benchmarks.encoding import encoder, hiera, huge
+from benchmarks.encoding import encoder, hiera, huge, mobile
 from benchmarks.generation import everything, memory
 from benchmarks.loading import imports, load
 from benchmarks.neighbour import busy
-from benchmarks.prediction import click
+from benchmarks.prediction import click, family
 from benchmarks.quantizing import int8
 from benchmarks.run_lengths import rle
 from benchmarks.training import train
@@ -16,8 +16,10 @@ from benchmarks.training import train
 CASES = {
     "encoder": encoder,
     "hiera": hiera,
+    "mobile": mobile,
     "decoder": decoder,
     "click": click,
+    "family": family,
     "everything": everything,
     "memory": memory,
     "rle": rle,

@@ -46,10 +46,55 @@ def hiera(job: Job) -> Case:
     return Case("one image through the encoder of the tiny SAM 2.1", sides)
 
 
+def mobile(job: Job) -> Case:
+    """MobileSAM beside its own code, and beside our ViT-B, in float32 and bfloat16."""
+    sides = {}
+    for p in models.PRECISIONS:
+        found = models.precision_of(p)
+        sides[f"ours, MobileSAM, {p}"] = Side(partial(our_encoder, job, p, "mobile"), found)
+        sides[f"ours, ViT-B, {p}"] = _ours(job, p)
+    sides["MobileSAM's own code, float32"] = Side(partial(mobile_sams, job))
+    return Case("one image through the encoder of MobileSAM", sides)
+
+
+def mobile_sams(job, shared):
+    models.need("torch", "mobile_sam")
+    import json
+
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file
+
+    from tests.mobile_sam_oracle import mobile_like
+
+    with open(f"{need_file(job, 'mobile')}/config.json", encoding="utf-8") as file:
+        parts = json.load(file)["config"]
+    names = ("image_encoder", "prompt_encoder", "mask_decoder")
+    model = mobile_like(*(parts[name]["config"] for name in names))
+    # Without the classifier, which is no part of this one.
+    model.load_state_dict(load_file(need_file(job, "mobile.safetensors")), strict=False)
+    encoder = model.eval().to(models.torch_device()).image_encoder
+    side = parts["image_encoder"]["config"]["image_shape"][0]
+    frame = np.random.default_rng(0).uniform(0, 255, (1, side, side, 3)).astype("float32")
+    mean, std = np.float32(models.PIXEL_MEAN), np.float32(models.PIXEL_STD)
+    pixels = np.ascontiguousarray(((frame - mean) / std).transpose(0, 3, 1, 2))
+    pixels = torch.from_numpy(pixels).to(models.torch_device())
+
+    def run():
+        with torch.no_grad():
+            return facts(encoder(pixels).permute(0, 2, 3, 1).cpu().numpy())
+
+    return run
+
+
 def our_hiera(job, precision, shared):
+    return our_encoder(job, precision, "sam2", shared)
+
+
+def our_encoder(job, precision, file, shared):
     import numpy as np
 
-    segmenter = models.ours(job, precision, file="sam2")
+    segmenter = models.ours(job, precision, file=file)
     frame = np.random.default_rng(0).uniform(0, 255, (1, *segmenter.image_shape))
     frame = frame.astype("float32")
     return lambda: facts(segmenter.encode_frames(frame, batch_size=1)["image_embeddings"])

@@ -22,8 +22,9 @@ def need_file(job, name: str) -> str:
         job: a `Job`.
         name: str. "sam.pth", as Meta's code saves it; "sam.safetensors", the same in that format;
             "transformers", a folder; "encoder.onnx"; "decoders", a folder with an ONNX file for
-            each number of prompts; "sam2", a folder of ours with the tiny SAM 2.1; or
-            "sam2_transformers", the same for transformers.
+            each number of prompts; "sam2", a folder of ours with the tiny SAM 2.1;
+            "sam2_transformers", the same for transformers; "mobile", "mobile.safetensors" and "hq",
+            ours and MobileSAM's own of MobileSAM, and ours of SAM-HQ.
 
     Raises:
         LeftOut: if something that writes it is not installed.
@@ -31,8 +32,9 @@ def need_file(job, name: str) -> str:
     path = Path(job.folder) / job.size / name
     if not path.exists():
         need("torch", "segment_anything", *(["onnx"] if WRITERS[name] in EXPORTS else []))
+        before = {"sam2_transformers": "sam2", "mobile.safetensors": "mobile"}.get(name, "sam.pth")
         if name != "sam.pth":
-            need_file(job, "sam2" if name == "sam2_transformers" else "sam.pth")
+            need_file(job, before)
         # In a process of its own: a side that is measured must not hold what this takes.
         words = [str(path), job.size, str(job.batch)]
         paths = [str(TOOLS.parent), os.environ.get("PYTHONPATH", "")]
@@ -89,6 +91,29 @@ def write_sam2_transformers(path, source, size, batch):
 
     source = source.with_name("sam2")
     keras_sam.presets.convert_checkpoint(str(source), str(path), "transformers")
+
+
+def write_mobile(path, _, size, batch):
+    import keras_sam
+
+    small = {"image_shape": (96, 96)} if size == "quick" else {}
+    model = keras_sam.SAMImageSegmenter.from_preset("mobile_sam", load_weights=False, **small)
+    model.save_to_preset(path)
+
+
+def write_mobile_safetensors(path, source, size, batch):
+    import keras_sam
+
+    keras_sam.presets.convert_checkpoint(str(source.with_name("mobile")), str(path), "meta")
+
+
+def write_hq(path, _, size, batch):
+    import keras_sam
+
+    small = {"image_shape": (96, 96)} if size == "quick" else {}
+    name = "sam_hq_tiny" if size == "quick" else f"sam_hq_{size}"
+    model = keras_sam.SAMHQImageSegmenter.from_preset(name, load_weights=False, **small)
+    model.save_to_preset(path)
 
 
 def write_encoder(path, source, size, batch):
@@ -155,6 +180,9 @@ WRITERS = {
     "transformers": write_transformers,
     "sam2": write_sam2,
     "sam2_transformers": write_sam2_transformers,
+    "mobile": write_mobile,
+    "mobile.safetensors": write_mobile_safetensors,
+    "hq": write_hq,
     "encoder.onnx": write_encoder,
     "decoders": write_decoders,
 }

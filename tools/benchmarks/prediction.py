@@ -17,15 +17,23 @@ def click(job: Job) -> Case:
     return Case(f"after `set_image`, three masks of {h} x {w}", sides, repeats=15, unit="ms")
 
 
+def family(job: Job) -> Case:
+    """A click with each of our models; SAM-HQ's answer is one mask."""
+    files = {"SAM": "sam.pth", "MobileSAM": "mobile", "SAM-HQ": "hq", "SAM 2.1 tiny": "sam2"}
+    sides = {f"ours, {n}": Side(partial(ours, job, None, file=f)) for n, f in files.items()}
+    h, w = models.photo_size(job)
+    return Case(f"after `set_image`, masks of {h} x {w}", sides, repeats=15, unit="ms")
+
+
 def _click(job):
     h, w = models.photo_size(job)
     return [[w // 2, 3 * h // 5]]
 
 
-def ours(job, precision, shared):
+def ours(job, precision, shared, file="sam.pth"):
     import keras_sam
 
-    predictor = keras_sam.SAMPredictor(models.ours(job, precision))
+    predictor = keras_sam.SAMPredictor(models.ours(job, precision, file=file))
     predictor.set_image(models.photograph(job))
     points = _click(job)
     return lambda: facts(predictor.predict(points=points, labels=[1])[0])
