@@ -200,7 +200,10 @@ class OffsetBiasAttention(KeptArguments, keras.layers.Layer):
         n = np.arange(self.window_size)
         apart = np.abs(n[:, None] - n)
         index = apart[:, None, :, None] * self.window_size + apart[None, :, None, :]
-        return ops.take(self.offset_bias, index.reshape(self.window_size**2, -1), axis=1)
+        index = index.reshape(self.window_size**2, -1)
+        # Along the first axis: along another, Keras on torch adds a step that ONNX has not.
+        bias = ops.take(ops.transpose(self.offset_bias), index, axis=0)  # (cells, cells, D)
+        return ops.transpose(bias, (2, 0, 1))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
