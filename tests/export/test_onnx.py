@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+from unittest import mock
 
 import keras
 import numpy as np
@@ -21,6 +22,21 @@ pytestmark = pytest.mark.skipif(
 )
 SIZES = ((53, 80), (90, 41), (3, 200), (1, 1), (300, 260))
 FRAME = (112, 144)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+    """Every graph of a segmenter is traced once: that takes most of an export's time."""
+    traced, trace = {}, onnx_graphs.trace
+
+    def trace_once(graph, opset):
+        key = (type(graph), *(id(layer) for layer in graph.layers), opset)
+        if key not in traced:
+            traced[key] = (trace(graph, opset), graph)  # kept, so that no other has its `id`
+        return copy.deepcopy(traced[key][0])
+
+    with mock.patch.object(onnx_graphs, "trace", trace_once):
+        yield
 
 
 @pytest.fixture(scope="module")
