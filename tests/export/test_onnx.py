@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import os
 from unittest import mock
 
@@ -180,17 +179,17 @@ def test_metas_decoder_gives_what_metas_exported_model_gives(metas, tmp_path, op
 
 
 @pytest.mark.parametrize("precision, bound", [("float16", 5e-3), ("int8", 0.1)])
-def test_weights_in_fewer_bits(segmenter, folder, tmp_path, precision, bound):
+def test_weights_in_fewer_bits(segmenter, folder, tmp_path, precision, bound, monkeypatch):
     import onnx
 
+    monkeypatch.setattr(onnx_graphs, "_SMALL", 64)  # the weights of a tiny model
     for name in ("image_encoder", "prompt_decoder"):
         model = onnx.load(folder / f"{name}.onnx")
         path = tmp_path / f"{name}.onnx"
         onnx.save(onnx_graphs.with_stored_weights(model, precision), path)
-        # Tensors of fewer than 1,024 numbers, which stay, are a large part of a tiny model.
         assert path.stat().st_size < (folder / f"{name}.onnx").stat().st_size
-        kinds = {t.data_type for t in model.graph.initializer if math.prod(t.dims) >= 4096}
-        assert onnx.TensorProto.FLOAT not in kinds
+        wanted = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]
+        assert wanted in {tensor.data_type for tensor in model.graph.initializer}
         run = OnnxRuntime(path)
         if name == "image_encoder":
             differences = checking.check_encoder(run, segmenter, True, precision)
