@@ -157,6 +157,7 @@ class WindowedPositionEmbedding(KeptArguments, keras.layers.Layer):
         background = ops.matmul(self._columns, ops.reshape(background, (h, columns, channels)))
         background = ops.reshape(background, (h // size, size, w // size, size, channels))
         window = ops.reshape(ops.cast(self.window, "float32"), (1, size, 1, size, channels))
+        x = ops.cast(x, self.compute_dtype)
         return x + ops.cast(ops.reshape(background + window, (1, h, w, channels)), x.dtype)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -361,6 +361,4 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "mask_threshold": self.mask_threshold}
-        if self.generator_settings:  # so that subclasses without the argument are read, too
-            config["generator_settings"] = dict(self.generator_settings)
-        return config
+        return {**config, "generator_settings": dict(self.generator_settings)}

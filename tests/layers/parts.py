@@ -187,7 +187,7 @@ PARTS = {
         {},
     ),
     "InvertedBottleneck": (
-        lambda **s: keras_sam.layers.InvertedBottleneck(9, 4, shortcut=True, **s),
+        lambda **s: keras_sam.layers.InvertedBottleneck(9, 4, **{"shortcut": True, **s}),
         [_normal(2, *GRID, 4)],
         {},
     ),

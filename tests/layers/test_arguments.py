@@ -29,8 +29,37 @@ EFFECTS = [
     ("SAMMaskDecoder", "transformer_activation", "gelu"),
     ("SAMMaskDecoder", "transformer_layer_norm_epsilon", 0.5),
     ("SAMMaskDecoder", "skip_first_layer_pos_embedding", False),
+    ("MaskUpscaler", "activates_output", False),
+    ("MaskRefinement", "activation", "relu"),
+    ("MaskRefinement", "layer_norm_epsilon", 0.5),
+    ("SAMHQMaskDecoder", "activation", "relu"),
+    ("SAMHQMaskDecoder", "layer_norm_epsilon", 0.5),
+    ("SAMHQMaskDecoder", "hq_token_only", True),
+    ("SAM2MaskDecoder", "activation", "relu"),
+    ("SAM2MaskDecoder", "layer_norm_epsilon", 0.5),
     ("WindowedTransformerEncoder", "activation", "relu"),
     ("WindowedTransformerEncoder", "layer_norm_epsilon", 0.5),
+    ("ConvNorm", "activation", "gelu"),
+    ("ConvNorm", "batch_norm_epsilon", 0.5),
+    ("InvertedBottleneck", "activation", "relu"),
+    ("InvertedBottleneck", "batch_norm_epsilon", 0.5),
+    ("InvertedBottleneck", "shortcut", False),
+    ("OffsetBiasAttention", "layer_norm_epsilon", 0.5),
+    ("TinyViTBlock", "activation", "relu"),
+    ("TinyViTBlock", "batch_norm_epsilon", 0.5),
+    ("TinyViTBlock", "layer_norm_epsilon", 0.5),
+    ("TinyViTBackbone", "activation", "relu"),
+    ("TinyViTBackbone", "batch_norm_epsilon", 0.5),
+    ("TinyViTBackbone", "layer_norm_epsilon", 0.5),
+    ("TinyViTBackbone", "pixel_mean", (0.0, 0.0, 0.0)),
+    ("TinyViTBackbone", "pixel_std", (100.0, 100.0, 100.0)),
+    ("HieraBlock", "activation", "relu"),
+    ("HieraBlock", "layer_norm_epsilon", 0.5),
+    ("HieraBackbone", "activation", "relu"),
+    ("HieraBackbone", "layer_norm_epsilon", 0.5),
+    ("HieraBackbone", "global_attention_layer_indices", [0]),
+    ("HieraBackbone", "pixel_mean", (0.0, 0.0, 0.0)),
+    ("HieraBackbone", "pixel_std", (100.0, 100.0, 100.0)),
     ("ViTDetBackbone", "activation", "relu"),
     ("ViTDetBackbone", "layer_norm_epsilon", 0.5),
     ("ViTDetBackbone", "global_attention_layer_indices", [0, 1]),
@@ -43,9 +72,9 @@ EFFECTS = [
 def test_argument_changes_the_outputs_and_survives_the_config(name, argument, value):
     plain, other = make(name), make(name, **{argument: value})
     randomize(plain, 2)
-    if argument != "global_attention_layer_indices":  # whose tables have another size
+    if (name, argument) != ("ViTDetBackbone", "global_attention_layer_indices"):
         copy_weights(plain, other)
-    else:
+    else:  # the tables have another size
         randomize(other, 2)
     before, after = call(plain, name), call(other, name)
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(before, after, strict=True))
@@ -82,12 +111,27 @@ SHAPES = [
         "transformer/layer_0/cross_attention_token_to_image/out_proj/kernel",
         (8, 8),
     ),
+    ("MaskUpscaler", "input_dim", 12, "conv1/kernel", (2, 2, 4, 12)),
+    ("MaskUpscaler", "inner_dim", 6, "conv2/kernel", (2, 2, 2, 6)),
     ("WindowAttention", "window_size", 3, "rel_pos_w", (5, 4)),
     ("WindowAttention", "window_size", 0, "rel_pos_w", (2 * GRID[1] - 1, 4)),
     ("ViTDetBackbone", "patch_size", 8, "position_embedding/embeddings", (1, 6, 10, 12)),
     ("ViTDetBackbone", "num_output_channels", 10, "neck_conv2/kernel", (3, 3, 10, 10)),
     ("ViTDetBackbone", "window_size", 3, "block_0/attention/rel_pos_h", (5, 4)),
     ("ViTDetBackbone", "num_layers", 4, "block_3/norm2/gamma", (12,)),
+    ("TinyViTBackbone", "num_output_channels", 10, "neck_conv2/kernel", (3, 3, 10, 10)),
+    ("HieraBackbone", "num_blocks", [1, 1, 2, 2], "block_5/norm2/gamma", (64,)),
+    (
+        "HieraBackbone",
+        "position_background_size",
+        (3, 5),
+        "position_embedding/background",
+        (1, 3, 5, 8),
+    ),
+    ("HieraBackbone", "window_sizes", [4, 4, 14, 7], "position_embedding/window", (1, 4, 4, 8)),
+    ("HieraBackbone", "patch_kernel_size", 5, "patch_embedding/kernel", (5, 5, 3, 8)),
+    ("HieraBackbone", "mlp_ratio", 2.0, "block_0/mlp/dense_0/kernel", (8, 16)),
+    ("HieraBackbone", "num_output_channels", 24, "neck/conv_0/kernel", (1, 1, 8, 24)),
 ]
 
 
@@ -199,6 +243,16 @@ def test_frames_of_the_parts_must_fit():
         keras_sam.SAMBackbone(encoder, make("SAMPromptEncoder"), wide)
 
 
+WITH_WINDOWS = (
+    "WindowedTransformerEncoder",
+    "OffsetBiasAttention",
+    "TinyViTBlock",
+    "WindowedPositionEmbedding",
+    "HieraAttention",
+    "HieraBlock",
+)
+
+
 def test_table_of_arguments_is_complete():
     """Each argument of each part is in one of this folder's tables, or says why it is not."""
     tested = {(name, argument) for name, argument, *_ in (*EFFECTS, *SHAPES)}
@@ -207,14 +261,29 @@ def test_table_of_arguments_is_complete():
         "dropout_rate attention_dropout_rate drop_path_rate initializer_range scale transformer",
         # test_what_the_encoder_can_do_without
         "use_bias use_abs_pos use_rel_pos",
+        # tests/models/test_tiny_vit.py, test_hiera_backbone.py, test_sam_hq.py
+        "hidden_sizes depths window_sizes merge_strides expansion_ratio local_conv_size",
+        "patch_stride early_features batch_norm_momentum gamma_initializer depthwise strides",
+        "kernel_size filters early_dim",
+        # tests/parity/test_sam2.py
+        "dynamic_multimask_via_stability dynamic_multimask_stability_delta",
+        "dynamic_multimask_stability_thresh not_a_point_after_boxes",
         # sizes without which there is no part, and parts of wholes
         "hidden_dim output_dim key_dim num_heads hidden_size embedding_dim downsample_rate rate",
         "image_shape image_embedding_size num_positional_features seed intermediate_dim",
         "image_encoder prompt_encoder mask_decoder backbone preprocessor mask_threshold",
+        "background_size pools_queries generator_settings",
         # Keras's
         "name trainable dtype autocast activity_regularizer",
     }
     elsewhere = {word for line in elsewhere for word in line.split()}
+    # What a decoder has from its base class is tested there.
+    tested |= {
+        (n, a)
+        for n in ("SAMHQMaskDecoder", "SAM2MaskDecoder")
+        for p, a in tested
+        if p == "SAMMaskDecoder"
+    }
     missing = {
         (name, argument)
         for name in PARTS
@@ -226,6 +295,7 @@ def test_table_of_arguments_is_complete():
         ("MaskDownscaler", "mask_in_channels"),
         ("TwoWayMultiHeadAttention", "skip_first_layer_pos_embedding"),
         ("TwoWayMultiHeadAttention", "attention_downsample_rate"),
-        ("WindowedTransformerEncoder", "window_size"),
+        *((name, "window_size") for name in WITH_WINDOWS),
+        ("TinyViTBackbone", "mlp_ratio"),
     }
     assert missing == passed_down
