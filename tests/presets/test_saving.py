@@ -308,7 +308,7 @@ def test_paths_as_people_write_them(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["sam_bas", "sam_base_sa1B", "/no/such/folder", "sam.pth"])
 def test_unknown_presets_are_told_the_names(name):
-    with pytest.raises(ValueError, match="Built-in names: sam_tiny_demo, sam_base_sa1b, sam_large"):
+    with pytest.raises(ValueError, match="Built-in names: sam_tiny_demo, mobile_sam, sam_hq_t"):
         keras_sam.SAMImageSegmenter.from_preset(name)
 
 
