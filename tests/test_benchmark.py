@@ -144,7 +144,8 @@ def test_the_encoders_of_sam2(run):
 
 
 def test_the_encoders_of_mobile_sam_and_a_click_with_each_model(run):
-    pytest.importorskip("mobile_sam")
+    if importlib.util.find_spec("mobile_sam") is None:  # cannot be imported without stand-ins
+        pytest.skip("mobilesam-mirror is not installed")
     words = ["--cases", "mobile", "family", "--repeats", "1", "--sides", "float32", "ours, SAM"]
     rows, measured, _ = run(*words)
     assert measured["missing"] == []

@@ -1,7 +1,7 @@
 """What the compat rooms share: arrays as tensors of the library that the caller works with.
 
 Inputs of any library are read as numpy arrays. A library is imported only to make a tensor for
-somebody who has passed one of it, or asked for one by name.
+a user who has passed one of its tensors, or asked for one by name.
 """
 
 from __future__ import annotations

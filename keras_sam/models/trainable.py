@@ -106,7 +106,7 @@ class TrainableSegmenter:
     loss_cls = SAMLoss
     _fit_state = None
     called = "segmenter"  # in messages
-    takes_any_keys = True  # whether keys of `x` that are not ours are somebody else's concern
+    takes_any_keys = True  # whether keys of `x` that are not ours are passed on
 
     def compile(
         self, optimizer: Any = "adamw", loss: Any = "auto", metrics: Any = "auto", **kwargs: Any
