@@ -1,6 +1,6 @@
 """tools/benchmark.py: its table, and with small models that everybody does the same work."""
 
-import importlib
+import importlib.util
 import json
 import subprocess
 import sys
