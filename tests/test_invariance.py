@@ -127,10 +127,11 @@ def decode_as_it_is(segmenter):
     """Canonical prompts to outputs by the compiled decoder, without padding to buckets."""
     parts = programs.Programs(segmenter.backbone)
 
-    def decode(embeddings, prompts):
+    def decode(encoded, prompts):
+        features = segmenter.checked_features(encoded)
         prompts = read_canonical(prompts) if isinstance(prompts, dict) else prompts
         with mock.patch.object(programs, "pad_prompts", lambda prompts, sets: prompts):
-            outputs = parts.decode(embeddings, prompts, chunk=64)
+            outputs = parts.decode(features, prompts, chunk=64)
         return {name: outputs[name] for name in ("masks", "iou_pred")}
 
     return decode

@@ -513,7 +513,7 @@ def test_a_bool_mask_is_a_prompt(segmenter, predictor):
         ("box", "no argument `box`; here it is `boxes`"),
         ("point_coords", "no argument `point_coords`; here it is `points`"),
         ("mask_input", "no argument `mask_input`; here it is `masks`"),
-        ("wobble", r"no argument `wobble`\.$"),
+        ("wobble", r"no argument `wobble`\. It takes `points`, "),
     ],
 )
 def test_arguments_of_other_systems_are_named(predictor, name, message):

@@ -421,9 +421,11 @@ def test_unreadable_files_are_refused(tmp_path):
     Image.fromarray(picture(50, 60)).save(whole)
     cut = tmp_path / "cut.png"
     cut.write_bytes(whole.read_bytes()[:2000])
-    for path in (broken, text, cut, tmp_path):
+    for path in (broken, text, cut):
         with pytest.raises(ValueError, match=f"must be an image that pillow can read.*{path.name}"):
             load_image(path)
+    with pytest.raises(ValueError, match=f"must be one file.*the folder.*{tmp_path.name}"):
+        load_image(tmp_path)
     with pytest.raises(FileNotFoundError, match="no image file at.*absent.png"):
         load_image(tmp_path / "absent.png")
 
