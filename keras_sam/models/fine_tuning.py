@@ -1,5 +1,6 @@
 """Training with less: frozen parts, LoRA, and blocks that are recomputed for their gradients."""
 
+import gc
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -130,9 +131,15 @@ class FineTuning:
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Quantizes the dense layers, as `keras.Model.quantize` does; the other layers stay."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method")
-            super().quantize(*args, **kwargs)
+        # Keras collects garbage after each layer, for which Python looks at all objects that there
+        # are, unless they are frozen.
+        gc.freeze()
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method")
+                super().quantize(*args, **kwargs)
+        finally:
+            gc.unfreeze()
 
     def half(self) -> None:
         """Raises an error: torch's way to half precision would leave Keras's layers in float32."""
