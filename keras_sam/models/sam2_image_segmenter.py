@@ -46,6 +46,33 @@ class SAM2ImageSegmenter(SAMImageSegmenter):
 
     Source:
         Ravi et al. 2024, https://arxiv.org/abs/2408.00714.
+
+    Example:
+
+    ```python
+    encoder = keras_sam.HieraBackbone(
+        hidden_size=8,
+        num_blocks=[1, 1, 2, 1],
+        global_attention_layer_indices=[3],
+        image_shape=(64, 96, 3),
+        num_output_channels=16,
+    )
+    prompt_encoder = keras_sam.SAMPromptEncoder(
+        hidden_size=16,
+        image_embedding_size=(4, 6),
+        input_image_size=(64, 96),
+        not_a_point_after_boxes=True,
+    )
+    decoder = keras_sam.SAM2MaskDecoder(
+        hidden_size=16, intermediate_dim=20, num_heads=2, iou_head_hidden_dim=12
+    )
+    segmenter = keras_sam.SAM2ImageSegmenter(
+        keras_sam.SAMBackbone(encoder, prompt_encoder, decoder)
+    )
+    prompts = {"points": [[[20, 30]]], "labels": [[1]]}
+    outputs = segmenter.predict({"images": np.zeros((1, 64, 96, 3)), **prompts}, verbose=0)
+    outputs["object_score"].shape  # (1,)
+    ```
     """
 
     preprocessor_cls = SAM2ImageSegmenterPreprocessor
