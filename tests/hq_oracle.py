@@ -5,53 +5,13 @@ stand in for both.
 """
 
 import functools
-import importlib
-import importlib.util
-import sys
-import types
 
-import pytest
-
-from tests import meta_oracle
+from tests.mobile_sam_oracle import import_with_timm
 
 
 def import_segment_anything_hq():
     """Imports `segment_anything_hq`, or skips the test where it or torch is not installed."""
-    torch = pytest.importorskip("torch", reason="SAM-HQ's code, the oracle, runs on torch")
-    if "segment_anything_hq" in sys.modules:
-        return sys.modules["segment_anything_hq"]
-    if importlib.util.find_spec("segment_anything_hq") is None:
-        pytest.skip("segment-anything-hq, the oracle, is not installed")
-
-    class DropPath(torch.nn.Module):
-        """Stochastic depth, which the tests leave at a rate of 0."""
-
-        def __init__(self, drop_prob=None):
-            super().__init__()
-            assert not drop_prob
-
-    contents = {
-        "timm": {},
-        "timm.models": {},
-        "timm.models.layers": {
-            "DropPath": DropPath,
-            "to_2tuple": lambda x: x if isinstance(x, tuple) else (x, x),
-            "trunc_normal_": torch.nn.init.trunc_normal_,
-        },
-        "timm.models.registry": {"register_model": lambda function: function},
-    }
-    for name, values in contents.items():
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__dict__.update(values)
-    names = [*contents]
-    if importlib.util.find_spec("torchvision") is None:
-        names += meta_oracle.install_stand_in()
-    try:
-        return importlib.import_module("segment_anything_hq")
-    finally:
-        # It has its functions now; other libraries must not believe that these are here.
-        for name in names:
-            del sys.modules[name]
+    return import_with_timm("segment_anything_hq", "segment-anything-hq")
 
 
 def hq_like(encoder, prompts, decoder):

@@ -16,11 +16,16 @@ from tests import meta_oracle
 
 def import_mobile_sam():
     """Imports `mobile_sam`, or skips the test where it or torch is not installed."""
-    torch = pytest.importorskip("torch", reason="MobileSAM's code, the oracle, runs on torch")
-    if "mobile_sam" in sys.modules:
-        return sys.modules["mobile_sam"]
-    if importlib.util.find_spec("mobile_sam") is None:
-        pytest.skip("mobilesam-mirror, the oracle, is not installed")
+    return import_with_timm("mobile_sam", "mobilesam-mirror")
+
+
+def import_with_timm(module, package):
+    """Imports a module that asks for these names of timm, or skips the test where it is missing."""
+    torch = pytest.importorskip("torch", reason=f"{package}, the oracle, runs on torch")
+    if module in sys.modules:
+        return sys.modules[module]
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{package}, the oracle, is not installed")
 
     class DropPath(torch.nn.Module):
         """Stochastic depth, which the tests leave at a rate of 0."""
@@ -46,7 +51,7 @@ def import_mobile_sam():
     if importlib.util.find_spec("torchvision") is None:
         names += meta_oracle.install_stand_in()
     try:
-        return importlib.import_module("mobile_sam")
+        return importlib.import_module(module)
     finally:
         # It has its functions now; other libraries must not believe that these are here.
         for name in names:
