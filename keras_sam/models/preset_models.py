@@ -324,6 +324,7 @@ def freeze_as_told(layer: keras.layers.Layer) -> None:
     Keras only notes the wish, so that a model around the layer would still train its variables.
     """
     if not layer.trainable:
+        layer.trainable = True  # on TensorFlow, Keras ignores a value that the layer has already
         layer.trainable = False
 
 
