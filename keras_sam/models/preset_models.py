@@ -121,7 +121,7 @@ class PresetModel(keras.Model):
 
         Returns:
             A model of this class; for `Backbone` and `ImageSegmenter`, of the subclass that was
-            saved. Files that name no task become a `SAMImageSegmenter`.
+            saved or that the file's family has, a `SAMImageSegmenter` where nothing says more.
 
         Raises:
             ValueError: if there is no such preset, the file is damaged or not a SAM, the

@@ -173,8 +173,9 @@ class SAMBackbone(KeptArguments, Backbone):
         cls, preset: presets.Preset, dtype: DType = None, **kwargs: Any
     ) -> "SAMBackbone":
         if "prompt_encoder" not in preset.parts:
+            encoder = preset.parts["image_encoder"]["registered_name"].rpartition(">")[2]
             raise ValueError(
-                "The preset holds an image encoder alone. Load it with ViTDetBackbone.from_preset, "
+                f"The preset holds an image encoder alone. Load it with {encoder}.from_preset, "
                 'or into a SAM with `segmenter.load_checkpoint(path, part="image_encoder")`.'
             )
         own, preset = preset_models.split_arguments(cls, preset, kwargs)
