@@ -19,6 +19,9 @@ from keras_sam.prompts import KEYS, PromptDict, Prompts, read, read_canonical
 from keras_sam.prompts.nested import check_at_least_one, to_numpy
 from keras_sam.prompts.spellings import refuses_unknown_arguments, unknown_names
 
+# What `encode` returns besides on request, and `decode` passes over.
+_INSPECTED = ("hidden_states", "attentions")
+
 
 class EncodesAndDecodes:
     """A mixin before `keras.Model`, for models with `_programs` and an `_image_converter`."""
@@ -128,11 +131,12 @@ class EncodesAndDecodes:
             and all prompts at once, which is slower.
 
         Raises:
-            ValueError: for malformed prompts, features that are missing or of another shape, or
-                missing sizes.
+            ValueError: for malformed prompts, features that are missing, unknown or of another
+                shape, or missing sizes.
         """
         check_at_least_one(prompt_chunk, "prompt_chunk")
         encoded = named_features(image_embeddings)
+        self._check_no_others(encoded)
         known_sizes = encoded.get("scaled_sizes")
         if original_sizes is not None:
             encoded = {**encoded, "original_sizes": original_sizes, "scaled_sizes": None}
@@ -217,6 +221,16 @@ class EncodesAndDecodes:
     def feature_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes, without the axis `B`, of what `encode` returns for `decode`, sizes aside."""
         return self.backbone.feature_shapes
+
+    def _check_no_others(self, encoded):
+        """Raises if there is a feature that this model's encoder does not give."""
+        others = set(encoded) - {*self.feature_shapes, *SIZES, *_INSPECTED}
+        if others:
+            raise ValueError(
+                "`image_embeddings` must be what this model's `encode` returned. Received: also "
+                f"{sorted(others)}, as of another model; this one decodes "
+                f"{' and '.join(self.feature_shapes)}."
+            )
 
     def checked_features(self, encoded: Any) -> dict[str, np.ndarray]:
         """The encoder's features as float32 numpy, from a dict with them or from embeddings alone.

@@ -13,7 +13,7 @@ from tests.closeness import assert_same, relative_difference
 from tests.datasets import write_data_set
 from tests.models.test_sam_hq import hq_segmenter
 from tests.models.test_tiny_vit import tiny_mobile
-from tests.tiny import photograph, tiny_sam2_segmenter
+from tests.tiny import photograph, tiny_sam2_segmenter, tiny_segmenter
 
 MODELS = {
     "MobileSAM": tiny_mobile,
@@ -148,10 +148,23 @@ def test_every_command(name, tmp_path, cli):
         assert code == 0, said
 
 
-# --- bad input ---
-
-
-def message(function, *arguments, **named):
-    with pytest.raises(ValueError) as caught:
-        function(*arguments, **named)
-    return str(caught.value)
+@ONCE
+def test_files_of_one_model_are_no_files_of_another(name, tmp_path):
+    model(name).save_to_preset(tmp_path)
+    kind = type(model(name))
+    others = {keras_sam.SAMHQImageSegmenter, keras_sam.SAM2ImageSegmenter} - {kind}
+    for other in others:
+        with pytest.raises(ValueError, match=f"which `{kind.__name__}.from_preset` loads"):
+            other.from_preset(tmp_path)
+    sam = tiny_segmenter()
+    before = sam.get_weights()
+    with pytest.raises(ValueError, match=f"look like {name.removeprefix('light ')}") as caught:
+        sam.load_checkpoint(tmp_path / "model.weights.h5")
+    for said in (
+        "Missing, not in the file (",
+        "Unexpected, not in the model (",
+        "Of another shape",
+    ):
+        assert said in str(caught.value)
+    for values, expected in zip(sam.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(values, expected)

@@ -216,6 +216,9 @@ def test_features_of_another_model(segmenter):
     prompts = {"points": [[[20, 30]]], "labels": [[1]]}
     with pytest.raises(ValueError, match="`(high_res_features_0|image_embeddings)` must"):
         segmenter.decode(sams, prompts)
+    encoded = segmenter.encode([photograph((53, 131))])
+    with pytest.raises(ValueError, match="high_res_features_1'], as of another model"):
+        tiny_segmenter(image_shape=segmenter.image_shape).decode(encoded, prompts)
 
 
 def test_parts_of_another_model(segmenter):

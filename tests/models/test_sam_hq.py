@@ -226,6 +226,8 @@ def test_features_of_the_other_model_are_refused(segmenter, encoded, tmp_path):
     sam = tiny_segmenter(image_shape=(64, 96, 3))
     said = message(ValueError, segmenter.decode, sam.encode([PHOTO]), CLICKS)
     assert "`early_features` must be given beside `image_embeddings`" in said
+    said = message(ValueError, sam.decode, encoded, CLICKS)
+    assert "also ['early_features'], as of another model" in said
     predictors = [keras_sam.SAMPredictor(s) for s in (segmenter, sam)]
     for i, predictor in enumerate(predictors):
         predictor.set_image(PHOTO)
