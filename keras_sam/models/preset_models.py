@@ -390,7 +390,7 @@ def _arrays(backbone):
         if getattr(layer, "quantization_mode", None):
             raise ValueError(
                 "A quantized model cannot be saved as a preset. Save the preset before quantizing, "
-                "or save this model with `model.save('model.keras')`."
+                "or save the segmenter with `segmenter.save('model.keras')`."
             )
         if getattr(layer, "lora_enabled", False):
             kernels[private.plain_kernel(layer).path] = layer
