@@ -7,6 +7,7 @@ import datetime
 import difflib
 import inspect
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -375,10 +376,10 @@ def _version():
 
 
 def _serialized(thing, config=None):
-    """Class and config, without `trainable` and how the model was built."""
+    """Class and config, without what is frozen and how the model was built."""
     serialized = keras.saving.serialize_keras_object(thing)
-    config = dict(serialized["config"] if config is None else config)
-    config.pop("trainable", None)
+    config = serialized["config"] if config is None else config
+    config = {k: x for k, x in config.items() if not re.fullmatch(r"(.*_)?trainable", k)}
     names = ("module", "class_name", "registered_name")
     return {**{name: serialized[name] for name in names}, "config": config}
 

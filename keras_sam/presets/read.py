@@ -20,7 +20,8 @@ from keras_sam.presets.locate import (
 
 _TRANSFORMERS_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _CONFIGURED_FILES = (*_TRANSFORMERS_FILES, WEIGHTS_FILE)
-_CONFIGURED_APART = ("backbone", "preprocessor", "trainable")
+# Of a task in a Keras file: parts with configs of their own, and what presets do not keep.
+_CONFIGURED_APART = ("backbone", "preprocessor", "trainable", "sam_decoder_trainable", "quantized")
 
 
 def read_preset(

@@ -26,8 +26,6 @@ BOXES = {"images": [PHOTO], "boxes": [[[5, 6, 60, 40], [20, 3, 70, 50]]]}
 # In which transformers has it, and what it says of the others.
 NOT_IN_TRANSFORMERS = {"MobileSAM": "no MobileSAM", "light SAM-HQ": "no TinyViT"}
 TRAINS = pytest.mark.skipif(not backends.CAN_TRAIN, reason="this backend only predicts")
-# Files and commands are the same on every backend, and models are built from them as from code.
-ONCE = pytest.mark.skipif(backends.NAME != "torch", reason="once is enough")
 
 
 @functools.cache
@@ -65,7 +63,7 @@ def test_half_precision_is_close(name, dtype):
         assert np.abs(half - whole).max() < 0.02
 
 
-@ONCE
+@pytest.mark.once
 def test_another_frame_and_other_channels(name, tmp_path):
     segmenter = model(name)
     segmenter.save_to_preset(tmp_path)
@@ -83,7 +81,7 @@ def test_another_frame_and_other_channels(name, tmp_path):
     assert_same(four.predict({**BOXES, "images": pictures}, verbose=0)["masks"], masks_of(name))
 
 
-@ONCE
+@pytest.mark.once
 def test_converted_files_give_the_same_masks(name, tmp_path):
     segmenter = model(name)
     segmenter.save_to_preset(tmp_path / "preset")
@@ -119,7 +117,7 @@ def test_frozen_parts_and_recomputed_blocks(name, tmp_path):
         segmenter.checkpoint_gradients()
 
 
-@ONCE
+@pytest.mark.once
 def test_every_command(name, tmp_path, cli):
     data = write_data_set(tmp_path / "data", count=2)
     photo = data.folder / "photos/p0.png"
@@ -140,7 +138,16 @@ def test_every_command(name, tmp_path, cli):
         ),
         "evaluate": (*best, *data.options("masks")),
         "segment": (photo, *best, "--point", "30,20", "--out", tmp_path / "one"),
-        "everything": (photo, *best, "--points-per-side", 2, "--out", tmp_path / "all"),
+        "everything": (
+            photo,
+            *best,
+            "--points-per-side",
+            2,
+            "--format",
+            "coco",
+            "--out",
+            tmp_path / "all",
+        ),
         "convert": (tmp_path / "run/best", tmp_path / "best", "--to", "keras_sam", "--quiet"),
     }
     for command, words in commands.items():
@@ -148,7 +155,7 @@ def test_every_command(name, tmp_path, cli):
         assert code == 0, said
 
 
-@ONCE
+@pytest.mark.once
 def test_files_of_one_model_are_no_files_of_another(name, tmp_path):
     model(name).save_to_preset(tmp_path)
     kind = type(model(name))

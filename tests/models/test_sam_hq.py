@@ -142,7 +142,7 @@ def test_files_keep_everything(tmp_path, light):
 
 
 @TRAINS
-def test_training_as_its_authors_did_changes_sam_hq_s_layers_alone():
+def test_training_as_its_authors_did_changes_sam_hq_s_layers_alone(tmp_path):
     segmenter = hq_segmenter()
     segmenter.freeze("image_encoder", "prompt_encoder", "sam_decoder")
     added = {variable.path for variable in segmenter.mask_decoder.hq_weights()}
@@ -161,6 +161,14 @@ def test_training_as_its_authors_did_changes_sam_hq_s_layers_alone():
     for v in segmenter.backbone.weights:
         changed = np.any(before[v.path] != keras.ops.convert_to_numpy(v))
         assert changed == (v.path in added), v.path
+    segmenter.save(tmp_path / "model.keras")  # which trains the same, a preset all
+    segmenter.save_to_preset(tmp_path / "preset")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert {variable.path for variable in loaded.trainable_variables} == added
+    assert len(loaded.optimizer.variables) == len(segmenter.optimizer.variables)
+    for file in ("preset", "model.keras"):
+        whole = keras_sam.ImageSegmenter.from_preset(tmp_path / file)
+        assert len(whole.trainable_variables) > len(whole.mask_decoder.weights)
     segmenter.unfreeze("sam_decoder")
     assert len(segmenter.trainable_variables) == len(segmenter.mask_decoder.weights)
     with pytest.raises(ValueError, match="sam_decoder"):
