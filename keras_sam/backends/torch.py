@@ -205,16 +205,8 @@ def in_strips(function, x, strides, numbers_per_row):
     """`function` of some rows at a time, so that what it makes in between stays in the caches."""
     if not _is_for_one_dnn(x):
         return function(x, (True, True))
-    height = x.shape[1]
-    out_height = -(-height // strides)
     rows = max(_NUMBERS_PER_STRIP // (len(x) * numbers_per_row * strides), 1)
-    outs = []
-    for top in range(0, out_height, rows):
-        bottom = min(top + rows, out_height)
-        first, last = strides * top - 1, strides * (bottom - 1) + 2
-        strip = x[:, max(first, 0) : min(last, height)]
-        outs.append(function(strip, (first < 0, last > height)))
-    return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+    return generic.by_strips(function, x, strides, rows)
 
 
 def softmax_float32(logits, axis=-1):
