@@ -6,6 +6,7 @@ Nothing here needs Keras or one of its backends.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -18,7 +19,14 @@ _INSTALL = {
 
 
 class Runtime(Protocol):
-    """A file that is loaded: a function of arrays by name."""
+    """A file that is loaded: a function of arrays by name. Threads may share it.
+
+    `inputs` are the shapes of its inputs, in which what is no int is of any length, and `outputs`
+    the names of its outputs.
+    """
+
+    inputs: dict[str, Sequence[Any]]
+    outputs: list[str]
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
@@ -91,14 +99,20 @@ class OpenVino:
         # A tensor may have several names, where a step between two of them did nothing.
         self._inputs = [sorted(x.get_names()) for x in self._model.inputs]
         self._outputs = [sorted(x.get_names()) for x in self._model.outputs]
+        self.inputs = {
+            names[0]: [None if n.is_dynamic else n.get_length() for n in x.get_partial_shape()]
+            for names, x in zip(self._inputs, self._model.inputs, strict=True)
+        }
+        self.outputs = [name for names in self._outputs for name in names]
         self._request = self._model.create_infer_request()
+        self._lock = threading.Lock()  # a request is for one thread
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._request.infer(
-            [next(inputs[n] for n in names if n in inputs) for names in self._inputs]
-        )
-        # Copies: the next answer is written to the same memory.
-        arrays = [np.array(tensor.data) for tensor in self._request.output_tensors]
+        given = [next(inputs[n] for n in names if n in inputs) for names in self._inputs]
+        with self._lock:
+            self._request.infer(given)
+            # Copies: the next answer is written to the same memory.
+            arrays = [np.array(tensor.data) for tensor in self._request.output_tensors]
         pairs = zip(self._outputs, arrays, strict=True)
         return {name: array for names, array in pairs for name in names}
 

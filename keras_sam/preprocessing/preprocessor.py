@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_sam.framing import batch_of, is_one_image
 from keras_sam.geometry import (
     STRETCHED,
     ResizePlan,
@@ -24,10 +25,8 @@ from keras_sam.geometry import (
 from keras_sam.preprocessing.converter import (
     BuiltInPresets,
     SAMImageConverter,
-    batch_of,
     check_images,
     check_keys,
-    is_one_image,
     read_without_weights,
 )
 from keras_sam.preprocessing.tensorflow_graph import call_on_host, is_graph_tensor
