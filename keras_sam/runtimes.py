@@ -37,7 +37,8 @@ class OnnxRuntime:
     Args:
         path: the file.
         providers: optional sequence of ONNX Runtime's names of execution providers, such as
-            `"CUDAExecutionProvider"`. Defaults to the processor.
+            `"CUDAExecutionProvider"`, or of pairs of a name and a dict of options. Defaults to the
+            processor.
         threads: optional int. Threads of an operation; by default the runtime's own choice.
 
     Raises:
@@ -46,7 +47,7 @@ class OnnxRuntime:
     """
 
     def __init__(
-        self, path: str | os.PathLike, providers: Sequence[str] | None = None, threads: int = 0
+        self, path: str | os.PathLike, providers: Sequence[Any] | None = None, threads: int = 0
     ):
         onnxruntime = _import("onnxruntime")
         options = onnxruntime.SessionOptions()
@@ -54,7 +55,8 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         available = onnxruntime.get_available_providers()
         providers = ["CPUExecutionProvider"] if providers is None else list(providers)
-        if missing := set(providers) - set(available):
+        names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+        if missing := set(names) - set(available):
             raise ValueError(
                 f"`providers` must be any of {available}, which this ONNX Runtime has. Received "
                 f"also: {sorted(missing)}."
