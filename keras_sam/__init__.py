@@ -37,7 +37,7 @@ _HOMES = {
     "UnfinishedImagesError": "keras_sam.mask_generator",
     "best_mask": "keras_sam.outputs",
     "mask_to_logits": "keras_sam.prompts",
-    "restore_masks": "keras_sam.preprocessing.preprocessor",
+    "restore_masks": "keras_sam.outputs",
     "select_masks": "keras_sam.outputs",
 }
 _MODULES = (

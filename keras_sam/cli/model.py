@@ -155,7 +155,15 @@ def open_segmenter(args, progress, order: Sequence[str] = BACKENDS):
     quiet = contextlib.nullcontext if args.debug else quiet_stderr
     missing = missing_modules(unneeded_packages(backend))
     with progress.step(f"Starting {backend}"), quiet(), missing:
-        from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+        try:
+            from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+        except ModuleNotFoundError as error:
+            if error.name != "keras":
+                raise
+            raise CommandError(
+                f'Keras is not installed. Install it with: pip install "keras-sam[{backend}]"',
+                code=1,
+            ) from error
     overrides = {
         name: getattr(args, name, None) for name in ("dtype", "image_shape", "mask_threshold")
     }
