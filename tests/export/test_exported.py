@@ -19,7 +19,7 @@ from keras_sam.exported.manifest import ModelFacts, check_parts
 from keras_sam.exported.segmenter import ExportedSegmenter as Exported
 from tests.closeness import assert_same, assert_same_outputs
 from tests.models.test_sam_hq import hq_segmenter
-from tests.tiny import photograph, tiny_sam2_segmenter, tiny_segmenter
+from tests.tiny import photograph, tiny_sam2_segmenter
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="the files are written on torch"
@@ -298,11 +298,14 @@ def use_a_later_opset(model):
     model.opset_import[0].version = 999
 
 
-def give_it_the_decoder_of_another_model(folder):
-    other = tiny_segmenter(image_shape=(96, 80, 3))
-    keras_sam.export.export_model(other, folder.parent / "other")
-    shutil.copy(folder.parent / "other" / "prompt_decoder.onnx", folder)
+def give_it_another_decoder(folder):
+    shutil.copy(folder / "mask_decoder.onnx", folder / "prompt_decoder.onnx")
     as_exported(folder, "prompt_decoder.onnx")
+
+
+def give_it_the_manifest_of_another_model(folder):
+    features = {"image_embeddings": [7, 9, 24]}
+    rewrite(folder, lambda manifest: manifest["model"].update(features=features))
 
 
 DAMAGES = [
@@ -344,8 +347,12 @@ DAMAGES = [
     (change_the_decoder(use_an_unknown_operator), "cannot load .*prompt_decoder.onnx.*Teleport"),
     (change_the_decoder(use_a_later_opset), "cannot load .*prompt_decoder.onnx"),
     (
-        give_it_the_decoder_of_another_model,
-        "prompt_decoder.onnx .* of another model.*differ in image_embeddings, mask_prompts",
+        give_it_another_decoder,
+        "prompt_decoder.onnx .* of another model .* differ in has_mask_input",
+    ),
+    (
+        give_it_the_manifest_of_another_model,
+        "prompt_decoder.onnx .* of another model .* differ in image_embeddings",
     ),
 ]
 
