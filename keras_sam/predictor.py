@@ -240,7 +240,8 @@ class SAMPredictor:
         """
         features, plans = self._images_set()
         tensors = {
-            **features,
+            # safetensors writes the bytes as they lie in memory.
+            **{name: np.ascontiguousarray(x) for name, x in features.items()},
             "original_sizes": np.array([plan.original_size for plan in plans], "int64"),
             "scaled_sizes": np.array([plan.scaled_size for plan in plans], "int64"),
         }
