@@ -102,8 +102,9 @@ class OpenVino:
         self._inputs = [sorted(x.get_names()) for x in self._model.inputs]
         self._outputs = [sorted(x.get_names()) for x in self._model.outputs]
         self.inputs = {
-            names[0]: [None if n.is_dynamic else n.get_length() for n in x.get_partial_shape()]
+            name: [None if n.is_dynamic else n.get_length() for n in x.get_partial_shape()]
             for names, x in zip(self._inputs, self._model.inputs, strict=True)
+            for name in names
         }
         self.outputs = [name for names in self._outputs for name in names]
         self._request = self._model.create_infer_request()

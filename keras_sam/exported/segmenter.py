@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -143,6 +144,8 @@ class ExportedSegmenter(EncodesAndDecodes):
             options = {"providers": providers, "threads": threads}
             encoder, decoder = (OnnxRuntime(path, **options) for path in paths)
         check_parts(paths, encoder, decoder, model)
+        if model.takes_images:
+            converter.pad_value = math.nan  # which says where an image ends
         return cls(model, converter, encoder, decoder, runtime)
 
     def predicting_preprocessor(self, preprocessor: Any = None) -> Any:
@@ -202,8 +205,12 @@ class _Programs:
 
     def _encode_one(self, image):
         if self._model.takes_images:
-            # The frame itself is an image that needs no scaling.
-            inputs = {"image": np.clip(np.rint(image), 0, 255).astype("uint8")}
+            # What is scaled already needs no scaling, and the encoder itself pads it.
+            height, width = (
+                np.count_nonzero(~np.isnan(x)) for x in (image[:, 0, 0], image[0, :, 0])
+            )
+            image = np.rint(image[:height, :width])
+            inputs = {"image": np.clip(image, 0, 255).astype("uint8")}
         else:
             pixels = (image - self._model.pixel_mean) / self._model.pixel_std
             inputs = {"pixels": np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])}

@@ -91,16 +91,23 @@ def test_a_batch_is_encoded_and_decoded(segmenter, exported):
 
 @pytest.mark.parametrize("settings", [{"crop_n_layers": 1}, {"use_m2m": True}], ids=str)
 def test_the_generator_gives_the_same_records(segmenter, exported, settings):
-    thresholds = {"pred_iou_thresh": 0, "stability_score_thresh": 0.2, "box_nms_thresh": 0.9}
-    settings = {"points_per_side": 3, "output_mode": "coco_rle", **thresholds, **settings}
+    names = "pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh"
+    everything = dict(zip(names, (0, 0, 1, 1), strict=True))
+    settings = {"points_per_side": 3, "output_mode": "coco_rle", **everything, **settings}
     image = photograph((53, 80))
     expected, found = (
-        SAMAutomaticMaskGenerator(x, **settings).generate(image) for x in (segmenter, exported)
+        sorted(SAMAutomaticMaskGenerator(x, **settings).generate(image), key=place_of)
+        for x in (segmenter, exported)
     )
-    assert len(expected) > 1
+    assert len(expected) > 20
     scores = [[record.pop("predicted_iou") for record in records] for records in (expected, found)]
     assert_same(np.float32(scores[1]), np.float32(scores[0]), BOUND)
-    assert list(found) == list(expected)
+    assert found == expected
+
+
+def place_of(record):
+    """Scores may be so close that rounding decides which record comes first."""
+    return record["point_coords"], record["crop_box"], record["segmentation"]["counts"]
 
 
 def test_what_a_model_recommends_is_in_the_manifest(tmp_path):
@@ -194,10 +201,16 @@ def test_openvino_runs_the_same_files(predictors, pixels_folder, threads):
             assert_same(x, y, BOUND)
 
 
-def test_an_encoder_of_pictures_is_a_grey_level_off_at_most(predictors, folder):
-    predictor = SAMPredictor(ExportedSegmenter.load(folder))
-    predictor.set_image(photograph((53, 80)))
-    assert_same(predictor.image_embeddings, predictors[0].image_embeddings, 2e-2)
+def test_an_encoder_of_pictures_gives_the_same(predictors, folder):
+    exported = ExportedSegmenter.load(folder)
+    predictor = SAMPredictor(exported)
+    for image in (photograph((53, 80)), photograph((90, 41))):  # padded below, and at the right
+        predictor.set_image(image)
+        expected = predictors[0].segmenter.encode([image])["image_embeddings"]
+        assert_same(predictor.image_embeddings, expected, BOUND)
+    frame = np.random.default_rng(0).integers(0, 256, (1, 112, 144, 3)).astype("float32")
+    expected = predictors[0].segmenter.encode_frames(frame)["image_embeddings"]
+    assert_same(exported.encode_frames(frame)["image_embeddings"], expected, BOUND)
 
 
 ALONE = """
@@ -308,6 +321,7 @@ def give_it_the_manifest_of_another_model(folder):
     rewrite(folder, lambda manifest: manifest["model"].update(features=features))
 
 
+OTHER_SIZE = {"size": [64, 64], "pad_size": [64, 64]}
 DAMAGES = [
     (shutil.rmtree, "there is no such folder"),  # gone
     (lambda f: (f / "manifest.json").unlink(), "with a manifest.json.*has none"),
@@ -334,7 +348,7 @@ DAMAGES = [
         "a number must be in place of nan",
     ),
     (
-        lambda f: rewrite(f, lambda m: m["preprocessing"]["image_converter"].update(size=[64, 64])),
+        lambda f: rewrite(f, lambda m: m["preprocessing"]["image_converter"].update(OTHER_SIZE)),
         "another size than the model takes",
     ),
     (
@@ -348,7 +362,7 @@ DAMAGES = [
     (change_the_decoder(use_a_later_opset), "cannot load .*prompt_decoder.onnx"),
     (
         give_it_another_decoder,
-        "prompt_decoder.onnx .* of another model .* differ in has_mask_input",
+        "prompt_decoder.onnx .* of another model .* differ in iou_pred, labels",
     ),
     (
         give_it_the_manifest_of_another_model,
