@@ -21,9 +21,10 @@ from tests.closeness import assert_same, assert_same_outputs
 from tests.models.test_sam_hq import hq_segmenter
 from tests.tiny import photograph, tiny_sam2_segmenter
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="the files are written on torch"
-)
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(keras.backend.backend() != "torch", reason="the files are written on torch"),
+]
 ROOT = Path(__file__).resolve().parents[2]
 BOUND = 1e-4
 CLICK = {"points": [[40, 30]], "labels": [1]}
