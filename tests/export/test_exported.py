@@ -166,9 +166,9 @@ def test_every_family_chooses_its_masks_as_its_decoder_does(make):
     image = photograph((53, 80))
     features = segmenter.encode([image])
     assert_same_outputs(exported.encode([image]), features, BOUND)
-    points = np.random.default_rng(0).uniform(0, 53, (1, 9, 2, 2))
-    prompts = {"points": points, "labels": np.tile([1, 0], (1, 9, 1))}
-    for choice in (None, True, False, "auto"):
+    points = np.random.default_rng(0).uniform(0, 53, (1, 4, 2, 2))
+    prompts = {"points": points, "labels": np.tile([1, 0], (1, 4, 1))}
+    for choice in (None, True, False):
         expected = segmenter.decode(features, prompts, multimask_output=choice)
         found = exported.decode(features, prompts, multimask_output=choice)
         assert_same_outputs(found, expected, BOUND)
@@ -190,10 +190,9 @@ def test_a_family_chooses_otherwise():
 # --- other runtimes, and no Keras ---
 
 
-@pytest.mark.parametrize("threads", [0, 1])
-def test_openvino_runs_the_same_files(predictors, pixels_folder, threads):
+def test_openvino_runs_the_same_files(predictors, pixels_folder):
     pytest.importorskip("openvino")
-    exported = ExportedSegmenter.load(pixels_folder, runtime="openvino", threads=threads)
+    exported = ExportedSegmenter.load(pixels_folder, runtime="openvino", threads=1)
     predictor = SAMPredictor(exported)
     predictor.set_image(photograph((53, 80)))
     for prompts in (PROMPTS[3], PROMPTS[5]):
