@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,17 +167,14 @@ class ExportedSegmenter(EncodesAndDecodes):
         return self._fingerprint
 
     def progress_bar(self, total: int, unit: str) -> Callable[[int], Any]:
-        """Shows a progress bar of `total` units, and returns a function that advances it."""
-        from rich.progress import MofNCompleteColumn, Progress
-
-        progress = Progress(*Progress.get_default_columns(), MofNCompleteColumn())
-        task = progress.add_task(unit, total=total)
-        progress.start()
+        """Shows how many of `total` units are done, on stderr; what is returned advances it."""
+        done = 0
 
         def advance(units: int) -> None:
-            progress.update(task, advance=units)
-            if progress.finished:
-                progress.stop()
+            nonlocal done
+            done += units
+            sys.stderr.write(f"\r{unit} {done}/{total}" + ("\n" if done >= total else ""))
+            sys.stderr.flush()
 
         return advance
 

@@ -79,8 +79,10 @@ def test_an_embedding_goes_from_one_to_the_other(predictors, exported, segmenter
         assert_same(target.predict(**CLICK)[2], source.predict(**CLICK)[2], BOUND)
 
 
-def test_a_batch_is_encoded_and_decoded(segmenter, exported):
+def test_a_batch_is_encoded_and_decoded(segmenter, exported, capsys):
     images = [photograph((53, 80)), photograph((90, 41), seed=1)]
+    SAMPredictor(exported).set_images(images)
+    assert capsys.readouterr().err == "\rimage 1/2\rimage 2/2\n"
     prompts = {"points": [[[40, 30]], [[20, 70], [9, 9]]], "labels": [[1], [1, 0]]}
     expected = segmenter.decode(segmenter.encode(images), prompts)
     found = exported.decode(exported.encode(images), prompts)
