@@ -81,7 +81,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_overwrite_option(results)
     results.add_argument("--json", action="store_true", help="print the summary as a line of JSON")
     options.add_generator_options(parser)
-    options.add_model_options(parser)
+    options.add_model_options(parser, runs_exports=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -208,7 +208,7 @@ def _is_done(args, log, photo):
 def _segment(args, parameters, todo, log, summary):
     progress = Progress(args.quiet)
     model.say_limits(args.model, progress)
-    with model.open_segmenter(args, progress) as segmenter:
+    with model.open_any_segmenter(args, progress) as segmenter:
         from keras_sam.mask_generator import SAMAutomaticMaskGenerator
 
         with bad_input():

@@ -11,8 +11,9 @@ from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
 from keras_sam.layers.prompt_tensors import canonical_inputs, check_inputs
 from keras_sam.models import preset_models
-from keras_sam.models.backbone import EMBEDDINGS, Backbone, named_features
+from keras_sam.models.backbone import Backbone
 from keras_sam.models.vit_det_backbone import ViTDetBackbone, check_frame
+from keras_sam.outputs import EMBEDDINGS, named_features
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")

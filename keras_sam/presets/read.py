@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from keras_sam import converters
+from keras_sam.exported.manifest import is_export
 from keras_sam.presets import locate
 from keras_sam.presets.adapt import Preset, adapt
 from keras_sam.presets.assign import without_matches
@@ -62,6 +63,11 @@ def read_preset(
         raise ValueError(
             "A preset must be a name, an address or a path. Received: "
             f"{preset!r:.80}. A model becomes a folder with `model.save_to_preset(folder)`."
+        )
+    if is_export(preset):
+        raise ValueError(
+            "A preset must hold a model of Keras. Received: exported files in "
+            f"{os.fspath(preset)!r}, which `keras_sam.ExportedSegmenter.load` loads to predict."
         )
     try:
         found = _read(os.fspath(preset), load_weights is not False, checkpoint_key)
