@@ -52,9 +52,14 @@ class Segmenter {
     const coords = [...points.flatMap(({ x, y }) => [x * perX, y * perY]), 0, 0];
     const labels = [...points.map(({ label }) => label), -1];
     const [maskHeight, maskWidth] = this.model.mask_size;
-    const logits = before ? before.logits : new Float32Array(maskHeight * maskWidth);
+    const logits = before ? before.logits.slice() : new Float32Array(maskHeight * maskWidth);
+    // Whatever a run is given goes to the other thread for good: copies of what is needed again.
+    const copies = Object.entries(features).map(([name, { type, data, dims }]) => [
+      name,
+      new Tensor(type, data.slice(), dims),
+    ]);
     const given = {
-      ...features,
+      ...Object.fromEntries(copies),
       point_coords: new Tensor("float32", Float32Array.from(coords), [1, labels.length, 2]),
       point_labels: new Tensor("float32", Float32Array.from(labels), [1, labels.length]),
       mask_input: new Tensor("float32", logits, [1, 1, maskHeight, maskWidth]),
@@ -92,7 +97,7 @@ async function download(name) {
 const at = (id) => document.getElementById(id);
 let segmenter = null;
 let encoded = null; // the photograph's features and size
-let clicks = []; // each with what it and those before it gave
+let clicks = []; // each with the result of it and those before it, as soon as it is there
 let cursor = { x: 0, y: 0 };
 
 // One thing after the other, in the order in which it was asked for.
@@ -133,6 +138,7 @@ async function open(file) {
   encoded = null;
   clicks = [];
   cursor = { x: size[0] >> 1, y: size[1] >> 1 };
+  at("stage").style.setProperty("--ratio", size[0] / size[1]);
   at("drop").hidden = true;
   at("stage").hidden = false;
   draw();
@@ -145,10 +151,19 @@ async function open(file) {
 
 async function click(x, y, label) {
   if (!encoded) return;
-  const point = { x, y, label };
+  say("Looking for it…");
   const before = clicks.at(-1)?.result;
-  const [result, duration] = await timed(segmenter.segment(encoded, [...clicks, point], before));
-  clicks.push({ ...point, result });
+  clicks.push({ x, y, label });
+  draw();
+  let result, duration;
+  try {
+    [result, duration] = await timed(segmenter.segment(encoded, clicks, before));
+  } catch (error) {
+    clicks.pop();
+    draw();
+    throw error;
+  }
+  clicks.at(-1).result = result;
   draw();
   const part = result.inside.reduce((sum, value) => sum + value, 0) / result.inside.length;
   say(`Mask in ${duration}: ${(100 * part).toFixed(1)} % of the picture, score ${result.score.toFixed(2)}.`);
@@ -163,7 +178,7 @@ function undo(count) {
 function draw() {
   const { width, height } = at("mask");
   const overlay = new ImageData(width, height);
-  const inside = clicks.at(-1)?.result.inside;
+  const inside = clicks.findLast(({ result }) => result)?.result.inside;
   if (inside) {
     const rim = Math.max(1, Math.round(Math.max(width, height) / 500));
     for (let y = 0, i = 0; y < height; y++) {

@@ -33,7 +33,7 @@ def new_page(chromium):
     def new_page(address, **options):
         contexts.append(chromium.new_context(**options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.faults = []  # what no page of ours may have
         page.on("pageerror", lambda error: page.faults.append(str(error)))
         page.goto(address)
