@@ -21,9 +21,10 @@ import numpy as np
 from keras_sam.annotate.embedding_cache import EmbeddingCache
 from keras_sam.annotate.photo_folder import PhotoFolder
 from keras_sam.annotate.worker import Worker
+from keras_sam.annotations import segmentation_to_rle
 from keras_sam.geometry import xyxy_to_xywh
 from keras_sam.mask_generator import SAMAutomaticMaskGenerator
-from keras_sam.masks import encode_rle, mask_area, mask_to_box
+from keras_sam.masks import decode_rle, encode_rle, mask_area, mask_to_box
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.predictor import SAMPredictor
 
@@ -130,6 +131,7 @@ class Engine:
         labels: Sequence[int] = (),
         box: Sequence[float] | None = None,
         refine: tuple[str, int] | None = None,
+        mask: Mapping | None = None,
         multimask: bool | None = None,
         canvas: str | None = None,
     ) -> Future:
@@ -142,6 +144,7 @@ class Engine:
             box: optional x1, y1, x2, y2 in pixels.
             refine: optional number of an earlier answer, and the index of one of its candidates:
                 its logits are a prompt, too. An answer that is forgotten is ignored.
+            mask: optional run lengths of a mask to correct, such as one that was painted.
             multimask: bool. Three candidates or one. Defaults to three for a lone point.
             canvas: optional string. Of the requests of one canvas that wait, only the newest is
                 answered; the others raise a `SupersededError`.
@@ -152,7 +155,7 @@ class Engine:
         """
         turn = self._take_turn(canvas)
         result: Future = Future()
-        prompt = (list(points), list(labels), box, refine, multimask)
+        prompt = (list(points), list(labels), box, refine, mask, multimask)
 
         def decode():
             if canvas is not None and self._newest.get(canvas, turn) != turn:
@@ -197,7 +200,7 @@ class Engine:
                 self._predictors.popitem(last=False)
         return Encoded(predictor.original_sizes[0], time.monotonic() - began, source)
 
-    def _decode(self, photo, points, labels, box, refine, multimask) -> Answer:
+    def _decode(self, photo, points, labels, box, refine, mask, multimask) -> Answer:
         began = time.monotonic()
         if len(points) > MAX_POINTS:
             raise ValueError(f"An object takes up to {MAX_POINTS} points. Received: {len(points)}.")
@@ -205,7 +208,9 @@ class Engine:
         if predictor is None:  # so many photographs were asked for that this one was dropped
             raise ValueError(f"{photo} was opened in too many tabs at once: click again.")
         logits = None
-        if refine is not None:
+        if mask is not None:
+            logits = decode_rle(segmentation_to_rle(dict(mask), predictor.original_sizes[0]))
+        elif refine is not None:
             with self._lock:
                 earlier = self._logits.get(refine[0])
             if earlier is not None and 0 <= refine[1] < len(earlier):

@@ -31,6 +31,7 @@ class PredictRequest:
     labels: list[int] = dataclasses.field(default_factory=list)
     box: tuple[float, float, float, float] | None = None
     refine: Refinement | None = None
+    mask: dict[str, Any] | None = None  # run lengths to correct, instead of an earlier answer
     multimask: bool | None = None
     canvas: str | None = None
 

@@ -129,6 +129,7 @@ def _add_model_routes(app: Any, engine: Engine) -> None:
                 request.labels,
                 request.box,
                 refine,
+                request.mask,
                 request.multimask,
                 request.canvas,
             )
