@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import io
 import secrets
 import threading
 import time
@@ -190,7 +191,7 @@ class Engine:
         if self._make_cache is not None and self._cache is None:
             self._cache = self._make_cache(predictor)
         if self._cache is None or not self._cache.load(predictor, content):
-            predictor.set_image(content)
+            predictor.set_image(io.BytesIO(content))
             source = "model"
             if self._cache is not None:
                 self._cache.save(predictor, content)

@@ -75,7 +75,7 @@ class PhotoFolder:
         if kind is not None:
             return content, kind
         try:
-            pixels = shown_pixels(content, self.value_range)
+            pixels = shown_pixels(io.BytesIO(content), self.value_range)
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} cannot be shown: {error}") from error
         file = io.BytesIO()
@@ -114,7 +114,8 @@ def _size_of(content: bytes, name: str) -> tuple[int, int]:
         raise _too_large(name) from None
     except PILLOW_ERRORS:
         try:
-            height, width = load_image(content, value_range=None).shape[:2]
+            # As an open file: short content would be taken for a path, which may lead elsewhere.
+            height, width = load_image(io.BytesIO(content), value_range=None).shape[:2]
         except ValueError as error:
             raise ValueError(f"{name} cannot be read as a picture: {error}") from error
         orientation = 1

@@ -4,7 +4,6 @@ Needs `pip install "keras-sam[annotate]"`: FastAPI and uvicorn.
 """
 
 import asyncio
-import socket
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -67,13 +66,13 @@ def create_app(
     return Guard(app, token, hosts, any_address)
 
 
-def serve(app: Any, listening: socket.socket) -> None:
-    """Runs the application on a socket that listens, until Ctrl-C."""
+def make_server(app: Any) -> Any:
+    """A `uvicorn.Server`, whose `run(sockets=[...])` serves until Ctrl-C."""
     import uvicorn
 
     # Requests of a page that was closed are not waited for.
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[listening])
+    return uvicorn.Server(config)
 
 
 def _add_errors(app: Any) -> None:

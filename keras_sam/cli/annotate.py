@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
         if args.open:
             webbrowser.open(address)
         try:
-            server.serve(app, listening)
+            server.make_server(app).run(sockets=[listening])
         finally:
             engine.close()
     return 0

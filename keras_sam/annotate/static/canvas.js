@@ -563,6 +563,7 @@ export class SegmentCanvas extends EventTarget {
       this.pointer = null;
       this._changed(false);
     });
+    on("keydown", () => this.canvas.classList.add("by-keys"));
     on("contextmenu", (event) => event.preventDefault());
     on("wheel", this._wheel, { passive: false });
     on("blur", () => {
@@ -586,6 +587,7 @@ export class SegmentCanvas extends EventTarget {
   _down(event) {
     if (!this.image) return;
     this.canvas.focus({ preventScroll: true });
+    this.canvas.classList.remove("by-keys");
     this.cursor = null;
     this.canvas.setPointerCapture(event.pointerId);
     const at = this._place(event);
