@@ -23,6 +23,8 @@ from keras_sam.cli.progress import Progress
 from keras_sam.cli.prompt_files import read_prompts
 from tests.meta_oracle import import_segment_anything, small_meta
 
+pytestmark = pytest.mark.once
+
 H0, W0 = 53, 80
 
 
@@ -400,6 +402,7 @@ def check_result(folder, document, predictor, prompts_per_object, **options):
         assert best == [index == int(np.argmax(scores)) for index in range(len(best))]
 
 
+@pytest.mark.every_backend
 def test_a_click(cli, photo, checkpoint, predictor, tmp_path):
     out = tmp_path / "new" / "out"
     code, stdout, err = cli(
@@ -615,6 +618,7 @@ def test_bad_prompt_files(tmp_path, name, text, message):
     assert caught.value.code == 2 and str(path) in str(caught.value)
 
 
+@pytest.mark.every_backend
 def test_other_input_sizes_and_dtypes(cli, photo, checkpoint, tmp_path):
     code, _, err = cli(
         *("segment", photo, "--model", checkpoint, "--out", tmp_path / "out"),
@@ -687,6 +691,7 @@ def test_convert_to_meta_is_bit_exact(cli, checkpoint, tmp_path):
         assert torch.equal(converted[name], tensor), name
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("layout", ["keras_sam", "transformers"])
 def test_converted_folders_segment_the_same(cli, photo, checkpoint, predictor, tmp_path, layout):
     target = tmp_path / layout
