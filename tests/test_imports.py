@@ -43,6 +43,7 @@ LEVELS = {
     "models": 2,
     "preprocessing": 2,
     # 3: using a model
+    "annotate": 3,
     "compat": 3,
     "evaluation": 3,
     "export": 3,
@@ -69,6 +70,7 @@ BACKEND_FILES = {
 # Everything that `import keras_sam` must do without; scipy comes with JAX itself.
 OPTIONAL = {
     "cv2",
+    "fastapi",
     "huggingface_hub",
     "kagglehub",
     "matplotlib",
@@ -83,6 +85,7 @@ OPTIONAL = {
     "tifffile",
     "torchvision",
     "transformers",
+    "uvicorn",
 }
 
 

@@ -6,6 +6,7 @@ Another site in the user's browser can send requests to a server of this machine
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import json
@@ -25,6 +26,9 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
 }
+
+
+_TOO_LARGE = (413, f"A request may have up to {MAX_BODY >> 20} MB.")
 
 
 class Guard:
@@ -63,12 +67,12 @@ class Guard:
             headers.setdefault(name.lower(), []).append(value)
         refusal = self._refusal(scope["path"], headers)
         if refusal is None:
-            receive = _limited(receive)
-            try:
-                await self._app(scope, receive, _with_headers(send))
+            body = _Body(receive)
+            with contextlib.suppress(_TooLargeError):
+                await self._app(scope, body.receive, body.unless_too_large(_with_headers(send)))
+            if not body.too_large:
                 return
-            except _TooLargeError:
-                refusal = (413, f"A request may have up to {MAX_BODY >> 20} MB.")
+            refusal = _TOO_LARGE
         status, message = refusal
         body = json.dumps({"error": message}).encode()
         start = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
@@ -89,7 +93,7 @@ class Guard:
                 return 403, "Other sites may not call this server."
         length = headers.get(b"content-length", [b"0"])[0]
         if not length.isdigit() or int(length) > MAX_BODY:
-            return 413, f"A request may have up to {MAX_BODY >> 20} MB."
+            return _TOO_LARGE
         if path.startswith("/api/") and path not in self._open:
             given = headers.get(b"authorization", [b""])[0]
             if not hmac.compare_digest(given, b"Bearer " + self.token.encode()):
@@ -114,18 +118,28 @@ class _TooLargeError(Exception):
     """More body than is allowed, of a request that did not say so."""
 
 
-def _limited(receive):
-    received = 0
+class _Body:
+    """The body of a request, up to the limit."""
 
-    async def limited():
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > MAX_BODY:
+    def __init__(self, receive):
+        self._receive, self._length, self.too_large = receive, 0, False
+
+    async def receive(self):
+        message = await self._receive()
+        self._length += len(message.get("body", b""))
+        if self._length > MAX_BODY:
+            self.too_large = True
             raise _TooLargeError
         return message
 
-    return limited
+    def unless_too_large(self, send):
+        """Holds back what the application answers to a body that it could not read."""
+
+        async def send_unless(message):
+            if not self.too_large:
+                await send(message)
+
+        return send_unless
 
 
 def _with_headers(send):

@@ -12,6 +12,8 @@ from keras_sam.annotate.engine import Engine, SupersededError
 from keras_sam.annotate.photo_folder import PhotoFolder
 from tests.annotate.serving import draw_photographs
 
+pytestmark = pytest.mark.once
+
 EVERYTHING = {"points_per_side": 2, "pred_iou_thresh": 0, "stability_score_thresh": 0}
 CLICK = {"points": [[45, 30]], "labels": [1]}
 MORE = {"points": [[45, 30], [10, 10]], "labels": [1, 0]}

@@ -11,6 +11,8 @@ from keras_sam.annotate import photo_folder
 from keras_sam.annotate.photo_folder import PhotoFolder
 from tests.tiny import photograph
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def place(tmp_path):

@@ -13,6 +13,8 @@ from keras_sam import annotations, masks
 from keras_sam.annotate import guard, server
 from tests.annotate.serving import SIZES, TOKEN, serving
 
+pytestmark = pytest.mark.once
+
 CLICK = {"photo": "a.png", "points": [[45, 30]], "labels": [1]}
 
 

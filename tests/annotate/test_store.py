@@ -18,6 +18,7 @@ from keras_sam.annotate import store as store_module
 from keras_sam.annotate.store import AnnotationStore
 from keras_sam.training import CocoObjects
 
+pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (6, 9)
 
