@@ -77,7 +77,7 @@ class PhotoFolder:
         try:
             pixels = shown_pixels(io.BytesIO(content), self.value_range)
         except (ValueError, OSError) as error:
-            raise ValueError(f"{name} cannot be shown: {error}") from error
+            raise ValueError(f"{name} cannot be read: its content is damaged.") from error
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "JPEG", quality=92, subsampling=0)
         return file.getvalue(), "image/jpeg"
@@ -116,8 +116,11 @@ def _size_of(content: bytes, name: str) -> tuple[int, int]:
         try:
             # As an open file: short content would be taken for a path, which may lead elsewhere.
             height, width = load_image(io.BytesIO(content), value_range=None).shape[:2]
-        except ValueError as error:
-            raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"{name} cannot be read as a picture: it is damaged, or of a kind that pillow does "
+                "not read."
+            ) from error
         orientation = 1
     if height * width > MAX_PIXELS:
         raise _too_large(name)

@@ -3,6 +3,7 @@
 import { SegmentCanvas } from "./canvas.js";
 
 const COLOURS = ["#3b82f6", "#f97316", "#10b981", "#ec4899", "#eab308", "#a855f7", "#06b6d4", "#ef4444", "#84cc16", "#f59e0b", "#6366f1", "#14b8a6"];
+const FORMATS = { coco: "COCO", yolo: "YOLO", "label-map": "PNG label maps", "sa1b": "SA-1B" };
 const TOAST_SECONDS = 6;
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.hash.slice(1)).get("token") || "";
@@ -419,7 +420,7 @@ function showDraft(draft) {
   const had = document.activeElement?.parentElement === $("candidates");
   const buttons = candidates.map(({ score }, index) => {
     const shown = score === null ? "" : `${Math.round(score * 100)} %`;
-    const made = element("button", { type: "button", role: "radio", "aria-checked": index === draft.chosen, "aria-label": `Candidate ${index + 1}, ${shown}` }, element("span", {}, String(index + 1)), element("small", {}, shown));
+    const made = element("button", { type: "button", role: "radio", "aria-checked": index === draft.chosen, "aria-label": `Candidate ${index + 1}, ${shown}`, title: "Predicted IoU" }, element("span", {}, String(index + 1)), element("small", {}, shown));
     made.addEventListener("click", () => canvas.choose(index));
     return made;
   });
@@ -458,7 +459,7 @@ canvas.addEventListener("change", showTools);
 canvas.addEventListener("busy", ({ detail: { text } }) => {
   state.busy = text;
   $("progress").hidden = text === null;
-  clearInterval(showBusy.timer);
+  clearInterval(state.timer);
   if (text === null) return showTools();
   const began = performance.now();
   function showBusy() {
@@ -466,7 +467,6 @@ canvas.addEventListener("busy", ({ detail: { text } }) => {
     $("progress-text").textContent = seconds < 1 ? `${text} …` : `${text} … ${seconds} s`;
   }
   showBusy();
-  clearInterval(state.timer);
   state.timer = setInterval(showBusy, 500);
   showTools();
 });
@@ -604,7 +604,7 @@ async function start() {
   state.photos = session.photos;
   state.labels = session.labels;
   if (!state.labels.some(({ id }) => id === state.label)) state.label = state.labels[0]?.id ?? null;
-  $("export").replaceChildren(new Option("Export", ""), ...session.formats.map((name) => new Option(name, name)));
+  $("export").replaceChildren(new Option("Export all", ""), ...session.formats.map((name) => new Option(FORMATS[name] ?? name, name)));
   $("saved").title = `Masks are in ${session.file}`;
   showSave(session.save);
   showLabels();
