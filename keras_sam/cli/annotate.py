@@ -1,6 +1,7 @@
 """`keras-sam annotate`: a page for labelling a folder of photographs with clicks."""
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import re
@@ -20,7 +21,7 @@ Starts a server on this machine and prints the address of its page, where photog
 a click or a box is a mask, more clicks correct it, Enter keeps it.
 
 Every mask that is kept is in --out at once, a COCO file, which is continued when it is there, and
-which `keras-sam train --data annotations.json --images FOLDER` reads. Ctrl-C ends the server."""
+which `keras-sam train --data FOLDER/annotations.json` reads. Ctrl-C ends the server."""
 
 EXAMPLES = """\
 examples:
@@ -151,7 +152,8 @@ def run(args: argparse.Namespace) -> int:
         if args.open:
             webbrowser.open(address)
         try:
-            server.make_server(app).run(sockets=[listening])
+            with contextlib.suppress(KeyboardInterrupt):  # which is how it ends
+                server.make_server(app).run(sockets=[listening])
         finally:
             engine.close()
     return 0
