@@ -55,12 +55,8 @@ def test_missing_folders_and_taken_ports_are_named(cli, folder):
 
 
 def test_without_a_port_the_next_free_one_is_taken():
-    with (
-        annotate._listen("127.0.0.1", None) as first,
-        annotate._listen("127.0.0.1", None) as second,
-    ):
-        first.listen()
-        assert first.getsockname()[1] != second.getsockname()[1]
+    with annotate._listen("127.0.0.1", None) as one, annotate._listen("127.0.0.1", None) as other:
+        assert one.getsockname()[1] != other.getsockname()[1]
 
 
 def test_the_server_starts_keeps_a_mask_and_ends(folder, tmp_path):
