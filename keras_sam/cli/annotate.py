@@ -192,7 +192,7 @@ def _default_cache() -> Path:
 
 
 def _listen(host: str, wanted: int | None) -> socket.socket:
-    """A socket that listens on the port, or without one to the first that is free from `_PORT` on."""
+    """A socket that listens on the port, or without one on the first free one from `_PORT` on."""
     for number in [wanted] if wanted is not None else range(_PORT, _PORT + _PORTS):
         try:
             family, *_, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]

@@ -239,14 +239,17 @@ function rgb(colour) {
 
 const CLICK_REACH = 6; // CSS pixels: a pointer that moves further draws a box
 const WHEEL_STEP = 60; // of a wheel's delta, for the next candidate
-const EMPTY = Object.freeze({ points: [], box: null, candidates: [], chosen: 0, number: null, mask: null, edited: false, editing: null, score: null, waits: false });
+const EMPTY = Object.freeze({
+  ...{ points: [], box: null, candidates: [], chosen: 0, number: null, score: null },
+  ...{ mask: null, edited: false, editing: null, waits: false },
+});
 
 /**
  * The canvas, within `root`, an element with a size of its own.
  *
  * Events, with their `detail`: `change` (draft, tool, view or proposals changed), `busy`
  * ({text} or {text: null}), `say` ({text}, for people who cannot see the canvas), `fail` ({text}),
- * `accept` ({segmentation, score, editing}), `accept-proposals` ({proposals}), `pick` ({id}).
+ * `accept` ({segmentation, score, editing, draft}), `accept-proposals` ({proposals}), `pick` ({id}).
  */
 export class SegmentCanvas extends EventTarget {
   constructor(root, transport, { colour = "#3b82f6", name = "Photograph" } = {}) {
@@ -410,10 +413,17 @@ export class SegmentCanvas extends EventTarget {
       this._tell("fail", { text: "The mask is empty." });
       return false;
     }
-    const detail = { segmentation: mask.toRle(), score: edited ? null : score, editing };
+    const detail = { segmentation: mask.toRle(), score: edited ? null : score, editing, draft: this.draft };
     this.clear();
     this._tell("accept", detail);
     return true;
+  }
+
+  /** Takes back a draft that could not be kept; undo leads to it where another one was begun. */
+  restore(draft) {
+    if (this.hasDraft) this.past.unshift(draft);
+    else this.draft = draft;
+    this._changed();
   }
 
   /** Takes an object as the draft, to be corrected. */
@@ -432,15 +442,20 @@ export class SegmentCanvas extends EventTarget {
       const { proposals } = await this.transport.everything(photo);
       if (this.photo !== photo) return;
       this.clear();
-      this.proposals = proposals.map((one) => ({ ...one, mask: Mask.fromRle(one.segmentation) }));
-      this.proposal = this.proposals.length ? 0 : -1;
-      this._tell("say", { text: `${proposals.length} proposals` });
+      this.propose(proposals.map((one) => ({ ...one, mask: Mask.fromRle(one.segmentation) })));
     } catch (error) {
       if (this.photo === photo) this._tell("fail", { text: error.message });
     } finally {
       if (this.photo === photo) this._tell("busy", { text: null });
       this._changed();
     }
+  }
+
+  propose(proposals) {
+    this.proposals = proposals;
+    this.proposal = proposals.length ? 0 : -1;
+    this._tell("say", { text: `${proposals.length} proposals` });
+    this._changed();
   }
 
   /** Accepts, or drops, the proposal of this index, or with null all of them. */

@@ -188,15 +188,19 @@ async function choose(id) {
 
 // --- objects: what is done can be undone ---
 
+/** Does it, and remembers how to undo it. Returns whether it was done. */
 async function act(action) {
   try {
     await action.redo();
     past.push(action);
     future = [];
+    return true;
   } catch (error) {
     await refused(error);
+    return false;
+  } finally {
+    showTools();
   }
-  showTools();
 }
 
 async function refused(error) {
@@ -204,43 +208,44 @@ async function refused(error) {
   if (error.status === 404) await loadObjects(); // another tab has deleted it
 }
 
+/** An object that is made again has another number: what was done to it follows. */
+function renumber(before, now) {
+  for (const action of [...past, ...future]) action.follow(before, now);
+}
+
 function added(content) {
   let id = null;
   return {
     async redo() {
       const { object } = await change("POST", "api/objects", content);
+      if (id !== null) renumber(id, object.id);
       id = object.id;
       insert(object);
-      say(`${nameOf(object.category_id)} kept`);
+      speak(`${nameOf(object.category_id)} kept`);
     },
     async undo() {
       await change("DELETE", `api/objects/${id}`);
       removed(id);
     },
-    renumber: (from, to) => (id = id === from ? to : id),
+    follow: (before, now) => (id = id === before ? now : id),
   };
 }
 
 function deleted(object) {
-  const { segmentation, category_id, score } = object;
-  const again = added({ photo: photo().name, segmentation, category_id, score: score ?? null });
   let { id } = object;
+  const content = { photo: photo().name, segmentation: object.segmentation, category_id: object.category_id, score: object.score ?? null };
   return {
     async redo() {
       await change("DELETE", `api/objects/${id}`);
       removed(id);
     },
     async undo() {
-      const before = id;
-      const { object: made } = await change("POST", "api/objects", { photo: photo().name, segmentation, category_id, score: score ?? null });
+      const { object: made } = await change("POST", "api/objects", content);
+      renumber(id, made.id);
       id = made.id;
       insert(made);
-      for (const action of [...past, ...future]) action.renumber?.(before, id);
     },
-    renumber: (from, to) => {
-      id = id === from ? to : id;
-      again.renumber(from, to);
-    },
+    follow: (before, now) => (id = id === before ? now : id),
   };
 }
 
@@ -252,7 +257,7 @@ function changed(object, content) {
     state.objects = state.objects.map((one) => (one.id === id ? { ...made, hidden: one.hidden } : one));
     showObjects();
   };
-  return { redo: () => put(content), undo: () => put(before), renumber: (from, to) => (id = id === from ? to : id) };
+  return { redo: () => put(content), undo: () => put(before), follow: (from, to) => (id = id === from ? to : id) };
 }
 
 function insert(object) {
@@ -473,21 +478,26 @@ canvas.addEventListener("busy", ({ detail: { text } }) => {
 canvas.addEventListener("say", ({ detail: { text } }) => speak(text));
 canvas.addEventListener("fail", ({ detail: { text, photo: broken } }) => (broken ? showBroken(text) : toast(text)));
 canvas.addEventListener("pick", ({ detail: { id } }) => edit(id));
-canvas.addEventListener("accept", ({ detail: { segmentation, score, editing } }) => {
+canvas.addEventListener("accept", async ({ detail: { segmentation, score, editing, draft } }) => {
   const object = state.objects.find((one) => one.id === editing);
-  if (object) act(changed(object, { segmentation }));
-  else act(added({ photo: photo().name, segmentation, category_id: state.label, score }));
+  const action = object ? changed(object, { segmentation }) : added({ photo: photo().name, segmentation, category_id: state.label, score });
+  const { photo: shown } = canvas;
+  if (!(await act(action)) && canvas.photo === shown) canvas.restore(draft);
 });
 canvas.addEventListener("accept-proposals", async ({ detail: { proposals } }) => {
-  for (const { segmentation, score } of proposals) {
-    await act(added({ photo: photo().name, segmentation, category_id: state.label, score }));
+  const { photo: shown } = canvas;
+  for (const [number, { segmentation, score }] of proposals.entries()) {
+    const content = { photo: shown, segmentation, category_id: state.label, score };
+    if (canvas.photo !== shown || !(await act(added(content)))) {
+      if (canvas.photo === shown) canvas.propose([...proposals.slice(number), ...canvas.proposals]);
+      return;
+    }
   }
 });
 
 function speak(text) {
   $("spoken").textContent = text;
 }
-const say = speak;
 
 function toast(text) {
   $("toast").textContent = text;
