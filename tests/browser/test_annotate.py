@@ -195,7 +195,9 @@ def test_the_keyboard_alone(page, served):
     focused = set()  # everything else is reached with Tab, and has a name
     for _ in range(40):
         page.keyboard.press("Tab")
-        focused.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
+        focused.add(
+            page.evaluate("document.activeElement.id || document.activeElement.classList[0]")
+        )
     assert {"photo", "next", "segment-canvas", "label-name", "export", "help"} <= focused
     unnamed = page.evaluate(
         "[...document.querySelectorAll('button, select, input, canvas')].filter("

@@ -230,6 +230,12 @@ export class Mask {
   }
 }
 
+/** The mask of a candidate, made when it is first shown. */
+function maskOf(candidate) {
+  candidate.mask ??= Mask.fromRle(candidate.segmentation);
+  return candidate.mask;
+}
+
 function rgb(colour) {
   const number = parseInt(colour.slice(1), 16);
   return [number >> 16, (number >> 8) & 255, number & 255];
@@ -238,6 +244,7 @@ function rgb(colour) {
 // --- the canvas ---
 
 const CLICK_REACH = 6; // CSS pixels: a pointer that moves further draws a box
+const SETTLED = 150; // ms without a movement, after which the photograph is scaled well
 const WHEEL_STEP = 60; // of a wheel's delta, for the next candidate
 const EMPTY = Object.freeze({
   ...{ points: [], box: null, candidates: [], chosen: 0, number: null, score: null },
@@ -373,8 +380,8 @@ export class SegmentCanvas extends EventTarget {
   choose(index) {
     const { candidates } = this.draft;
     if (!candidates[index] || index === this.draft.chosen) return;
-    const { mask, score } = candidates[index];
-    this._push({ ...this.draft, chosen: index, mask, score, edited: false });
+    const { score } = candidates[index];
+    this._push({ ...this.draft, chosen: index, mask: maskOf(candidates[index]), score, edited: false });
     this._tell("say", { text: `Candidate ${index + 1} of ${candidates.length}` });
   }
 
@@ -553,9 +560,9 @@ export class SegmentCanvas extends EventTarget {
     try {
       const answer = await this.transport.predict(request);
       if (answer === null || this.draft !== draft || this.photo !== photo) return;
-      const candidates = answer.candidates.map(({ segmentation, score }) => ({ mask: Mask.fromRle(segmentation), score }));
-      const { mask, score } = candidates[answer.best];
-      const { number, best: chosen } = answer;
+      const { number, best: chosen, candidates } = answer;
+      const { score } = candidates[chosen];
+      const mask = maskOf(candidates[chosen]);
       this.draft = { ...draft, candidates, chosen, number, mask, score, edited: false, waits: false };
       this._changed();
     } catch (error) {
@@ -822,9 +829,7 @@ export class SegmentCanvas extends EventTarget {
     if (!this.image) return;
     const { scale, x, y } = this.view;
     context.setTransform(dots * scale, 0, 0, dots * scale, dots * x, dots * y);
-    context.imageSmoothingEnabled = scale * dots < 4;
-    context.imageSmoothingQuality = "high";
-    context.drawImage(this.image, 0, 0);
+    this._drawPhotograph(context);
     context.imageSmoothingEnabled = scale * dots < 2;
     for (const { mask, colour, hidden, id } of this.objects) {
       if (hidden || id === this.draft.editing) continue;
@@ -843,6 +848,33 @@ export class SegmentCanvas extends EventTarget {
     }
     this._drawPrompts(context);
     this._drawPointers(context);
+  }
+
+  /** The photograph as it is in view, scaled once for all frames of this view. */
+  _drawPhotograph(context) {
+    const { width, height } = this.canvas;
+    const { a: scale, e: x, f: y } = context.getTransform();
+    const view = [width, height, scale, x, y].join();
+    const moved = this._scaled?.view !== view;
+    if (this._scaled?.image !== this.image || moved || this._scaled.settled === false) {
+      const copy = this._scaled?.copy || document.createElement("canvas");
+      if (copy.width !== width || copy.height !== height) Object.assign(copy, { width, height });
+      const settled = !moved || this._scaled?.image !== this.image;
+      const on = copy.getContext("2d", { alpha: true });
+      on.setTransform(1, 0, 0, 1, 0, 0);
+      on.clearRect(0, 0, width, height);
+      on.setTransform(scale, 0, 0, scale, x, y);
+      on.imageSmoothingEnabled = scale < 4;
+      on.imageSmoothingQuality = settled ? "high" : "low";
+      on.drawImage(this.image, 0, 0);
+      this._scaled = { image: this.image, view, copy, settled };
+      clearTimeout(this._settling);
+      if (!settled) this._settling = setTimeout(() => this._changed(false), SETTLED);
+    }
+    context.save();
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.drawImage(this._scaled.copy, 0, 0);
+    context.restore();
   }
 
   _cursorStyle() {
