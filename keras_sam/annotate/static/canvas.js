@@ -45,7 +45,7 @@ export function writeCounts(counts) {
   return text;
 }
 
-const FILL_PIXELS = 4e6; // of a mask's colour; its outline is exact at any size
+const FILL_PIXELS = 2e6; // of a mask in its colour; its outline is exact at any size
 
 /** A binary mask: the part of the image that holds it, column after column as run lengths are. */
 export class Mask {
@@ -82,28 +82,41 @@ export class Mask {
 
   toRle() {
     const counts = [];
-    let [value, done] = [0, 0];
-    const change = (to) => {
-      counts.push(to - done);
+    let done = 0; // up to here runs are written, the last of them of the mask
+    const runs = this._runs();
+    for (let i = 0; i < runs.length; i += 3) {
+      const start = (this.x + runs[i]) * this.height + this.y;
+      const [from, to] = [start + runs[i + 1], start + runs[i + 2]];
+      if (counts.length && from === done) counts[counts.length - 1] += to - from;
+      else counts.push(from - done, to - from);
       done = to;
-      value ^= 1;
-    };
-    for (let column = 0; column < this.w; column++) {
-      const start = (this.x + column) * this.height + this.y;
-      if (value && this.y > 0) change(start - this.y);
-      for (let row = 0; row < this.h; row++) {
-        if (this.data[column * this.h + row] !== value) change(start + row);
-      }
-      if (value && this.y + this.h < this.height) change(start + this.h);
     }
-    const end = (this.x + this.w) * this.height;
-    if (value && end < this.height * this.width) change(end);
-    counts.push(this.height * this.width - done);
+    const rest = this.height * this.width - done;
+    if (rest || !counts.length) counts.push(rest);
     return { size: [this.height, this.width], counts: writeCounts(counts) };
   }
 
+  /** Flat list of column, top and bottom of what is inside, in pixels of this part of the image. */
+  _runs() {
+    if (this._known) return this._known;
+    const { h, data } = this;
+    const runs = [];
+    for (let at = data.indexOf(1); at >= 0; ) {
+      const next = data.indexOf(0, at);
+      const end = next < 0 ? data.length : next;
+      for (let column = Math.floor(at / h); at < end; column++) {
+        const stop = Math.min(end, (column + 1) * h);
+        runs.push(column, at - column * h, stop - column * h);
+        at = stop;
+      }
+      at = next < 0 ? -1 : data.indexOf(1, end);
+    }
+    this._known = runs;
+    return runs;
+  }
+
   get isEmpty() {
-    return !this.data.includes(1);
+    return this._runs().length === 0;
   }
 
   clone() {
@@ -131,7 +144,7 @@ export class Mask {
       const y = from.y + ((to.y - from.y) * step) / steps;
       this._disc(x, y, radius, value);
     }
-    this._outline = this._picture = null;
+    this._outline = this._picture = this._known = null;
   }
 
   _disc(x, y, radius, value) {
@@ -168,65 +181,88 @@ export class Mask {
   outline() {
     if (this._outline) return this._outline;
     const path = new Path2D();
-    const { x, y, w, h, data } = this;
-    const open = new Int32Array(h + 1).fill(-1); // where the horizontal edge above a row began
-    for (let column = 0; column <= w; column++) {
-      const here = column * h;
-      let began = -1;
-      for (let row = 0; row <= h; row++) {
-        const inside = column < w && row < h ? data[here + row] : 0;
-        const above = column < w && row > 0 ? data[here + row - 1] : 0;
-        const before = column > 0 && row < h ? data[here - h + row] : 0;
-        if (inside !== above) {
-          if (open[row] < 0) open[row] = column;
-        } else if (open[row] >= 0) {
-          path.moveTo(x + open[row], y + row);
-          path.lineTo(x + column, y + row);
-          open[row] = -1;
-        }
-        if (inside !== before && row < h) {
-          if (began < 0) began = row;
-        } else if (began >= 0) {
-          path.moveTo(x + column, y + began);
-          path.lineTo(x + column, y + row);
-          began = -1;
-        }
+    const { x, y, h } = this;
+    const line = (a, b, c, d) => {
+      path.moveTo(x + a, y + b);
+      path.lineTo(x + c, y + d);
+    };
+    const runs = this._runs();
+    // Of the horizontal edge above each row: its first column, and the last one so far.
+    const [first, last] = [new Int32Array(h + 1), new Int32Array(h + 1).fill(-2)];
+    let before = []; // the rows at which the column before changes
+    let at = -1;
+    for (let i = 0; i < runs.length; ) {
+      const column = runs[i];
+      const changes = [];
+      for (; runs[i] === column; i += 3) changes.push(runs[i + 1], runs[i + 2]);
+      if (column !== at + 1) {
+        unlike(before, [], (top, bottom) => line(at + 1, top, at + 1, bottom));
+        before = [];
       }
+      unlike(before, changes, (top, bottom) => line(column, top, column, bottom));
+      for (const row of changes) {
+        if (last[row] !== column - 1) {
+          if (last[row] >= 0) line(first[row], row, last[row] + 1, row);
+          first[row] = column;
+        }
+        last[row] = column;
+      }
+      [before, at] = [changes, column];
     }
+    unlike(before, [], (top, bottom) => line(at + 1, top, at + 1, bottom));
+    last.forEach((column, row) => column >= 0 && line(first[row], row, column + 1, row));
     this._outline = path;
     return path;
   }
 
-  /** The mask in one colour, on a canvas that covers its part of the image. */
-  picture(colour) {
-    if (this._picture && this._picture.colour === colour) return this._picture.canvas;
+  /** The mask in one colour, on a canvas whose rows are the columns of this part of the image. */
+  _coloured(colour) {
+    if (this._picture?.colour === colour) return this._picture;
     const step = Math.max(1, Math.ceil(Math.sqrt((this.w * this.h) / FILL_PIXELS)));
     const [w, h] = [Math.ceil(this.w / step), Math.ceil(this.h / step)];
     const canvas = document.createElement("canvas");
-    canvas.width = Math.max(1, w);
-    canvas.height = Math.max(1, h);
-    if (w && h) {
-      const context = canvas.getContext("2d");
-      const pixels = context.createImageData(w, h);
-      const words = new Uint32Array(pixels.data.buffer);
-      const [red, green, blue] = rgb(colour);
-      const word = (255 << 24) | (blue << 16) | (green << 8) | red;
-      for (let column = 0; column < w; column++) {
-        const start = column * step * this.h;
-        for (let row = 0; row < h; row++) if (this.data[start + row * step]) words[row * w + column] = word;
-      }
-      context.putImageData(pixels, 0, 0);
+    Object.assign(canvas, { width: h, height: w });
+    const context = canvas.getContext("2d");
+    const pixels = context.createImageData(h, w);
+    const words = new Uint32Array(pixels.data.buffer);
+    const [red, green, blue] = rgb(colour);
+    const word = (255 << 24) | (blue << 16) | (green << 8) | red;
+    const runs = this._runs();
+    for (let i = 0; i < runs.length; i += 3) {
+      if (runs[i] % step) continue;
+      const start = (runs[i] / step) * h;
+      words.fill(word, start + Math.ceil(runs[i + 1] / step), start + Math.ceil(runs[i + 2] / step));
     }
+    context.putImageData(pixels, 0, 0);
     this._picture = { colour, canvas, w: w * step, h: h * step };
-    return canvas;
+    return this._picture;
   }
 
   draw(context, colour, opacity) {
     if (!this.w || !this.h) return;
-    const canvas = this.picture(colour);
+    const { canvas, w, h } = this._coloured(colour);
+    context.save();
     context.globalAlpha = opacity;
-    context.drawImage(canvas, this.x, this.y, this._picture.w, this._picture.h);
-    context.globalAlpha = 1;
+    context.transform(0, 1, 1, 0, this.x, this.y); // rows become columns again
+    context.drawImage(canvas, 0, 0, h, w);
+    context.restore();
+  }
+}
+
+/** Calls `found(from, to)` where one of two ascending lists of changes is inside, not both. */
+function unlike(a, b, found) {
+  let [i, j, from] = [0, 0, -1];
+  while (i < a.length || j < b.length) {
+    const [next, other] = [a[i] ?? Infinity, b[j] ?? Infinity];
+    if (next <= other) i++;
+    if (other <= next) j++;
+    if (next === other) continue; // both change: unlike as before, or alike as before
+    const at = Math.min(next, other);
+    if (from < 0) from = at;
+    else {
+      found(from, at);
+      from = -1;
+    }
   }
 }
 
