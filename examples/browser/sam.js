@@ -117,7 +117,8 @@ function say(text, bad = false) {
 async function timed(promise) {
   const began = performance.now();
   const result = await promise;
-  return [result, `${Math.round(performance.now() - began)} ms`];
+  const spent = performance.now() - began;
+  return [result, spent < 1000 ? `${Math.round(spent)} ms` : `${(spent / 1000).toFixed(1)} s`];
 }
 
 async function open(file) {

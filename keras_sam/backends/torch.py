@@ -215,6 +215,9 @@ def attend(query, key, value, rel_pos_bias, grid, training=None):
     if is_for_rows:
         return _operation_by_head()(query, key, value, list(rel_pos_bias or ()), grid[0])
     if query.dtype == torch.float32:  # slower in bfloat16
+        if torch.compiler.is_compiling() and math.prod(grid) < generic.ROWS_FROM_TOKENS:
+            # In a file, a bias passes through memory twice, which takes longer than more channels.
+            return attend_flash(*inputs)
         return generic.attend_fused(*inputs, _BIAS_AT_ONCE)
     return generic.attend(*inputs, softmax=softmax_float32)
 
@@ -287,9 +290,10 @@ def attend_flash(query, key, value, rel_pos_bias, grid):
         by_row, by_column = (ops.reshape(x, (windows, heads, tokens, -1)) for x in rel_pos_bias)
         nothing = ops.zeros((windows, heads, tokens, rest), dtype=query.dtype)
         query = ops.concatenate([query, by_row, by_column, nothing], axis=-1)
-        row, column = ops.repeat(ops.arange(h), w), ops.tile(ops.arange(w), h)
-        place = ops.one_hot(row, h + w + rest) + ops.one_hot(h + column, h + w + rest)
-        place = ops.cast(place, key.dtype)
+        row = ops.broadcast_to(ops.expand_dims(ops.eye(h), 1), (h, w, h))
+        column = ops.broadcast_to(ops.expand_dims(ops.eye(w), 0), (h, w, w))
+        place = ops.concatenate([row, column, ops.zeros((h, w, rest))], axis=-1)
+        place = ops.cast(ops.reshape(place, (tokens, h + w + rest)), key.dtype)
         place = ops.broadcast_to(place, (windows, heads, *place.shape))
         key = ops.concatenate([key, place], axis=-1)
     return generic.dot_product_attention(query, key, value, scale=1.0)
