@@ -902,6 +902,7 @@ def test_every_command_with_a_model_takes_a_value_range():
     calls = {
         "segment": ["a.jpg", "--out", "o"],
         "everything": ["a.jpg", "--out", "o", "--format", "coco"],
+        "annotate": ["photos"],
         "evaluate": ["--data", "d"],
         "train": ["--data", "d", "--out", "o"],
     }

@@ -47,6 +47,7 @@ LEVELS = {
     "models": 2,
     "preprocessing": 2,
     # 3: using a model
+    "annotate": 3,
     "compat": 3,
     "evaluation": 3,
     "export": 3,
@@ -73,6 +74,7 @@ BACKEND_FILES = {
 # Everything that `import keras_sam` must do without; scipy comes with JAX itself.
 OPTIONAL = {
     "cv2",
+    "fastapi",
     "huggingface_hub",
     "kagglehub",
     "matplotlib",
@@ -87,6 +89,7 @@ OPTIONAL = {
     "tifffile",
     "torchvision",
     "transformers",
+    "uvicorn",
 }
 
 

@@ -14,9 +14,10 @@ from keras_sam.cli.output import (
     check_nothing_is_lost,
     check_output_folder,
 )
-from keras_sam.cli.photos import find_photos, shown_pixels
+from keras_sam.cli.photos import find_photos
 from keras_sam.cli.progress import Progress
 from keras_sam.cli.run_log import RunLog
+from keras_sam.images import shown_pixels
 
 COCO_FILE = "annotations.json"
 

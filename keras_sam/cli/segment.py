@@ -18,9 +18,9 @@ from keras_sam.cli.output import (
     format_table,
     output_files,
 )
-from keras_sam.cli.photos import shown_pixels
 from keras_sam.cli.progress import Progress
 from keras_sam.cli.prompt_files import ObjectPrompt, prompts_from_options, read_prompts
+from keras_sam.images import shown_pixels
 
 HELP = "segment objects in a photograph from points, boxes and masks"
 DESCRIPTION = """\
