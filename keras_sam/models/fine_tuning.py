@@ -1,5 +1,6 @@
 """Training with less: frozen parts, LoRA, and blocks that are recomputed for their gradients."""
 
+import contextlib
 import gc
 import warnings
 from collections.abc import Iterable
@@ -132,15 +133,9 @@ class FineTuning:
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Quantizes the dense layers, as `keras.Model.quantize` does; the other layers stay."""
-        # Keras collects garbage after each layer, for which Python looks at all objects that there
-        # are, unless they are frozen.
-        gc.freeze()
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method")
-                super().quantize(*args, **kwargs)
-        finally:
-            gc.unfreeze()
+        with _quick_garbage(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Layer .* does not have a `quantize` method")
+            super().quantize(*args, **kwargs)
 
     def half(self) -> None:
         """Raises an error: torch's way to half precision would leave Keras's layers in float32."""
@@ -183,6 +178,33 @@ class FineTuning:
             merged = ops.convert_to_numpy(layer.kernel)  # with the additions twice
             plain = private.plain_kernel(layer)
             plain.assign(2 * ops.convert_to_numpy(plain) - merged)
+
+
+@contextlib.contextmanager
+def _quick_garbage():
+    """Keras collects garbage after each layer that it quantizes.
+
+    For that Python looks at all objects that there are, unless they are frozen.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def quantized_layers(model: keras.Model) -> dict[str, str]:
+    """The modes of the layers of a model that are quantized, by their paths."""
+    modes = ((x.path, getattr(x, "quantization_mode", None)) for x in private.sublayers(model))
+    return {path: mode for path, mode in modes if mode}
+
+
+def quantize_layers(model: keras.Model, modes: dict[str, str]) -> None:
+    """Quantizes the layers that `quantized_layers` found in another copy of the model."""
+    with _quick_garbage():
+        for layer in private.sublayers(model):
+            if layer.path in modes:
+                layer.quantize(modes[layer.path])
 
 
 def add_lora(encoder, rank, targets, alpha=None):

@@ -4,8 +4,7 @@ from typing import Any, Self
 
 import keras
 
-from keras_sam.backends import private
-from keras_sam.models import preset_models
+from keras_sam.models import fine_tuning, preset_models
 from keras_sam.presets import Preset
 
 
@@ -35,21 +34,14 @@ class ImageSegmenter(preset_models.PresetModel):
             **{k: x if x is None else keras.layers.serialize(x) for k, x in parts.items()},
         }
         # The parts' configs have one dtype each, that of layers that are not quantized.
-        modes = {
-            layer.path: layer.quantization_mode
-            for layer in private.sublayers(self.backbone)
-            if getattr(layer, "quantization_mode", None)
-        }
+        modes = fine_tuning.quantized_layers(self.backbone)
         return {**config, "quantized": modes} if modes else config
 
     @classmethod
     def from_config(cls, config: dict) -> Self:
         config = dict(config)
         config["backbone"] = keras.layers.deserialize(config["backbone"])
-        modes = config.pop("quantized", {})
-        for layer in private.sublayers(config["backbone"]):
-            if layer.path in modes:
-                layer.quantize(modes[layer.path])
+        fine_tuning.quantize_layers(config["backbone"], config.pop("quantized", {}))
         if config.get("preprocessor") is not None:
             config["preprocessor"] = keras.layers.deserialize(config["preprocessor"])
         return cls(**config)
