@@ -119,39 +119,19 @@ def test_frozen_parts_and_recomputed_blocks(name, tmp_path):
 
 @pytest.mark.once
 def test_every_command(name, tmp_path, cli):
-    data = write_data_set(tmp_path / "data", count=2)
-    photo = data.folder / "photos/p0.png"
+    data = write_data_set(tmp_path / "data", count=1)
     MODELS[name]().save_to_preset(tmp_path / "preset")
-    best = ("--model", tmp_path / "run/best", "--quiet")
-    commands = {
-        "train": (
-            "--model",
-            tmp_path / "preset",
-            "--quiet",
-            "--epochs",
-            1,
-            "--cache",
-            tmp_path / "cache",
-            *data.options("masks"),
-            "--out",
-            tmp_path / "run",
-        ),
-        "evaluate": (*best, *data.options("masks")),
-        "segment": (photo, *best, "--point", "30,20", "--out", tmp_path / "one"),
-        "everything": (
-            photo,
-            *best,
-            "--points-per-side",
-            2,
-            "--format",
-            "coco",
-            "--out",
-            tmp_path / "all",
-        ),
-        "convert": (tmp_path / "run/best", tmp_path / "best", "--to", "keras_sam", "--quiet"),
-    }
-    for command, words in commands.items():
-        code, _, said = cli(command, *words)
+    masks = " ".join(map(str, data.options("masks")))
+    photo, run = data.folder / "photos/p0.png", f"--model {tmp_path}/run/best --quiet"
+    for command in (
+        f"train --model {tmp_path}/preset --quiet {masks} --epochs 1 --num-clicks 0 "
+        f"--cache {tmp_path}/cache --out {tmp_path}/run",
+        f"evaluate {run} {masks} --clicks 1 --max-clicks 1",
+        f"segment {photo} {run} --point 30,20 --out {tmp_path}/one",
+        f"everything {photo} {run} --points-per-side 2 --format coco --out {tmp_path}/all",
+        f"convert {tmp_path}/run/best {tmp_path}/best --to keras_sam --quiet",
+    ):
+        code, _, said = cli(*command.split())
         assert code == 0, said
 
 
