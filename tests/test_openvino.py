@@ -23,7 +23,7 @@ def answers(segmenter):
     predictor = keras_sam.SAMPredictor(segmenter)
     predictor.set_image(PHOTO)
     _, scores, logits = predictor.predict(**click)
-    refined = predictor.predict(**click, masks=logits[1], multimask_output=False)
+    refined = predictor.predict(**click, masks=logits[-1], multimask_output=False)
     embeddings = segmenter.encode([PHOTO])
     one = segmenter.predict({"images": [PHOTO], "points": [[[30, 20]]], "labels": [[1]]}, verbose=0)
     many = segmenter.decode(embeddings, {"boxes": [BOXES]})
