@@ -14,6 +14,7 @@ import numpy as np
 _INSTALL = {
     "onnxruntime": 'pip install "keras-sam[onnxruntime]"',
     "openvino": 'pip install "keras-sam[openvino]"',
+    "ai_edge_litert": 'pip install "keras-sam[tensorflow,export]"',
 }
 
 
@@ -101,6 +102,35 @@ class OpenVino:
         arrays = [np.array(tensor.data) for tensor in self._request.output_tensors]
         pairs = zip(self._outputs, arrays, strict=True)
         return {name: array for names, array in pairs for name in names}
+
+
+class LiteRT:
+    """A LiteRT file in LiteRT's interpreter on the processor.
+
+    Args:
+        path: the `.tflite` file.
+        threads: as in `OnnxRuntime`.
+
+    Raises:
+        ImportError: if ai-edge-litert is not installed.
+        ValueError: if the file is damaged, or needs operators that this version lacks.
+    """
+
+    def __init__(self, path: str | os.PathLike, threads: int = 0):
+        interpreter = _import("ai_edge_litert.interpreter")
+        try:
+            self._interpreter = interpreter.Interpreter(
+                model_path=os.fspath(path), num_threads=threads or None
+            )
+            self._run = self._interpreter.get_signature_runner()
+        except (ValueError, RuntimeError) as error:
+            raise _cannot_load(path, "LiteRT", error) from error
+        details = self._run.get_input_details()
+        self.inputs = {name: about["shape_signature"].tolist() for name, about in details.items()}
+        self.outputs = list(self._run.get_output_details())
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self._run(**{name: np.asarray(inputs[name]) for name in self.inputs})
 
 
 def _import(name):

@@ -1,9 +1,9 @@
 """ONNX files in ONNX Runtime: the segmenter's numbers, and Meta's decoder by its own code."""
 
 import copy
+import errno
 import json
 import os
-from unittest import mock
 
 import keras
 import numpy as np
@@ -14,40 +14,13 @@ from keras_sam.runtimes import OnnxRuntime
 from tests.closeness import assert_same
 from tests.meta_oracle import import_segment_anything
 from tests.parity import oracles
-from tests.tiny import photograph, tiny_segmenter
+from tests.tiny import photograph
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="the files are written on torch"
 )
 SIZES = ((53, 80), (90, 41), (3, 200), (1, 1), (300, 260))
 FRAME = (112, 144)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-    """Every graph of a segmenter is traced once: that takes most of an export's time."""
-    traced, trace = {}, onnx_graphs.trace
-
-    def trace_once(graph, opset):
-        key = (type(graph), *(id(layer) for layer in graph.layers), opset)
-        if key not in traced:
-            traced[key] = (trace(graph, opset), graph)  # kept, so that no other has its `id`
-        return copy.deepcopy(traced[key][0])
-
-    with mock.patch.object(onnx_graphs, "trace", trace_once):
-        yield
-
-
-@pytest.fixture(scope="module")
-def segmenter():
-    return tiny_segmenter()
-
-
-@pytest.fixture(scope="module")
-def folder(segmenter, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export") / "tiny"
-    export_model(segmenter, folder, image_input=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +194,7 @@ def test_openvino_files_need_openvino_alone(segmenter, tmp_path):
     [
         ({"format": "tflite"}, "`format` must be one of"),  # unknown
         ({"precision": "half"}, "`precision` must be one of"),  # unknown
-        ({"format": "saved_model", "precision": "int8"}, "`precision` must be 'float32'"),
+        ({"format": "saved_model", "precision": "int8"}, "`precision` must be one of"),
         ({"format": "saved_model", "image_input": True}, "`image_input` is possible with"),
         ({"opset": 11}, "`opset` must be at least 18"),  # too old for the encoder
     ],
@@ -237,6 +210,29 @@ def test_other_files_are_not_replaced(segmenter, tmp_path):
     with pytest.raises(FileExistsError, match="holds other files"):
         export_model(segmenter, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_full_disk_leaves_nothing(segmenter, tmp_path, monkeypatch):
+    import onnx
+
+    save = onnx.save
+
+    def run_full(model, path):
+        if "decoder" in path:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        save(model, path)
+
+    monkeypatch.setattr(onnx, "save", run_full)
+    with pytest.raises(OSError, match="No space left on device"):
+        export_model(segmenter, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named(segmenter, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="file"):
+        export_model(segmenter, tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_file_that_is_off_is_not_left_behind(segmenter, tmp_path, monkeypatch):
