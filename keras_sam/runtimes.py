@@ -58,9 +58,16 @@ class OnnxRuntime:
             raise _cannot_load(path, f"ONNX Runtime {onnxruntime.__version__}", error) from error
         self.inputs = {x.name: x.shape for x in self._session.get_inputs()}
         self.outputs = [x.name for x in self._session.get_outputs()]
+        self._takes_floats = {
+            x.name for x in self._session.get_inputs() if x.type == "tensor(float)"
+        }
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        arrays = self._session.run(self.outputs, {name: inputs[name] for name in self.inputs})
+        given = {
+            name: np.asarray(inputs[name], "float32" if name in self._takes_floats else None)
+            for name in self.inputs
+        }
+        arrays = self._session.run(self.outputs, given)
         return dict(zip(self.outputs, arrays, strict=True))
 
 

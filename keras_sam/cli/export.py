@@ -51,8 +51,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--image-input",
-        action="store_true",
-        help="the encoder takes the photograph itself, of any size, instead of normalised pixels",
+        nargs="?",
+        const="uint8",
+        default=False,
+        choices=("uint8", "float32"),
+        help="the encoder takes the photograph itself, of any size, instead of normalised pixels; "
+        "with float32 as AnyLabeling passes it (default: uint8)",
     )
     group.add_argument("--opset", type=int, default=20, help="ONNX's operator set (default: 20)")
     group.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -40,7 +41,7 @@ def export_model(
     folder: str | os.PathLike,
     format: str = "onnx",
     *,
-    image_input: bool = False,
+    image_input: bool | str = False,
     precision: str = "float32",
     opset: int = 20,
     multimask_output: bool | None = None,
@@ -72,7 +73,8 @@ def export_model(
         folder: path of the folder to write. One that an earlier export wrote is replaced.
         format: `"onnx"`, `"openvino"`, `"saved_model"` or `"litert"`.
         image_input: bool. The encoder takes the image itself, `image`, uint8 `(H0, W0, channels)`,
-            and scales, normalises and pads it. Only for ONNX and OpenVINO.
+            and scales, normalises and pads it. `"float32"` likewise with an image of that dtype, as
+            AnyLabeling and samexporter pass it. Only for ONNX and OpenVINO.
         precision: `"float32"`; `"float16"` or `"int8"`, in which the weights are stored: half or a
             quarter of the size. Numbers are computed in float32 all the same, except that LiteRT
             multiplies int8 weights in int8. int8 only in ONNX and LiteRT, a SavedModel only in
@@ -106,6 +108,12 @@ def export_model(
     _check_choice("format", format, tuple(FORMATS))
     _check_choice("precision", precision, PRECISIONS)
     check_opset(opset)
+    if image_input not in (True, False, "uint8", "float32"):
+        raise ValueError(
+            "`image_input` must be True, False, or the image's dtype, 'uint8' or 'float32'. "
+            f"Received: image_input={image_input!r}."
+        )
+    image_input = True if image_input == "uint8" else image_input
     is_onnx = format in ("onnx", "openvino")
     if image_input and not is_onnx:
         raise ValueError(
@@ -243,8 +251,9 @@ def _onnx_parts(segmenter, settings, stored_in=None):
 
     def encoder():
         model = onnx_graphs.trace(graphs.ImageEncoderGraph(segmenter), opset)
-        if settings["image_input"]:
-            model = onnx_graphs.with_image_input(model, plan, opset)
+        if dtype := settings["image_input"]:
+            of = "uint8" if dtype is True else dtype
+            model = onnx_graphs.with_image_input(model, plan, opset, of)
         return stored(model)
 
     yield (
@@ -253,23 +262,25 @@ def _onnx_parts(segmenter, settings, stored_in=None):
         lambda run: checking.check_encoder(run, segmenter, settings["image_input"], precision),
     )
     graph = graphs.PromptDecoderGraph(segmenter, settings["multimask_output"])
+    all_masks = onnx_graphs.trace(graphs.PromptDecoderGraph(segmenter), opset)
+    some_masks = all_masks
+    if graph.multimask_output is not None:
+        some_masks = onnx_graphs.trace(graph, opset)
     yield (
         "prompt_decoder",
-        lambda: stored(onnx_graphs.trace(graph, opset)),
+        lambda: stored(copy.deepcopy(some_masks)),
         lambda run: checking.check_decoder(run, graph, segmenter, precision),
     )
-    options = ("return_single_mask", "use_stability_score", "return_extra_metrics")
+    names = ("return_single_mask", "use_stability_score", "return_extra_metrics")
+    options = {name: settings[name] for name in names}
 
     def metas():
-        model = onnx_graphs.with_masks_of_the_image(
-            onnx_graphs.trace(graphs.MetaDecoderGraph(segmenter), opset),
-            plan,
-            opset,
-            masks=segmenter.mask_decoder.num_mask_tokens,
-            mask_threshold=segmenter.mask_threshold,
-            **{name: settings[name] for name in options},
+        threshold = segmenter.mask_threshold
+        return stored(
+            onnx_graphs.as_metas_decoder(
+                all_masks, plan, opset, mask_threshold=threshold, **options
+            )
         )
-        return stored(model)
 
     yield "mask_decoder", metas, lambda run: checking.check_metas(run, segmenter, settings)
 

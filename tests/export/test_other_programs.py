@@ -3,12 +3,12 @@
 Label Studio's backend feeds the decoder as the notebook does.
 """
 
-import copy
 import dataclasses
 
 import cv2
 import keras
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from PIL import Image
@@ -26,6 +26,8 @@ pytestmark = pytest.mark.skipif(
 )
 CLICKS = np.array([[30.0, 25.0], [70.0, 40.0]])
 BOX = np.array([12.0, 8.0, 75.0, 50.0])
+MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
+PLAN = {"stretch": False, "mean": MEAN, "std": STD}
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +37,15 @@ def ours():
 
 @pytest.fixture(scope="module")
 def decoder(ours):
-    """Makes a session of Meta's decoder with its exporter's options."""
-    inner = onnx_graphs.trace(graphs.MetaDecoderGraph(ours), 20)
-    plan = {"frame": ours.image_shape[:2], "stretch": False}
-
-    def session(return_single_mask):
-        made = onnx_graphs.with_masks_of_the_image(
-            copy.deepcopy(inner),
-            plan,
-            20,
-            masks=4,
-            mask_threshold=0.0,
-            return_single_mask=return_single_mask,
-            use_stability_score=False,
-            return_extra_metrics=False,
-        )
-        return onnxruntime.InferenceSession(made.SerializeToString())
-
-    return session
+    """Meta's decoder with the option of its notebook."""
+    made = onnx_graphs.as_metas_decoder(
+        onnx_graphs.trace(graphs.PromptDecoderGraph(ours), 20),
+        {**PLAN, "frame": ours.image_shape[:2]},
+        20,
+        mask_threshold=0.0,
+        return_single_mask=True,
+    )
+    return onnxruntime.InferenceSession(made.SerializeToString())
 
 
 @dataclasses.dataclass
@@ -83,7 +76,7 @@ def test_the_steps_of_metas_notebook(ours, decoder):
     image = photograph((60, 90))
     predictor = SamPredictor(Sam(ours))
     predictor.set_image(image)
-    run = Notebook(predictor, decoder(return_single_mask=True))
+    run = Notebook(predictor, decoder)
 
     def expected(multimask_output, **prompt):
         masks, scores, low = predictor.predict(
@@ -110,39 +103,38 @@ def test_the_steps_of_metas_notebook(ours, decoder):
 class Samexporter:
     """Its runner: it scales pictures and masks itself, and looks at the ranks and names of files.
 
-    The side of the frame is 1024 there.
+    The frame is 1024 x 1024 there.
     """
 
-    mean, std = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
-
-    def __init__(self, encoder, decoder, side):
-        self.encoder, self.decoder, self.side = encoder, decoder, side
+    def __init__(self, encoder, decoder, frame):
+        self.encoder, self.decoder, self.frame = encoder, decoder, frame
         (given,) = encoder.get_inputs()
-        assert len(given.shape) == 4, "an encoder of normalised and padded pixels"
-        self.name = given.name
+        self.name, self.rank = given.name, len(given.shape)
 
     def encode(self, image):
         height, width = image.shape[:2]
-        scale = self.side / max(height, width)
+        scale = max(self.frame) / max(height, width)
         self.original, self.scaled = (
             (height, width),
             (int(height * scale + 0.5), int(width * scale + 0.5)),
         )
         picture = Image.fromarray(image).resize(self.scaled[::-1], Image.Resampling.BILINEAR)
-        pixels = (np.asarray(picture, np.float32) - self.mean) / self.std
-        missing = [(0, self.side - n) for n in self.scaled]
+        if self.rank == 3:  # it normalises and pads by itself, as AnyLabeling's encoders do
+            return self.encoder.run(None, {self.name: np.asarray(picture, np.float32)})[0]
+        pixels = (np.asarray(picture, np.float32) - MEAN) / STD
+        missing = [(0, whole - n) for whole, n in zip(self.frame, self.scaled, strict=True)]
         pixels = np.pad(pixels.transpose(2, 0, 1), ((0, 0), *missing))[None]
         return self.encoder.run(None, {self.name: pixels})[0]
 
     def decode(self, embedding, points, labels):
         scale = np.array(self.scaled[::-1]) / self.original[::-1]
         points = np.concatenate([points, np.zeros((1, 2))])[None] * scale
-        low = self.side // 4
+        low = [n // 4 for n in self.frame]
         given = {
             "image_embeddings": embedding,
             "point_coords": points.astype(np.float32),
             "point_labels": np.append(labels, -1)[None].astype(np.float32),
-            "mask_input": np.zeros((1, 1, low, low), np.float32),
+            "mask_input": np.zeros((1, 1, *low), np.float32),
             "has_mask_input": np.zeros(1, np.float32),
             "orig_im_size": np.array(self.original, np.float32),
         }
@@ -150,20 +142,25 @@ class Samexporter:
         names = [x.name for x in self.decoder.get_outputs()]
         masks = []
         for mask in outputs[names.index("low_res_masks")][0]:
-            mask = cv2.resize(mask, (self.side, self.side), interpolation=cv2.INTER_LINEAR)
+            mask = cv2.resize(mask, self.frame[::-1], interpolation=cv2.INTER_LINEAR)
             mask = mask[: self.scaled[0], : self.scaled[1]]
             masks.append(cv2.resize(mask, self.original[::-1], interpolation=cv2.INTER_LINEAR))
         return np.array(masks), outputs[0][0]
 
 
-@pytest.mark.parametrize("size", [(60, 90), (300, 170)])  # enlarged, and reduced in portrait
-def test_the_steps_of_samexporters_runner(ours, decoder, size):
+@pytest.mark.parametrize("image_input", [False, True])
+@pytest.mark.parametrize("size", [(60, 90), (200, 280)])  # enlarged, and reduced
+def test_the_steps_of_samexporters_runner(segmenter, pixels_folder, size, image_input):
     image = photograph(size)
-    encoder = onnx_graphs.trace(graphs.ImageEncoderGraph(ours), 20)
-    encoder = onnxruntime.InferenceSession(encoder.SerializeToString())
-    runner = Samexporter(encoder, decoder(return_single_mask=False), ours.image_shape[0])
+    encoder = onnx.load(pixels_folder / "image_encoder.onnx")
+    frame = segmenter.image_shape[:2]
+    if image_input:
+        encoder = onnx_graphs.with_image_input(encoder, {**PLAN, "frame": frame}, 20, "float32")
+    sessions = (encoder, onnx.load(pixels_folder / "mask_decoder.onnx"))
+    sessions = (onnxruntime.InferenceSession(x.SerializeToString()) for x in sessions)
+    runner = Samexporter(*sessions, frame)
     own, files = runner.decode(runner.encode(image), CLICKS, [1, 0])
-    predictor = SAMPredictor(ours)
+    predictor = SAMPredictor(segmenter)
     predictor.set_image(image)
     expected, _, _ = predictor.predict(
         points=CLICKS, labels=[1, 0], multimask_output=None, return_logits=True
