@@ -15,6 +15,7 @@ import numpy as np
 _INSTALL = {
     "onnxruntime": 'pip install "keras-sam[onnxruntime]"',
     "openvino": 'pip install "keras-sam[openvino]"',
+    "ai_edge_litert": 'pip install "keras-sam[tensorflow,export]"',
 }
 
 
@@ -67,9 +68,16 @@ class OnnxRuntime:
             raise _cannot_load(path, f"ONNX Runtime {onnxruntime.__version__}", error) from error
         self.inputs = {x.name: x.shape for x in self._session.get_inputs()}
         self.outputs = [x.name for x in self._session.get_outputs()]
+        self._takes_floats = {
+            x.name for x in self._session.get_inputs() if x.type == "tensor(float)"
+        }
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        arrays = self._session.run(self.outputs, {name: inputs[name] for name in self.inputs})
+        given = {
+            name: np.asarray(inputs[name], "float32" if name in self._takes_floats else None)
+            for name in self.inputs
+        }
+        arrays = self._session.run(self.outputs, given)
         return dict(zip(self.outputs, arrays, strict=True))
 
 
@@ -118,6 +126,35 @@ class OpenVino:
             arrays = [np.array(tensor.data) for tensor in self._request.output_tensors]
         pairs = zip(self._outputs, arrays, strict=True)
         return {name: array for names, array in pairs for name in names}
+
+
+class LiteRT:
+    """A LiteRT file in LiteRT's interpreter on the processor.
+
+    Args:
+        path: the `.tflite` file.
+        threads: as in `OnnxRuntime`.
+
+    Raises:
+        ImportError: if ai-edge-litert is not installed.
+        ValueError: if the file is damaged, or needs operators that this version lacks.
+    """
+
+    def __init__(self, path: str | os.PathLike, threads: int = 0):
+        interpreter = _import("ai_edge_litert.interpreter")
+        try:
+            self._interpreter = interpreter.Interpreter(
+                model_path=os.fspath(path), num_threads=threads or None
+            )
+            self._run = self._interpreter.get_signature_runner()
+        except (ValueError, RuntimeError) as error:
+            raise _cannot_load(path, "LiteRT", error) from error
+        details = self._run.get_input_details()
+        self.inputs = {name: about["shape_signature"].tolist() for name, about in details.items()}
+        self.outputs = list(self._run.get_output_details())
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self._run(**{name: np.asarray(inputs[name]) for name in self.inputs})
 
 
 def _import(name):

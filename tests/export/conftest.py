@@ -17,7 +17,8 @@ def traced_once():
     traced, trace = {}, onnx_graphs.trace
 
     def trace_once(graph, opset):
-        key = (type(graph), *(id(layer) for layer in graph.layers), opset)
+        kind = (type(graph), graph.arguments, getattr(graph, "multimask_output", None))
+        key = (*kind, *(id(layer) for layer in graph.layers), opset)
         if key not in traced:
             traced[key] = (trace(graph, opset), graph)  # kept, so that no other has its `id`
         return copy.deepcopy(traced[key][0])
