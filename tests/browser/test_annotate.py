@@ -1,5 +1,6 @@
 """The page of `keras-sam annotate` in Chromium: what people do there, and what is then kept."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -30,9 +31,7 @@ ROUND_TRIP = """async ([rles, size]) => {
 @pytest.fixture(scope="module")
 def open_page(segmenter, tmp_path_factory):
     """A function that serves a folder of its own and gives the server; all end with the module."""
-    from contextlib import ExitStack
-
-    with ExitStack() as servers:
+    with contextlib.ExitStack() as servers:
 
         def start():
             place = tmp_path_factory.mktemp("annotate")
@@ -275,6 +274,30 @@ def test_what_is_not_saved_is_said(page, served):
     page.get_by_role("button", name="Replace it").click()
     page.locator("#alert").wait_for(state="hidden")
     assert len(kept(served)["a.png"]) == 2
+
+
+def test_undo_reaches_what_was_deleted_and_made_again(page, served):
+    page.mouse.click(*at(page, 45, 30, (60, 90)))
+    accept(page, 1)
+    page.get_by_label("Delete cat, object 1").click()
+    page.locator("#no-objects").wait_for()
+    for keys, count in (("z", 1), ("z", 0), ("Shift+z", 1), ("Shift+z", 0), ("z", 1)):
+        page.keyboard.press(f"Control+{keys}")
+        page.locator("#objects li" if count else "#no-objects").wait_for()
+        assert len(kept(served).get("a.png", [])) == count
+
+
+def test_a_mask_comes_back_where_the_server_does_not_answer(page, served):
+    page.route("**/api/objects", lambda route: route.abort())
+    page.mouse.click(*at(page, 45, 30, (60, 90)))
+    page.locator(READY).wait_for()
+    page.keyboard.press("Enter")
+    page.get_by_text("The server does not answer").wait_for()
+    page.locator(READY).wait_for()
+    assert kept(served) == {}
+    page.unroute("**/api/objects")
+    accept(page, 1)
+    assert len(kept(served)["a.png"]) == 1
 
 
 def test_a_broken_photograph_is_shown_as_such(page, served):
