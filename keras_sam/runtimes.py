@@ -6,6 +6,7 @@ Nothing here needs Keras or one of its backends.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -19,7 +20,14 @@ _INSTALL = {
 
 
 class Runtime(Protocol):
-    """A file that is loaded: a function of arrays by name."""
+    """A file that is loaded: a function of arrays by name. Threads may share it.
+
+    `inputs` are the shapes of its inputs, in which what is no int is of any length, and `outputs`
+    the names of its outputs.
+    """
+
+    inputs: dict[str, Sequence[Any]]
+    outputs: list[str]
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
@@ -30,7 +38,8 @@ class OnnxRuntime:
     Args:
         path: the file.
         providers: optional sequence of ONNX Runtime's names of execution providers, such as
-            `"CUDAExecutionProvider"`. Defaults to the processor.
+            `"CUDAExecutionProvider"`, or of pairs of a name and a dict of options. Defaults to the
+            processor.
         threads: optional int. Threads of an operation; by default the runtime's own choice.
 
     Raises:
@@ -39,7 +48,7 @@ class OnnxRuntime:
     """
 
     def __init__(
-        self, path: str | os.PathLike, providers: Sequence[str] | None = None, threads: int = 0
+        self, path: str | os.PathLike, providers: Sequence[Any] | None = None, threads: int = 0
     ):
         onnxruntime = _import("onnxruntime")
         options = onnxruntime.SessionOptions()
@@ -47,7 +56,8 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         available = onnxruntime.get_available_providers()
         providers = ["CPUExecutionProvider"] if providers is None else list(providers)
-        if missing := set(providers) - set(available):
+        names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+        if missing := set(names) - set(available):
             raise ValueError(
                 f"`providers` must be any of {available}, which this ONNX Runtime has. Received "
                 f"also: {sorted(missing)}."
@@ -99,14 +109,21 @@ class OpenVino:
         # A tensor may have several names, where a step between two of them did nothing.
         self._inputs = [sorted(x.get_names()) for x in self._model.inputs]
         self._outputs = [sorted(x.get_names()) for x in self._model.outputs]
+        self.inputs = {
+            name: [None if n.is_dynamic else n.get_length() for n in x.get_partial_shape()]
+            for names, x in zip(self._inputs, self._model.inputs, strict=True)
+            for name in names
+        }
+        self.outputs = [name for names in self._outputs for name in names]
         self._request = self._model.create_infer_request()
+        self._lock = threading.Lock()  # a request is for one thread
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._request.infer(
-            [next(inputs[n] for n in names if n in inputs) for names in self._inputs]
-        )
-        # Copies: the next answer is written to the same memory.
-        arrays = [np.array(tensor.data) for tensor in self._request.output_tensors]
+        given = [next(inputs[n] for n in names if n in inputs) for names in self._inputs]
+        with self._lock:
+            self._request.infer(given)
+            # Copies: the next answer is written to the same memory.
+            arrays = [np.array(tensor.data) for tensor in self._request.output_tensors]
         pairs = zip(self._outputs, arrays, strict=True)
         return {name: array for names, array in pairs for name in names}
 

@@ -212,6 +212,19 @@ def test_without_any_backend_the_command_says_so(photo, checkpoint, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_backend_without_keras_is_no_backend(photo, checkpoint, tmp_path):
+    result = run_python(
+        "import sys; sys.modules['keras'] = None\n"
+        "from keras_sam.cli import main\n"
+        f"sys.exit(main(['segment', {str(photo)!r}, '--model', {str(checkpoint)!r}, '--backend',"
+        f" 'torch', '--point', '1,2', '--quiet', '--out', {str(tmp_path / 'out')!r}]))",
+        KERAS_BACKEND=None,
+    )
+    assert result.returncode == 1
+    assert "Keras is not installed" in result.stderr and "keras-sam[torch]" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_another_backend_than_the_running_one_is_refused(cli, photo, checkpoint, tmp_path):
     other = next(name for name in BACKENDS if name != keras.config.backend())
     code, _, err = cli(
@@ -889,6 +902,7 @@ def test_every_command_with_a_model_takes_a_value_range():
     calls = {
         "segment": ["a.jpg", "--out", "o"],
         "everything": ["a.jpg", "--out", "o", "--format", "coco"],
+        "annotate": ["photos"],
         "evaluate": ["--data", "d"],
         "train": ["--data", "d", "--out", "o"],
     }

@@ -58,7 +58,8 @@ EVERY_BACKEND = ("-m", "not package and (not once or every_backend)")
 SNIPPETS = "tests/test_snippets.py"
 NOTEBOOKS = "tests/test_notebooks.py"
 PACKAGE = "tests/test_wheel.py"
-ONCE = (*RUN_ONCE, SNIPPETS, NOTEBOOKS, PACKAGE)
+BROWSER = "tests/browser"
+ONCE = (*RUN_ONCE, SNIPPETS, NOTEBOOKS, PACKAGE, BROWSER)
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 STEP_LIMIT_SECONDS = 65 * 60
 HEARTBEAT_SECONDS = 60
@@ -74,7 +75,8 @@ class Step:
         about: string. One line for `--list`.
         commands: lists of strings, run one after another; the word `{python}` is the environment's.
         variables: dict. Environment variables of the commands.
-        pytest: bool. Whether the one command is a pytest run whose tests are counted.
+        pytest: bool. Whether the last command is a pytest run whose tests are counted. It does not
+            start after one that failed.
         minutes: float. Rough duration; long steps start first.
     """
 
@@ -127,6 +129,18 @@ def compiled_steps(backend: str, minutes: dict[str, float], **variables: str):
         minutes=minutes["others"],
         **variables,
     )
+
+
+def browser_step() -> Step:
+    """What the tests need is no part of the environment: a browser is the system's."""
+    tests = pytest_step(
+        "browser",
+        "the example page in Chromium, which apt-get installs; its pictures are in .check/browser/",
+        "--backend=torch",
+        BROWSER,
+        minutes=2.5,
+    )
+    return dataclasses.replace(tests, commands=(("{python}", "tools/browser.py"), *tests.commands))
 
 
 def left_out(*names: str) -> list[str]:
@@ -186,6 +200,7 @@ def all_steps() -> list[Step]:
             PACKAGE,
             minutes=1.7,
         ),
+        browser_step(),
     ]
 
 
@@ -197,7 +212,7 @@ def install(environment: Environment) -> None:
     plain_x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "darwin"
     tensorflow = "tensorflow-cpu" if plain_x86 else "tensorflow"
     environment.pip(*pinned, tensorflow, "jax", "openvino", what=f"{tensorflow}, jax, openvino")
-    extras = "kaggle,hub,plot,train,export,test"
+    extras = "keras,kaggle,hub,plot,train,export,annotate,test"
     environment.pip(*pinned, "-e", f".[{extras}]", what="keras-sam and the test oracles")
     # They ask for an unpinned torchvision, which would replace the torch that is installed.
     for oracle in ("segment-anything-py", "mobilesam-mirror", "segment-anything-hq"):
@@ -262,15 +277,18 @@ class Runner:
         reasons = []
         with self.log(step.name).open("w") as log:
             for command in step.commands:
+                is_last = command is step.commands[-1]
                 command = [self.python if word == "{python}" else word for word in command]
-                if step.pytest:
+                if step.pytest and is_last:
                     command.append(f"--junitxml={counts}")
                 log.write(f"$ {' '.join(command)}\n")
                 log.flush()
                 reasons.append(self._call(step, command, log))
+                if step.pytest and reasons[-1]:
+                    break
         seconds = time.monotonic() - began
         if step.pytest:
-            return count_tests(step.name, counts, reasons[0], seconds)
+            return count_tests(step.name, counts, reasons[-1], seconds)
         failed = [reason for reason in reasons if reason]
         return Result(
             step.name,

@@ -85,11 +85,12 @@ def convolve(
 ) -> Tensor:
     """`activation(convolution + bias)` of `(B, h, w, channels)` by `(k, k, channels, filters)`.
 
-    `k` is odd, and `k // 2` zeros are put around the map on each side. Keras's own padding would
-    put more at the end where strides are larger than 1.
+    `k` is odd, and `k // 2` zeros are put around the map on each side. Keras's own padding does so
+    where strides are 1; where they are larger, it would put more at the end.
     """
-    x = pad_map(x, kernel.shape[0] // 2)
-    out = ops.conv(x, ops.cast(kernel, x.dtype), strides=strides, padding="valid")
+    padding = "same" if strides == 1 else "valid"
+    x = x if strides == 1 else pad_map(x, kernel.shape[0] // 2)
+    out = ops.conv(x, ops.cast(kernel, x.dtype), strides=strides, padding=padding)
     return activate(add_bias(out, bias), activation, training)
 
 
@@ -106,8 +107,10 @@ def convolve_depthwise(
 
     Zeros are put above and below the map where `edges` says so, and on both sides always.
     """
-    x = pad_map(x, kernel.shape[0] // 2, edges)
-    out = ops.depthwise_conv(x, ops.cast(kernel, x.dtype), strides=strides, padding="valid")
+    is_whole = strides == 1 and edges == (True, True)
+    x = x if is_whole else pad_map(x, kernel.shape[0] // 2, edges)
+    padding = "same" if is_whole else "valid"
+    out = ops.depthwise_conv(x, ops.cast(kernel, x.dtype), strides=strides, padding=padding)
     return activate(add_bias(out, bias), activation, training)
 
 
@@ -135,6 +138,21 @@ def in_strips(
     `numbers_per_row` is how many numbers it makes at once for a row.
     """
     return function(x, (True, True))
+
+
+def by_strips(
+    function: Callable[[Tensor, tuple[bool, bool]], Tensor], x: Tensor, strides: int, rows: int
+) -> Tensor:
+    """`in_strips` of at most `rows` rows of the output at a time."""
+    height = x.shape[1]
+    out_height = -(-height // strides)
+    outs = []
+    for top in range(0, out_height, rows):
+        bottom = min(top + rows, out_height)
+        first, last = strides * top - 1, strides * (bottom - 1) + 2
+        strip = x[:, max(first, 0) : min(last, height)]
+        outs.append(function(strip, (first < 0, last > height)))
+    return outs[0] if len(outs) == 1 else ops.concatenate(outs, axis=1)
 
 
 def matmul(x: Tensor, y: Tensor) -> Tensor:

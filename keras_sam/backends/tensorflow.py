@@ -18,6 +18,10 @@ READS_SIGNATURES = 2
 NEEDS_MASKS = True
 
 
+# How many numbers a strip of a map has at most, 8 MB in float32: that fits into a cache.
+_NUMBERS_PER_STRIP = 2 * 2**20
+
+
 def dense(x, kernel, bias, activation=None, training=None):
     """`activation(x @ kernel + bias)`, with bias and GELU as parts of the product."""
     if training or not _is_for_one_dnn(x):
@@ -78,6 +82,17 @@ def layer_norm(x, gamma, beta, epsilon, training=None):
     )
     out = tf.reshape(out, ops.shape(matrix)) * ops.cast(gamma, x.dtype) + ops.cast(beta, x.dtype)
     return tf.reshape(out, ops.shape(x))
+
+
+def in_strips(function, x, strides, numbers_per_row):
+    """`function` of some rows at a time, so that what it makes in between stays in the caches.
+
+    The GELU after a depthwise convolution is five operations, of which each reads and writes all.
+    """
+    if not _is_for_one_dnn(x):
+        return function(x, (True, True))
+    rows = max(_NUMBERS_PER_STRIP // ((x.shape[0] or 1) * numbers_per_row * strides), 1)
+    return generic.by_strips(function, x, strides, rows)
 
 
 def _is_for_one_dnn(x):

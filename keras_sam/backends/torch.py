@@ -31,46 +31,58 @@ _BIAS_AT_ONCE = 12 * 2**20
 def dense(x, kernel, bias, activation=None, training=None):
     """`activation(x @ kernel + bias)` in one call, bias and GELU included."""
     kernel, bias = ops.cast(kernel, x.dtype), ops.cast(bias, x.dtype)
-    if _is_for_one_dnn(x):
-        fused = "gelu" if activation is keras.activations.gelu else "none"
-        out = _product(x, kernel.t(), bias, fused)
-        activation = None if fused == "gelu" else activation
+    gelu = activation is keras.activations.gelu
+    if _multiplies_by_one_dnn(x):
+        out = _product(x, kernel.t(), bias, "gelu" if gelu else "none")
+    elif gelu and _may_be_ours(x):
+        out = _operation_of_dense()(x, kernel, bias, None, gelu)
     else:
+        gelu = False
         out = torch.addmm(bias, x.reshape(-1, x.shape[-1]), kernel)
         out = out.reshape(*x.shape[:-1], kernel.shape[1])
-    return out if activation is None else activation(out)
+    return out if gelu or activation is None else activation(out)
 
 
 def dense_add(x, kernel, bias, other, activation=None, training=None):
-    """`activation(x @ kernel + bias + other)`: GELU in the memory of the sum."""
+    """`activation(x @ kernel + bias + other)`, in the memory of the product."""
     shape = (*x.shape[:-1], kernel.shape[1])
     gelu = activation is keras.activations.gelu
-    if other.shape != shape or not (gelu or activation is None) or not _adds_by_one_dnn(x):
+    if other.shape != shape or not (gelu or activation is None) or not _may_be_ours(x):
         return generic.dense_add(x, kernel, bias, other, activation, training)
     kernel, bias, other = (ops.cast(y, x.dtype) for y in (kernel, bias, other))
-    return _operation_of_sums()(x, kernel.t(), bias, other, gelu)
-
-
-def _adds_by_one_dnn(x):
-    return _is_for_one_dnn(x) and private.look_up(_one_dnn()[0], "binary") is not None
+    return _operation_of_dense()(x, kernel, bias, other, gelu)
 
 
 @functools.cache
-def _operation_of_sums():
-    """`dense_add` by oneDNN. One operation for torch: recordings take none that changes tensors."""
+def _operation_of_dense():
+    """`dense_add`, or `dense` where there is no `other`, in the memory of the product.
 
-    @torch.library.custom_op("keras_sam::dense_add", mutates_args=())
-    def sum_of_products(
-        x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor, other: torch.Tensor, gelu: bool
+    One operation for torch: recordings take none that changes tensors.
+    """
+
+    @torch.library.custom_op("keras_sam::dense", mutates_args=())
+    def dense_in_place(
+        x: torch.Tensor,
+        kernel: torch.Tensor,
+        bias: torch.Tensor,
+        other: torch.Tensor | None,
+        gelu: bool,
     ) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = y if y.stride(0) == 1 else y.contiguous()
-        other = other.reshape(-1, len(y)).contiguous()
-        out = _one_dnn()[0].binary(rows, other, y, bias, "add")
+        rows = x.reshape(-1, x.shape[-1])
+        other = None if other is None else other.reshape(-1, kernel.shape[1])
+        add = private.look_up(_one_dnn()[0], "binary")
+        if other is None:
+            out = torch.addmm(bias, rows, kernel)
+        elif add is not None and _multiplies_by_one_dnn(x):
+            y = kernel.t()
+            y = y if y.stride(0) == 1 else y.contiguous()
+            out = add(rows.contiguous(), other.contiguous(), y, bias, "add")
+        else:
+            out = torch.addmm(bias, rows, kernel).add_(other)
         out = torch.ops.aten.gelu_(out) if gelu else out
-        return out.reshape(*x.shape[:-1], len(y))
+        return out.reshape(*x.shape[:-1], kernel.shape[1])
 
-    return sum_of_products
+    return dense_in_place
 
 
 def layer_norm(x, gamma, beta, epsilon, training=None):
@@ -99,11 +111,24 @@ def _is_one_product(x, y):
     return {*x.shape[:-2], *y.shape[:-2]} <= {1}
 
 
-def _is_for_one_dnn(x):
-    """Whether oneDNN multiplies `x`, which uses AVX-512 on every processor that has it.
+def _multiplies_by_one_dnn(x):
+    """Whether oneDNN multiplies `x` by a layer's kernel: it has AVX-512 on every processor.
 
-    The usual way, MKL, does so on Intel's alone. Not where gradients are wanted, autocast is on or
-    a program is traced for export, of all of which its operations know nothing.
+    The usual way, MKL, uses that on Intel's alone. Without AVX-512 MKL is the faster of the two.
+    """
+    return _is_for_one_dnn(x) and _is_wide()
+
+
+def _is_for_one_dnn(x):
+    """Whether oneDNN may compute with `x`."""
+    return _may_be_ours(x) and x.dtype in _one_dnn()[1]
+
+
+def _may_be_ours(x):
+    """Whether operations that only we use on a CPU, oneDNN's and our own, may take `x`.
+
+    Not where gradients are wanted, autocast is on or a program is traced for export, of all of
+    which they know nothing.
     """
     return (
         not torch.is_grad_enabled()
@@ -112,7 +137,6 @@ def _is_for_one_dnn(x):
         and not torch.compiler.is_compiling()
         and type(x) in (torch.Tensor, torch.nn.Parameter)
         and x.device.type == "cpu"
-        and x.dtype in _one_dnn()[1]
     )
 
 
@@ -181,16 +205,8 @@ def in_strips(function, x, strides, numbers_per_row):
     """`function` of some rows at a time, so that what it makes in between stays in the caches."""
     if not _is_for_one_dnn(x):
         return function(x, (True, True))
-    height = x.shape[1]
-    out_height = -(-height // strides)
     rows = max(_NUMBERS_PER_STRIP // (len(x) * numbers_per_row * strides), 1)
-    outs = []
-    for top in range(0, out_height, rows):
-        bottom = min(top + rows, out_height)
-        first, last = strides * top - 1, strides * (bottom - 1) + 2
-        strip = x[:, max(first, 0) : min(last, height)]
-        outs.append(function(strip, (first < 0, last > height)))
-    return outs[0] if len(outs) == 1 else torch.cat(outs, 1)
+    return generic.by_strips(function, x, strides, rows)
 
 
 def softmax_float32(logits, axis=-1):
@@ -224,6 +240,9 @@ def attend(query, key, value, rel_pos_bias, grid, training=None):
     if is_for_rows:
         return _operation_by_head()(query, key, value, list(rel_pos_bias or ()), grid[0])
     if query.dtype == torch.float32:  # slower in bfloat16
+        if torch.compiler.is_compiling() and math.prod(grid) < generic.ROWS_FROM_TOKENS:
+            # In a file, a bias passes through memory twice, which takes longer than more channels.
+            return attend_flash(*inputs)
         return generic.attend_fused(*inputs, _BIAS_AT_ONCE)
     return generic.attend(*inputs, softmax=softmax_float32)
 
@@ -296,9 +315,10 @@ def attend_flash(query, key, value, rel_pos_bias, grid):
         by_row, by_column = (ops.reshape(x, (windows, heads, tokens, -1)) for x in rel_pos_bias)
         nothing = ops.zeros((windows, heads, tokens, rest), dtype=query.dtype)
         query = ops.concatenate([query, by_row, by_column, nothing], axis=-1)
-        row, column = ops.repeat(ops.arange(h), w), ops.tile(ops.arange(w), h)
-        place = ops.one_hot(row, h + w + rest) + ops.one_hot(h + column, h + w + rest)
-        place = ops.cast(place, key.dtype)
+        row = ops.broadcast_to(ops.expand_dims(ops.eye(h), 1), (h, w, h))
+        column = ops.broadcast_to(ops.expand_dims(ops.eye(w), 0), (h, w, w))
+        place = ops.concatenate([row, column, ops.zeros((h, w, rest))], axis=-1)
+        place = ops.cast(ops.reshape(place, (tokens, h + w + rest)), key.dtype)
         place = ops.broadcast_to(place, (windows, heads, *place.shape))
         key = ops.concatenate([key, place], axis=-1)
     return generic.dot_product_attention(query, key, value, scale=1.0)

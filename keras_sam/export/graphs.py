@@ -13,8 +13,8 @@ import numpy as np
 from keras import ops
 
 from keras_sam.layers.arguments import Tensor
-from keras_sam.models.backbone import named_features
 from keras_sam.models.programs import extra_outputs
+from keras_sam.outputs import named_features
 
 
 class Argument(NamedTuple):

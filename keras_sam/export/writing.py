@@ -15,11 +15,11 @@ import numpy as np
 
 from keras_sam import backends, runtimes
 from keras_sam.export import checking, graphs, processes
+from keras_sam.exported.manifest import MANIFEST, MANIFEST_FORMAT, ModelFacts
 from keras_sam.files import whole_folder
+from keras_sam.framing import ImageFraming
 from keras_sam.preprocessing.preprocessor import resizing_preprocessor
 
-MANIFEST = "manifest.json"
-MANIFEST_FORMAT = "keras_sam export 1"
 # The backends that can write a format, the best first.
 FORMATS = {
     "onnx": ("torch",),
@@ -338,25 +338,24 @@ def _facts(segmenter, format, settings):
         "keras_sam": __version__,
         "runtime": format,
         "settings": settings,
-        "model": {
-            "class": type(segmenter).__name__,
-            "fingerprint": segmenter.image_encoder.fingerprint()
-            if hasattr(segmenter.image_encoder, "fingerprint")
-            else None,
-            "image_shape": list(segmenter.image_shape),
-            "mask_size": list(segmenter.mask_size),
-            "features": {k: list(v) for k, v in segmenter.feature_shapes.items()},
-            "num_masks": segmenter.mask_decoder.num_mask_tokens,
-            "mask_threshold": segmenter.mask_threshold,
-        },
+        "model": ModelFacts.of(segmenter),
         "preprocessing": {
             "pixel_mean": plan["mean"],
             "pixel_std": plan["std"],
             "stretch": plan["stretch"],
             "resample": "bilinear, antialiased",
             "padding": "right and bottom, 0 after normalisation",
+            "image_converter": _image_settings(segmenter),
         },
     }
+
+
+def _image_settings(segmenter):
+    """The arguments of its image converter; a custom one is not written."""
+    converter = resizing_preprocessor(segmenter).image_converter
+    if not isinstance(converter, ImageFraming):
+        converter = segmenter.default_preprocessor(segmenter.backbone).image_converter
+    return converter.settings()
 
 
 def _described(folder, name, about):

@@ -314,7 +314,9 @@ class MaskRefinement(KeptArguments, keras.layers.Layer):
         return sum(moved, ops.reshape(bias, (-1, 1, 1)))
 
     def _features(self, x, training):
-        x = self.norm1(self.conv1(x), training=training)
+        kernel, bias = (ops.convert_to_tensor(v) for v in (self.conv1.kernel, self.conv1.bias))
+        x = backends.convolve(x, kernel, bias, training=training)  # one pass, bias included
+        x = self.norm1(x, training=training)
         return backends.activate(x, self.activation, training)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -122,7 +123,7 @@ class PresetModel(keras.Model):
 
         Returns:
             A model of this class; for `Backbone` and `ImageSegmenter`, of the subclass that was
-            saved. Files that name no task become a `SAMImageSegmenter`.
+            saved or that the file's family has, a `SAMImageSegmenter` where nothing says more.
 
         Raises:
             ValueError: if there is no such preset, the file is damaged or not a SAM, the
@@ -421,10 +422,10 @@ def _version():
 
 
 def _serialized(thing, config=None):
-    """Class and config, without `trainable` and how the model was built."""
+    """Class and config, without what is frozen and how the model was built."""
     serialized = keras.saving.serialize_keras_object(thing)
-    config = dict(serialized["config"] if config is None else config)
-    config.pop("trainable", None)
+    config = serialized["config"] if config is None else config
+    config = {k: x for k, x in config.items() if not re.fullmatch(r"(.*_)?trainable", k)}
     names = ("module", "class_name", "registered_name")
     return {**{name: serialized[name] for name in names}, "config": config}
 
@@ -436,7 +437,7 @@ def _arrays(backbone):
         if getattr(layer, "quantization_mode", None):
             raise ValueError(
                 "A quantized model cannot be saved as a preset. Save the preset before quantizing, "
-                "or save this model with `model.save('model.keras')`."
+                "or save the segmenter with `segmenter.save('model.keras')`."
             )
         if getattr(layer, "lora_enabled", False):
             kernels[private.plain_kernel(layer).path] = layer
