@@ -29,9 +29,7 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--model", default="sam_tiny_demo", help="as from_preset takes it")
     parser.add_argument("--random", action="store_true", help="random weights, of Meta's spread")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--litert", metavar="FOLDER", help="exports in LiteRT, float32 float16 int8"
-    )
+    parser.add_argument("--litert", metavar="FOLDER", help="of exports in LiteRT, one each")
     parser.add_argument(
         "--exported", type=Path, metavar="FOLDER", help="its export in ONNX, instead of tracing it"
     )
