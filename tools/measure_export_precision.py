@@ -29,8 +29,9 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument("--model", default="sam_tiny_demo", help="as from_preset takes it")
     parser.add_argument("--random", action="store_true", help="random weights, of Meta's spread")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--litert", metavar="FOLDER", help="of exports in LiteRT, one each")
     parser.add_argument(
-        "--litert", metavar="FOLDER", help="exports in LiteRT, float32 float16 int8"
+        "--exported", type=Path, metavar="FOLDER", help="its export in ONNX, instead of tracing it"
     )
     return parser.parse_args(arguments)
 
@@ -52,7 +53,7 @@ def open_segmenter(options):
     return segmenter
 
 
-def write_files(segmenter, folder: Path) -> dict[str, Path]:
+def write_files(segmenter, folder: Path, exported: Path | None) -> dict[str, Path]:
     """A folder of both parts for each precision."""
     import copy
 
@@ -67,7 +68,10 @@ def write_files(segmenter, folder: Path) -> dict[str, Path]:
     }
     folders = {}
     for name, graph in made.items():
-        model = onnx_graphs.trace(graph, 20)
+        if exported is None:
+            model = onnx_graphs.trace(graph, 20)
+        else:
+            model = onnx.load(exported / f"{name}.onnx")
         for precision in ("float32", "float16", "int8"):
             place = folders.setdefault(precision, folder / precision)
             place.mkdir(exist_ok=True)
@@ -130,7 +134,7 @@ def main() -> int:
     segmenter = open_segmenter(options)
     pixels, prompts = inputs(segmenter)
     with tempfile.TemporaryDirectory() as place:
-        found = sides(write_files(segmenter, Path(place)), options.litert)
+        found = sides(write_files(segmenter, Path(place), options.exported), options.litert)
         del segmenter
         sizes, masks, encoders, times = {}, {}, {}, {}
         for name, (folder, ending, load) in found.items():

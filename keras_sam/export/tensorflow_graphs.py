@@ -88,9 +88,8 @@ def _litert(graph, precision):
     with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
         _save({"serve": graph}, place)
         converter = tf.lite.TFLiteConverter.from_saved_model(place, signature_keys=["serve"])
-        if precision != "float32":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.target_spec.supported_types = [tf.float16]
         return converter.convert()
 

@@ -32,7 +32,7 @@ _STORED = {
     "onnx": PRECISIONS,
     "openvino": PRECISIONS[:2],
     "saved_model": PRECISIONS[:1],
-    "litert": PRECISIONS,
+    "litert": PRECISIONS[:2],
 }
 
 
@@ -76,9 +76,8 @@ def export_model(
             and scales, normalises and pads it. `"float32"` likewise with an image of that dtype, as
             AnyLabeling and samexporter pass it. Only for ONNX and OpenVINO.
         precision: `"float32"`; `"float16"` or `"int8"`, in which the weights are stored: half or a
-            quarter of the size. Numbers are computed in float32 all the same, except that LiteRT
-            multiplies int8 weights in int8. int8 only in ONNX and LiteRT, a SavedModel only in
-            float32.
+            quarter of the size. Numbers are computed in float32 all the same. int8 only in ONNX, a
+            SavedModel only in float32.
         opset: int, ONNX's operator set, at least 18.
         multimask_output: optional bool. Which masks `prompt_decoder` (of a SavedModel, `decode` and
             `segment`) makes: True the candidates for ambiguous prompts alone, False mask 0 alone;

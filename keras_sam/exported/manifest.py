@@ -187,6 +187,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "`folder` must hold ONNX or OpenVINO files. Received: an export as "
             f"{manifest['runtime']!r:.40} in {str(folder)!r}. Export the model with format='onnx'."
         )
+    settings = manifest.get("settings")
+    choice = settings.get("multimask_output") if isinstance(settings, dict) else None
+    if choice is not None:
+        raise ValueError(
+            "`folder` must hold a decoder that makes all masks. Received: one that was exported "
+            f"with multimask_output={choice!r:.40} in {str(folder)!r}. Export the model without."
+        )
     return manifest
 
 

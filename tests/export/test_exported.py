@@ -340,6 +340,10 @@ DAMAGES = [
         lambda f: rewrite(f, lambda m: m.update(runtime="saved_model")),
         "must hold ONNX or OpenVINO files",
     ),
+    (
+        lambda f: rewrite(f, lambda m: m["settings"].update(multimask_output=True)),
+        "must hold a decoder that makes all masks",
+    ),
     (lambda f: rewrite(f, lambda m: m["model"].pop("stability")), "no entry 'stability'"),
     (
         lambda f: rewrite(f, lambda m: m["model"].update(num_masks="four")),

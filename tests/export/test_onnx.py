@@ -217,7 +217,8 @@ def test_openvino_files_need_openvino_alone(segmenter, tmp_path):
     [
         ({"format": "tflite"}, "`format` must be one of"),  # unknown
         ({"precision": "half"}, "`precision` must be one of"),  # unknown
-        ({"format": "saved_model", "precision": "int8"}, "`precision` must be one of"),
+        ({"format": "saved_model", "precision": "float16"}, "`precision` must be one of"),
+        ({"format": "litert", "precision": "int8"}, "`precision` must be one of"),
         ({"format": "saved_model", "image_input": True}, "`image_input` is possible with"),
         ({"image_input": "uint16"}, "`image_input` must be True, False, or"),
         ({"multimask_output": "all"}, "`multimask_output` must be True, False, or None"),
