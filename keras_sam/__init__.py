@@ -30,14 +30,15 @@ choose_backend()
 _HOMES = {
     **layers.HOMES,
     **models.HOMES,
+    "ExportedSegmenter": "keras_sam.exported",
     "ResizePlan": "keras_sam.geometry",
     "SAMAutomaticMaskGenerator": "keras_sam.mask_generator",
     "SAMPredictor": "keras_sam.predictor",
     "UnfinishedImagesError": "keras_sam.mask_generator",
-    "best_mask": "keras_sam.models.outputs",
+    "best_mask": "keras_sam.outputs",
     "mask_to_logits": "keras_sam.prompts",
-    "restore_masks": "keras_sam.preprocessing.preprocessor",
-    "select_masks": "keras_sam.models.outputs",
+    "restore_masks": "keras_sam.outputs",
+    "select_masks": "keras_sam.outputs",
 }
 _MODULES = (
     "annotations",

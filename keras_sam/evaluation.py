@@ -14,7 +14,7 @@ import numpy as np
 from keras_sam import masks as mask_tools
 from keras_sam.files import whole_file
 from keras_sam.masks.measures import iou_of_areas
-from keras_sam.models.outputs import best_index
+from keras_sam.outputs import best_index
 from keras_sam.preprocessing.targets import read_targets
 from keras_sam.prompts import VOID
 from keras_sam.prompts.nested import describe_value, to_numpy

@@ -78,6 +78,12 @@ def load_image(
     return array[..., ::-1] if is_array and channel_order == "bgr" and num_channels == 3 else array
 
 
+def shown_pixels(photo: Any, value_range: Any) -> np.ndarray:
+    """A photograph as the model sees it, uint8 RGB; a file, or the values in it."""
+    pixels = load_image(photo, value_range=value_range)
+    return np.clip(np.rint(pixels), 0, 255).astype("uint8")
+
+
 def is_image_file(image: Any) -> bool:
     """Whether this stands for a file: a path, the bytes of one, or an open one."""
     if isinstance(image, (str, bytes, bytearray, os.PathLike)):

@@ -5,6 +5,18 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 
+def _import(module, name):
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != "keras":
+            raise
+        raise ImportError(
+            f'`{name}` needs Keras: pip install "keras-sam[jax]" (or [torch], [tensorflow], '
+            "[openvino])."
+        ) from error
+
+
 def lazy_names(
     module: dict, homes: Mapping[str, str], submodules: Sequence[str] = ()
 ) -> tuple[list[str], Callable, Callable]:
@@ -20,7 +32,7 @@ def lazy_names(
 
     def get(name):
         if name in homes:
-            value = getattr(importlib.import_module(homes[name]), name)
+            value = getattr(_import(homes[name], name), name)
         elif name in submodules:
             value = importlib.import_module(f"{package}.{name}")
         else:

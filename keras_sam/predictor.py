@@ -7,25 +7,17 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from keras_sam import backends
+from keras_sam.encode_decode import EncodesAndDecodes, check_segmenter
 from keras_sam.files import whole_file
+from keras_sam.framing import check_batch
 from keras_sam.geometry import SIZES, ResizePlan
-from keras_sam.models.backbone import EMBEDDINGS
-from keras_sam.models.encode_decode import check_segmenter
-from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
-from keras_sam.models.vit_det_backbone import encoder_fingerprint
-from keras_sam.preprocessing.converter import check_batch
-from keras_sam.preprocessing.preprocessor import (
-    check_preprocessor,
-    resizing_preprocessor,
-)
+from keras_sam.outputs import EMBEDDINGS
 from keras_sam.prompts import PromptLike, read
-from keras_sam.prompts.nested import check_at_least_one, to_numpy
+from keras_sam.prompts.nested import to_numpy
 from keras_sam.prompts.spellings import refuses_unknown_arguments
 
 _EMBEDDING_FORMAT = "keras_sam image embedding 1"
@@ -40,7 +32,8 @@ class SAMPredictor:
 
     Args:
         segmenter: a `SAMImageSegmenter`, or what `SAMImageSegmenter.from_preset` takes: the name,
-            address or path of a preset.
+            address or path of a preset; or an `ExportedSegmenter`, with which nothing here needs
+            Keras.
         preprocessor: optional `SAMImageSegmenterPreprocessor`. Defaults to the segmenter's own,
             or to one that fits its backbone if it has none.
 
@@ -66,13 +59,14 @@ class SAMPredictor:
     """
 
     @refuses_unknown_arguments
-    def __init__(self, segmenter: SAMImageSegmenter | str | os.PathLike, preprocessor=None):
+    def __init__(self, segmenter: EncodesAndDecodes | str | os.PathLike, preprocessor: Any = None):
         if isinstance(segmenter, (str, os.PathLike)):
+            from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+
             segmenter = SAMImageSegmenter.from_preset(segmenter)
         check_segmenter(segmenter)
         self.segmenter = segmenter
-        self.preprocessor = preprocessor or resizing_preprocessor(segmenter)
-        check_preprocessor(self.preprocessor, segmenter.backbone)
+        self.preprocessor = segmenter.predicting_preprocessor(preprocessor)
         self.reset()
 
     def reset(self) -> None:
@@ -137,14 +131,14 @@ class SAMPredictor:
         check_batch(images)
         overrides = {} if channel_order is None else {"channel_order": channel_order}
         progress = verbose not in (0, False) and len(images) > 1
-        bar = keras.utils.Progbar(len(images), unit_name="image") if progress else None
+        advance = self.segmenter.progress_bar(len(images), "image") if progress else None
         encoded, plans = [], []
         for image in images:
             frame, plan = self.preprocessor.image_converter.convert([image], **overrides)
             encoded.append(self.segmenter.checked_features(self.segmenter.encode_frames(frame)))
             plans += plan
-            if bar:
-                bar.add(1)
+            if advance:
+                advance(1)
         self._set({name: np.concatenate([x[name] for x in encoded]) for name in encoded[0]}, plans)
 
     @refuses_unknown_arguments
@@ -158,7 +152,7 @@ class SAMPredictor:
         return_logits: bool = False,
         mask_threshold: float | None = None,
         image_index: int = 0,
-        prompt_chunk: int = backends.PROMPT_CHUNK,
+        prompt_chunk: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks of the original image for one object, or for P objects at once.
 
@@ -181,7 +175,8 @@ class SAMPredictor:
             mask_threshold: optional float. Logits above it belong to the mask. Defaults to
                 the segmenter's.
             image_index: int. Which of the images of `set_images`.
-            prompt_chunk: int. Prompts that are decoded at once.
+            prompt_chunk: optional int. Prompts that are decoded at once. By default as many as suit
+                the backend.
 
         Returns:
             Tuple of `masks`, bool `(K, H0, W0)`, or float32 with `return_logits=True`;
@@ -196,7 +191,7 @@ class SAMPredictor:
             TypeError: if there is another argument; the message says which may be meant.
         """
         features, plan = self._image(image_index)
-        check_at_least_one(prompt_chunk, "prompt_chunk")
+        prompt_chunk = self.segmenter.checked_chunk(prompt_chunk)
         given = {"points": points, "labels": labels, "boxes": boxes, "masks": masks}
         mask_size = self.segmenter.mask_size
         prompts = read(given, mask_sizes=(mask_size, plan.original_size))
@@ -245,7 +240,8 @@ class SAMPredictor:
         """
         features, plans = self._images_set()
         tensors = {
-            **features,
+            # safetensors writes the bytes as they lie in memory.
+            **{name: np.ascontiguousarray(x) for name, x in features.items()},
             "original_sizes": np.array([plan.original_size for plan in plans], "int64"),
             "scaled_sizes": np.array([plan.scaled_size for plan in plans], "int64"),
         }
@@ -314,7 +310,7 @@ class SAMPredictor:
         return {name: x[chosen] for name, x in features.items()}, plans[image_index]
 
     def _fingerprint(self):
-        return encoder_fingerprint(self.segmenter.image_encoder)
+        return self.segmenter.encoder_fingerprint()
 
 
 def _read_embedding(path):

@@ -6,6 +6,7 @@ Nothing here needs Keras or one of its backends.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -14,11 +15,19 @@ import numpy as np
 _INSTALL = {
     "onnxruntime": 'pip install "keras-sam[onnxruntime]"',
     "openvino": 'pip install "keras-sam[openvino]"',
+    "ai_edge_litert": 'pip install "keras-sam[tensorflow,export]"',
 }
 
 
 class Runtime(Protocol):
-    """A file that is loaded: a function of arrays by name."""
+    """A file that is loaded: a function of arrays by name. Threads may share it.
+
+    `inputs` are the shapes of its inputs, in which what is no int is of any length, and `outputs`
+    the names of its outputs.
+    """
+
+    inputs: dict[str, Sequence[Any]]
+    outputs: list[str]
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
@@ -29,7 +38,8 @@ class OnnxRuntime:
     Args:
         path: the file.
         providers: optional sequence of ONNX Runtime's names of execution providers, such as
-            `"CUDAExecutionProvider"`. Defaults to the processor.
+            `"CUDAExecutionProvider"`, or of pairs of a name and a dict of options. Defaults to the
+            processor.
         threads: optional int. Threads of an operation; by default the runtime's own choice.
 
     Raises:
@@ -38,7 +48,7 @@ class OnnxRuntime:
     """
 
     def __init__(
-        self, path: str | os.PathLike, providers: Sequence[str] | None = None, threads: int = 0
+        self, path: str | os.PathLike, providers: Sequence[Any] | None = None, threads: int = 0
     ):
         onnxruntime = _import("onnxruntime")
         options = onnxruntime.SessionOptions()
@@ -46,7 +56,8 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         available = onnxruntime.get_available_providers()
         providers = ["CPUExecutionProvider"] if providers is None else list(providers)
-        if missing := set(providers) - set(available):
+        names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+        if missing := set(names) - set(available):
             raise ValueError(
                 f"`providers` must be any of {available}, which this ONNX Runtime has. Received "
                 f"also: {sorted(missing)}."
@@ -57,9 +68,16 @@ class OnnxRuntime:
             raise _cannot_load(path, f"ONNX Runtime {onnxruntime.__version__}", error) from error
         self.inputs = {x.name: x.shape for x in self._session.get_inputs()}
         self.outputs = [x.name for x in self._session.get_outputs()]
+        self._takes_floats = {
+            x.name for x in self._session.get_inputs() if x.type == "tensor(float)"
+        }
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        arrays = self._session.run(self.outputs, {name: inputs[name] for name in self.inputs})
+        given = {
+            name: np.asarray(inputs[name], "float32" if name in self._takes_floats else None)
+            for name in self.inputs
+        }
+        arrays = self._session.run(self.outputs, given)
         return dict(zip(self.outputs, arrays, strict=True))
 
 
@@ -91,16 +109,52 @@ class OpenVino:
         # A tensor may have several names, where a step between two of them did nothing.
         self._inputs = [sorted(x.get_names()) for x in self._model.inputs]
         self._outputs = [sorted(x.get_names()) for x in self._model.outputs]
+        self.inputs = {
+            name: [None if n.is_dynamic else n.get_length() for n in x.get_partial_shape()]
+            for names, x in zip(self._inputs, self._model.inputs, strict=True)
+            for name in names
+        }
+        self.outputs = [name for names in self._outputs for name in names]
         self._request = self._model.create_infer_request()
+        self._lock = threading.Lock()  # a request is for one thread
 
     def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._request.infer(
-            [next(inputs[n] for n in names if n in inputs) for names in self._inputs]
-        )
-        # Copies: the next answer is written to the same memory.
-        arrays = [np.array(tensor.data) for tensor in self._request.output_tensors]
+        given = [next(inputs[n] for n in names if n in inputs) for names in self._inputs]
+        with self._lock:
+            self._request.infer(given)
+            # Copies: the next answer is written to the same memory.
+            arrays = [np.array(tensor.data) for tensor in self._request.output_tensors]
         pairs = zip(self._outputs, arrays, strict=True)
         return {name: array for names, array in pairs for name in names}
+
+
+class LiteRT:
+    """A LiteRT file in LiteRT's interpreter on the processor.
+
+    Args:
+        path: the `.tflite` file.
+        threads: as in `OnnxRuntime`.
+
+    Raises:
+        ImportError: if ai-edge-litert is not installed.
+        ValueError: if the file is damaged, or needs operators that this version lacks.
+    """
+
+    def __init__(self, path: str | os.PathLike, threads: int = 0):
+        interpreter = _import("ai_edge_litert.interpreter")
+        try:
+            self._interpreter = interpreter.Interpreter(
+                model_path=os.fspath(path), num_threads=threads or None
+            )
+            self._run = self._interpreter.get_signature_runner()
+        except (ValueError, RuntimeError) as error:
+            raise _cannot_load(path, "LiteRT", error) from error
+        details = self._run.get_input_details()
+        self.inputs = {name: about["shape_signature"].tolist() for name, about in details.items()}
+        self.outputs = list(self._run.get_output_details())
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self._run(**{name: np.asarray(inputs[name]) for name in self.inputs})
 
 
 def _import(name):

@@ -42,32 +42,43 @@ def meta_like(encoder, prompts, decoder):
         decoder: dict. The arguments of our mask decoder.
     """
     import_segment_anything()
-    import torch
     from segment_anything import modeling
 
+    return sam_of(modeling, vit_of(modeling, encoder), prompts, decoder)
+
+
+def vit_of(modeling, encoder):
+    """The image encoder of Meta's code, or of one that was made from it."""
+    import torch
+
+    return modeling.ImageEncoderViT(
+        img_size=max(encoder["image_shape"][:2]),
+        patch_size=encoder["patch_size"],
+        embed_dim=encoder["hidden_size"],
+        depth=encoder["num_layers"],
+        num_heads=encoder["num_heads"],
+        mlp_ratio=encoder["intermediate_dim"] / encoder["hidden_size"],
+        out_chans=encoder["num_output_channels"],
+        norm_layer=functools.partial(torch.nn.LayerNorm, eps=encoder["layer_norm_epsilon"]),
+        use_abs_pos=encoder["use_abs_pos"],
+        use_rel_pos=encoder["use_rel_pos"],
+        window_size=encoder["window_size"],
+        global_attn_indexes=encoder["global_attention_layer_indices"],
+    )
+
+
+def sam_of(modeling, image_encoder, prompts, decoder, decoder_class="MaskDecoder", **additions):
+    """The `Sam` of such code around an image encoder; `additions` are its mask decoder's own."""
     channels = decoder["hidden_size"]
     return modeling.Sam(
-        image_encoder=modeling.ImageEncoderViT(
-            img_size=max(encoder["image_shape"][:2]),
-            patch_size=encoder["patch_size"],
-            embed_dim=encoder["hidden_size"],
-            depth=encoder["num_layers"],
-            num_heads=encoder["num_heads"],
-            mlp_ratio=encoder["intermediate_dim"] / encoder["hidden_size"],
-            out_chans=encoder["num_output_channels"],
-            norm_layer=functools.partial(torch.nn.LayerNorm, eps=encoder["layer_norm_epsilon"]),
-            use_abs_pos=encoder["use_abs_pos"],
-            use_rel_pos=encoder["use_rel_pos"],
-            window_size=encoder["window_size"],
-            global_attn_indexes=encoder["global_attention_layer_indices"],
-        ),
+        image_encoder=image_encoder,
         prompt_encoder=modeling.PromptEncoder(
             embed_dim=prompts["hidden_size"],
-            image_embedding_size=prompts["image_embedding_size"],
-            input_image_size=prompts["input_image_size"],
+            image_embedding_size=tuple(prompts["image_embedding_size"]),
+            input_image_size=tuple(prompts["input_image_size"]),
             mask_in_chans=prompts["mask_in_channels"],
         ),
-        mask_decoder=modeling.MaskDecoder(
+        mask_decoder=getattr(modeling, decoder_class)(
             num_multimask_outputs=decoder["num_multimask_outputs"],
             transformer=modeling.TwoWayTransformer(
                 depth=decoder["num_layers"],
@@ -79,6 +90,7 @@ def meta_like(encoder, prompts, decoder):
             transformer_dim=channels,
             iou_head_depth=decoder["iou_head_depth"],
             iou_head_hidden_dim=decoder["iou_head_hidden_dim"],
+            **additions,
         ),
     )
 

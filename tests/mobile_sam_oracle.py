@@ -104,27 +104,7 @@ def mobile_like(encoder, prompts, decoder):
         torch.nn.Conv2d(dim, dim, 3, padding=1, bias=False),
         LayerNorm2d(dim),
     )
-    return modeling.Sam(
-        image_encoder=image_encoder,
-        prompt_encoder=modeling.PromptEncoder(
-            embed_dim=prompts["hidden_size"],
-            image_embedding_size=tuple(prompts["image_embedding_size"]),
-            input_image_size=tuple(prompts["input_image_size"]),
-            mask_in_chans=prompts["mask_in_channels"],
-        ),
-        mask_decoder=modeling.MaskDecoder(
-            num_multimask_outputs=decoder["num_multimask_outputs"],
-            transformer=modeling.TwoWayTransformer(
-                depth=decoder["num_layers"],
-                embedding_dim=dim,
-                mlp_dim=decoder["intermediate_dim"],
-                num_heads=decoder["num_heads"],
-            ),
-            transformer_dim=dim,
-            iou_head_depth=decoder["iou_head_depth"],
-            iou_head_hidden_dim=decoder["iou_head_hidden_dim"],
-        ),
-    )
+    return meta_oracle.sam_of(modeling, image_encoder, prompts, decoder)
 
 
 def randomize_statistics(model, seed):

@@ -17,6 +17,8 @@ from keras_sam.annotations.mask_files import read_mask_file
 from tests.mask_samples import blobs
 from tests.test_files import contents, full_disk
 
+pytestmark = pytest.mark.once
+
 SIZE = (37, 53)
 
 

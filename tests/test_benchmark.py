@@ -166,6 +166,21 @@ def test_decoders(run):
     assert "| CPU ms per prompt |" in table and "| Meta, float32, 64 prompts |" in table
 
 
+def test_exported_files(run):
+    for name in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    words = ["--cases", "export_encoder", "export_decoder", "--repeats", "1"]
+    rows, measured, _ = run(*words, "--sides", "in ONNX Runtime")
+    assert measured["missing"] == [] and len(rows) == 5
+    encoders = {key: row for key, row in rows.items() if row["case"] == "export_encoder"}
+    assert_same_work(encoders, "largest value", first="ours in ONNX Runtime, float32")
+    assert_same_work(
+        {key: row for key, row in rows.items() if key not in encoders},
+        "deviation",
+        first="ours in ONNX Runtime",
+    )
+
+
 def test_everybody_answers_a_click_alike(run):
     rows, _, _ = run("--cases", "click", "--repeats", "1")
     assert_same_work(rows, "pixels", bound=0.01)

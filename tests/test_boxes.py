@@ -8,6 +8,8 @@ import pytest
 from keras_sam import boxes as tools
 from tests.meta_oracle import import_segment_anything
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def amg():

@@ -10,6 +10,8 @@ from keras_sam.mask_generator import candidates
 from keras_sam.mask_generator.candidates import WaitingMasks, pack_mask
 from keras_sam.masks import encode_rle
 
+pytestmark = pytest.mark.once
+
 SIZE = (60, 90)  # height, width
 
 

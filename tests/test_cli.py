@@ -23,6 +23,8 @@ from keras_sam.cli.progress import Progress
 from keras_sam.cli.prompt_files import read_prompts
 from tests.meta_oracle import import_segment_anything, small_meta
 
+pytestmark = pytest.mark.once
+
 H0, W0 = 53, 80
 
 
@@ -208,6 +210,19 @@ def test_without_any_backend_the_command_says_so(photo, checkpoint, tmp_path):
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1 and "keras-sam[jax]" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_backend_without_keras_is_no_backend(photo, checkpoint, tmp_path):
+    result = run_python(
+        "import sys; sys.modules['keras'] = None\n"
+        "from keras_sam.cli import main\n"
+        f"sys.exit(main(['segment', {str(photo)!r}, '--model', {str(checkpoint)!r}, '--backend',"
+        f" 'torch', '--point', '1,2', '--quiet', '--out', {str(tmp_path / 'out')!r}]))",
+        KERAS_BACKEND=None,
+    )
+    assert result.returncode == 1
+    assert "Keras is not installed" in result.stderr and "keras-sam[torch]" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_another_backend_than_the_running_one_is_refused(cli, photo, checkpoint, tmp_path):
@@ -400,6 +415,7 @@ def check_result(folder, document, predictor, prompts_per_object, **options):
         assert best == [index == int(np.argmax(scores)) for index in range(len(best))]
 
 
+@pytest.mark.every_backend
 def test_a_click(cli, photo, checkpoint, predictor, tmp_path):
     out = tmp_path / "new" / "out"
     code, stdout, err = cli(
@@ -615,6 +631,7 @@ def test_bad_prompt_files(tmp_path, name, text, message):
     assert caught.value.code == 2 and str(path) in str(caught.value)
 
 
+@pytest.mark.every_backend
 def test_other_input_sizes_and_dtypes(cli, photo, checkpoint, tmp_path):
     code, _, err = cli(
         *("segment", photo, "--model", checkpoint, "--out", tmp_path / "out"),
@@ -687,6 +704,7 @@ def test_convert_to_meta_is_bit_exact(cli, checkpoint, tmp_path):
         assert torch.equal(converted[name], tensor), name
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("layout", ["keras_sam", "transformers"])
 def test_converted_folders_segment_the_same(cli, photo, checkpoint, predictor, tmp_path, layout):
     target = tmp_path / layout
@@ -884,6 +902,7 @@ def test_every_command_with_a_model_takes_a_value_range():
     calls = {
         "segment": ["a.jpg", "--out", "o"],
         "everything": ["a.jpg", "--out", "o", "--format", "coco"],
+        "annotate": ["photos"],
         "evaluate": ["--data", "d"],
         "train": ["--data", "d", "--out", "o"],
     }

@@ -24,6 +24,8 @@ from keras_sam.mask_generator import candidates
 from keras_sam.mask_generator.records import MaskRecords, Thresholds
 from tests.scenes import scene
 
+pytestmark = pytest.mark.once
+
 PRESET = "sam_tiny_demo"
 SETTINGS = {"points_per_side": 4, "pred_iou_thresh": 0.45, "stability_score_thresh": 0.5}
 MODEL = ("--model", PRESET, "--quiet")
@@ -111,6 +113,7 @@ def read(format_, out, name, size):
 # What it writes
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("format_", everything.FORMATS)
 def test_results_are_the_generators(cli, folder, expected, tmp_path, format_):
     out = tmp_path / "new" / "out"

@@ -7,6 +7,8 @@ import pytest
 from keras_sam.cli import build_parser, parse_arguments
 from keras_sam.cli.errors import CommandError
 
+pytestmark = pytest.mark.once
+
 SEGMENT = ["segment", "a.jpg", "--out", "o"]
 EVERYTHING = ["everything", "photos", "--out", "o", "--format", "coco"]
 EVALUATE = ["evaluate", "--data", "photos"]

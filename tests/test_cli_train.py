@@ -18,6 +18,8 @@ from keras_sam.cli import main, training_run
 from tests.datasets import write_data_set
 from tests.tiny import tiny_segmenter
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"num_clicks": 0, "learning_rate": 1e-3, "seed": 3, "max_objects": 4, "epochs": 3}
 # The backends' sums differ in their last bits, and so does a run from itself.
@@ -98,6 +100,7 @@ def test_what_a_run_leaves(whole, preset):
     assert keras_sam.SAMImageSegmenter.from_preset(whole / "best").image_shape == (64, 80, 3)
 
 
+@pytest.mark.every_backend
 def test_a_killed_run_ends_as_if_nothing_had_happened(data, preset, whole, cli, tmp_path):
     out = tmp_path / "run"
     call = words(data, preset, out, "--flips")
@@ -161,6 +164,7 @@ def test_a_cache_and_stopping_early(data, preset, cli, tmp_path):
     assert len(list(cache.glob("*.npy"))) == 4
 
 
+@pytest.mark.every_backend
 def test_lora_with_smaller_steps_for_earlier_blocks(data, preset, cli, tmp_path, monkeypatch):
     """One epoch, and what the same command then finds, which is all there is to do."""
     states = []

@@ -11,6 +11,8 @@ import pytest
 import keras_sam
 from tools import demo_compositions, demo_scenes, train_demo_preset
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("kind", demo_scenes.KINDS)
 def test_scenes_depend_on_their_seed_alone_and_objects_are_where_they_say(kind):

@@ -8,6 +8,8 @@ import pytest
 
 from keras_sam.files import whole_file, whole_folder
 
+pytestmark = pytest.mark.once
+
 
 @contextlib.contextmanager
 def full_disk(limit=4096):

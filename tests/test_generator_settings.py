@@ -13,6 +13,8 @@ from keras_sam.compat.segment_anything.modeling import Sam
 from keras_sam.generator_settings import RECOMMENDABLE, check_generator_settings
 from tests.tiny import tiny_backbone, tiny_segmenter
 
+pytestmark = pytest.mark.once
+
 SETTINGS = {"points_per_side": 5, "pred_iou_thresh": 0.7, "crop_n_layers": 1, "use_m2m": True}
 
 

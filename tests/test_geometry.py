@@ -12,6 +12,8 @@ from keras_sam import geometry
 from keras_sam.geometry import ResizePlan
 from tests.meta_oracle import import_segment_anything
 
+pytestmark = pytest.mark.once
+
 SIZES = [
     ((333, 500), (682, 1024)),  # 681.98: floor would be one pixel short
     ((426, 640), (682, 1024)),  # 681.6

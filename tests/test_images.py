@@ -19,6 +19,8 @@ from keras_sam.training import MaskFolder, ObjectBatches
 from tests.test_preprocessing import picture
 from tests.tiny import tiny_segmenter
 
+pytestmark = pytest.mark.once
+
 RGB = picture(12, 17, seed=31)
 TWELVE_BITS = RGB.astype("uint16") * 16  # 0..4080
 BACKEND = keras.config.backend()

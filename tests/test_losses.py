@@ -17,7 +17,7 @@ from keras_sam.losses import (
     selected_iou,
     take_mask,
 )
-from keras_sam.models.outputs import select_masks
+from keras_sam.outputs import select_masks
 
 
 def sigmoid(x):

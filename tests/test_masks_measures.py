@@ -11,6 +11,8 @@ from keras_sam import masks as tools
 from tests.mask_samples import blobs, mask_stacks
 from tests.meta_oracle import import_segment_anything
 
+pytestmark = pytest.mark.once
+
 
 def test_area_of_masks_and_run_lengths_equals_pycocotools():
     for stack in mask_stacks(120):

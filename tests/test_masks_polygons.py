@@ -8,6 +8,8 @@ from scipy import ndimage
 from keras_sam import masks as tools
 from tests.mask_samples import mask_stacks
 
+pytestmark = pytest.mark.once
+
 
 def single_masks(count, seed=0):
     return (stack[0] for stack in mask_stacks(count, seed))

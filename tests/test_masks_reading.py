@@ -9,6 +9,8 @@ from PIL import Image, ImageFilter
 from keras_sam import notices
 from keras_sam.masks.reading import read_mask, tell_of
 
+pytestmark = pytest.mark.once
+
 SIZE = (45, 60)
 
 

@@ -9,6 +9,8 @@ from keras_sam.masks.regions import _regions
 from tests.mask_samples import blobs, mask_stacks
 from tests.meta_oracle import import_segment_anything
 
+pytestmark = pytest.mark.once
+
 
 def test_small_regions_equal_metas():
     import_segment_anything()

@@ -11,6 +11,8 @@ from keras_sam.masks import rle
 from tests.mask_samples import mask_stacks
 from tests.meta_oracle import import_segment_anything
 
+pytestmark = pytest.mark.once
+
 
 def coco_encode(stack):
     """The oracle: a stack's run lengths by pycocotools, with the string as str."""

@@ -11,6 +11,8 @@ import keras_sam
 from keras_sam.notices import notice, warn
 from tests.tiny import photograph
 
+pytestmark = pytest.mark.once
+
 DARK = np.full((53, 80, 3), 4000, "uint16")
 WHITE = np.full((1, 53, 80), 255, "uint8")
 WHITE[:, :20] = 0

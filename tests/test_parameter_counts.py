@@ -12,6 +12,8 @@ import pytest
 from tests.hq_oracle import import_segment_anything_hq
 from tests.meta_oracle import import_segment_anything
 
+pytestmark = pytest.mark.once
+
 # name -> (all, image encoder, tensors); the prompt encoder is the same in all of them.
 RELEASED = {
     "sam_base_sa1b": (93_735_728, 89_670_912, 314),

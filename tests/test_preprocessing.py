@@ -13,11 +13,8 @@ from PIL import Image
 import keras_sam
 from keras_sam.geometry import ResizePlan
 from keras_sam.images import load_image
-from keras_sam.preprocessing import (
-    SAMImageConverter,
-    SAMImageSegmenterPreprocessor,
-    restore_masks,
-)
+from keras_sam.outputs import restore_masks
+from keras_sam.preprocessing import SAMImageConverter, SAMImageSegmenterPreprocessor
 from tests.meta_oracle import import_segment_anything
 
 MEAN = np.float32([123.675, 116.28, 103.53])

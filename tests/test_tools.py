@@ -98,6 +98,15 @@ def test_every_way_to_go_wrong_fails_the_run(run_steps, content, reason):
     assert re.fullmatch(r"\d+ passed, [1-9]\d* failed", output.splitlines()[-1])
 
 
+def test_tests_do_not_start_without_what_they_need(tools, tmp_path):
+    mark = tmp_path / "started"
+    commands = (("{python}", "-c", "raise SystemExit(3)"), ("touch", str(mark)))
+    runner = tools["check"].Runner(sys.executable, tmp_path / "logs", jobs=1)
+    result = runner.one(tools["check"].Step("late", "", commands))
+    assert (result.passed, result.failed, result.reason) == (0, 1, "exit code 3")
+    assert not mark.exists()
+
+
 def test_a_hanging_step_is_stopped_with_its_children(run_steps, tmp_path):
     mark = tmp_path / "alive"
     child = f"import time; time.sleep(4); open({str(mark)!r}, 'w')"

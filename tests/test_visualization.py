@@ -13,6 +13,8 @@ from keras_sam import visualization
 from keras_sam.masks import encode_rle
 from keras_sam.visualization import mask_colors, overlay
 
+pytestmark = pytest.mark.once
+
 H0, W0 = 90, 130
 BLUE = np.array([30, 144, 255])
 

@@ -167,6 +167,54 @@ def test_editable_install_reads_presets_in_place(python, tmp_path_factory):
     assert output.split() == [str(ROOT / "keras_sam"), str(ROOT / "presets")]
 
 
+def bytes_of(site, *names):
+    """What folders of installed packages take on disk."""
+    files = (p for name in names for p in (site / name).rglob("*") if p.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+# What exported files need whoever runs them: ONNX Runtime, numpy and pillow, of whose size we
+# decide nothing: 174 MB with version 1.32 of the first on Linux, bytecode included.
+RUNTIME = ("onnxruntime", "numpy", "numpy.libs", "PIL", "pillow.libs")
+
+
+def test_an_exported_model_runs_without_keras_and_any_backend(built, tmp_path_factory):
+    pytest.importorskip("torch", reason="the files are written on torch")
+    folder = tmp_path_factory.mktemp("server")
+    export = [sys.executable, "-m", "keras_sam", "export", "--model", "sam_tiny_demo"]
+    export += ["--format", "onnx", "--out", folder / "sam", "--quiet"]
+    call(*export, cwd=ROOT, KERAS_BACKEND="torch")
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    site = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(call(python, "-c", site, cwd=folder).strip())
+    before = {path.name for path in site.iterdir()}
+    wheel = f"{built[0]}[onnxruntime]"
+    call(python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS, wheel, cwd=folder)
+    installed = {path.name for path in site.iterdir()} - before
+    assert not installed & {"keras", "torch", "jax", "tensorflow", "h5py", "openvino"}
+    sizes = [bytes_of(site, *names) / 1e6 for names in (RUNTIME, installed - {*RUNTIME})]
+    print(f"installed: ONNX Runtime, numpy, pillow {sizes[0]:.0f} MB, all else {sizes[1]:.0f} MB")
+    assert sizes[1] < 40
+
+    Image.effect_noise((400, 300), 90).convert("RGB").save(folder / "photo.png")
+    program = """
+        import sys, time
+        from keras_sam.cli import main
+
+        words = "segment photo.png --model sam --point 200,150 --out masks --quiet".split()
+        assert main(words) == 0
+        assert not {"keras", "torch", "jax", "tensorflow"} & set(sys.modules)
+        print(f"first mask: {time.process_time():.2f} s of processor time")
+    """
+    output = call(python, "-c", textwrap.dedent(program), cwd=folder)
+    print(output)
+    assert float(re.search(r"first mask: ([\d.]+)", output)[1]) < 3
+    for i in range(3):
+        with Image.open(folder / "masks" / f"photo_mask_{i}.png") as picture:
+            assert picture.size == (400, 300)
+
+
 def test_demo_sets_itself_up_and_writes_the_picture(tmp_path):
     torch = pytest.importorskip("torch", reason="the demo's checkpoint is written with torch")
     from tests.parity.oracles import meta_model

@@ -50,16 +50,20 @@ PARTS = {
     "parity": ("the comparisons with the peers", ("tests/parity",)),
     "model": ("layers and models", ("tests/backends", "tests/layers", "tests/models")),
 }
-# Programs that run once are made by XLA in half the time without its optimizations. Parity is
-# tested with what users get.
-QUICK_XLA = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# Programs that run once are made by XLA in half the time without its optimizations. Parity on JAX
+# is tested with what users get.
+QUICK_XLA = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}
+# Tests marked `once` show the same on every backend: torch, which compiles nothing, runs them.
+EVERY_BACKEND = ("-m", "not package and (not once or every_backend)")
 SNIPPETS = "tests/test_snippets.py"
 NOTEBOOKS = "tests/test_notebooks.py"
 PACKAGE = "tests/test_wheel.py"
-ONCE = (*RUN_ONCE, SNIPPETS, NOTEBOOKS, PACKAGE)
+BROWSER = "tests/browser"
+ONCE = (*RUN_ONCE, SNIPPETS, NOTEBOOKS, PACKAGE, BROWSER)
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 STEP_LIMIT_SECONDS = 65 * 60
 HEARTBEAT_SECONDS = 60
+SLOWEST_FILES = 25  # named at the end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Step:
         about: string. One line for `--list`.
         commands: lists of strings, run one after another; the word `{python}` is the environment's.
         variables: dict. Environment variables of the commands.
-        pytest: bool. Whether the one command is a pytest run whose tests are counted.
+        pytest: bool. Whether the last command is a pytest run whose tests are counted. It does not
+            start after one that failed.
         minutes: float. Rough duration; long steps start first.
     """
 
@@ -93,6 +98,7 @@ class Result:
     skipped: Counter
     seconds: float
     reason: str = ""
+    files: Counter = dataclasses.field(default_factory=Counter)  # seconds of each file's tests
 
 
 def pytest_step(name: str, about: str, *arguments: str, minutes: float = 1.0, **variables: str):
@@ -107,6 +113,7 @@ def compiled_steps(backend: str, minutes: dict[str, float], **variables: str):
             f"{backend}-{part}",
             f"{about} on the {backend} backend",
             f"--backend={backend}",
+            *EVERY_BACKEND,
             *paths,
             minutes=minutes[part],
             **(variables if part != "parity" else {}),
@@ -116,11 +123,24 @@ def compiled_steps(backend: str, minutes: dict[str, float], **variables: str):
         backend,
         f"all other unit tests on the {backend} backend",
         f"--backend={backend}",
+        *EVERY_BACKEND,
         *left_out(*ONCE, *elsewhere),
         "tests",
         minutes=minutes["others"],
         **variables,
     )
+
+
+def browser_step() -> Step:
+    """What the tests need is no part of the environment: a browser is the system's."""
+    tests = pytest_step(
+        "browser",
+        "the example page in Chromium, which apt-get installs; its pictures are in .check/browser/",
+        "--backend=torch",
+        BROWSER,
+        minutes=2.5,
+    )
+    return dataclasses.replace(tests, commands=(("{python}", "tools/browser.py"), *tests.commands))
 
 
 def left_out(*names: str) -> list[str]:
@@ -144,6 +164,7 @@ def all_steps() -> list[Step]:
             "who may import whom, the tools' own tests, and the backend that only predicts",
             *RUN_ONCE,
             minutes=5.5,
+            **QUICK_XLA,
         ),
         pytest_step(
             "torch",
@@ -152,8 +173,9 @@ def all_steps() -> list[Step]:
             *left_out(*ONCE),
             "tests",
             minutes=7.0,
+            **QUICK_XLA,  # of the processes that tests start
         ),
-        *compiled_steps("jax", {"parity": 2.0, "model": 4.0, "others": 13.0}, XLA_FLAGS=QUICK_XLA),
+        *compiled_steps("jax", {"parity": 2.0, "model": 4.0, "others": 13.0}, **QUICK_XLA),
         *compiled_steps("tensorflow", {"parity": 1.0, "model": 4.0, "others": 14.0}),
         pytest_step(
             "snippets",
@@ -178,6 +200,7 @@ def all_steps() -> list[Step]:
             PACKAGE,
             minutes=1.7,
         ),
+        browser_step(),
     ]
 
 
@@ -189,7 +212,7 @@ def install(environment: Environment) -> None:
     plain_x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "darwin"
     tensorflow = "tensorflow-cpu" if plain_x86 else "tensorflow"
     environment.pip(*pinned, tensorflow, "jax", "openvino", what=f"{tensorflow}, jax, openvino")
-    extras = "kaggle,hub,plot,train,export,test"
+    extras = "keras,kaggle,hub,plot,train,export,annotate,test"
     environment.pip(*pinned, "-e", f".[{extras}]", what="keras-sam and the test oracles")
     # They ask for an unpinned torchvision, which would replace the torch that is installed.
     for oracle in ("segment-anything-py", "mobilesam-mirror", "segment-anything-hq"):
@@ -254,15 +277,18 @@ class Runner:
         reasons = []
         with self.log(step.name).open("w") as log:
             for command in step.commands:
+                is_last = command is step.commands[-1]
                 command = [self.python if word == "{python}" else word for word in command]
-                if step.pytest:
+                if step.pytest and is_last:
                     command.append(f"--junitxml={counts}")
                 log.write(f"$ {' '.join(command)}\n")
                 log.flush()
                 reasons.append(self._call(step, command, log))
+                if step.pytest and reasons[-1]:
+                    break
         seconds = time.monotonic() - began
         if step.pytest:
-            return count_tests(step.name, counts, reasons[0], seconds)
+            return count_tests(step.name, counts, reasons[-1], seconds)
         failed = [reason for reason in reasons if reason]
         return Result(
             step.name,
@@ -357,12 +383,14 @@ def count_tests(name: str, counts: Path, reason: str, seconds: float) -> Result:
     """Reads pytest's own account; whatever went wrong outside a test counts as one failure more."""
     passed = failed = 0
     skipped: Counter = Counter()
+    files: Counter = Counter()
     try:
         cases = list(xml.etree.ElementTree.parse(counts).iter("testcase"))
     except (OSError, xml.etree.ElementTree.ParseError) as error:
         cases = []
         reason = reason or f"no account of its tests ({error})"
     for case in cases:
+        files[case.get("classname", "").removeprefix("tests.")] += float(case.get("time", 0))
         if case.find("failure") is not None or case.find("error") is not None:
             failed += 1
         elif case.find("skipped") is not None:
@@ -373,11 +401,17 @@ def count_tests(name: str, counts: Path, reason: str, seconds: float) -> Result:
         reason = reason or "no test ran"
     if reason and not failed:
         failed = 1
-    return Result(name, passed, failed, skipped, seconds, reason)
+    return Result(name, passed, failed, skipped, seconds, reason, files)
 
 
 def summarize(results: list[Result]) -> int:
-    """Prints why tests were skipped, which steps failed and the counts; gives the exit code."""
+    """Prints what took longest, why tests were skipped, which steps failed and the counts.
+
+    Gives the exit code.
+    """
+    longest = Counter({(r.name, file): s for r in results for file, s in r.files.items()})
+    for (step, file), seconds in longest.most_common(SLOWEST_FILES):
+        print(f"{seconds:5.0f} s in {step}: {file}")
     for result in results:
         for why, count in sorted(result.skipped.items()):
             print(f"skipped in {result.name}: {count} x {why}")

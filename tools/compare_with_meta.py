@@ -1,16 +1,18 @@
-"""A full-size SAM beside Meta's code: the same random weights, the same photograph and prompts.
+"""A full-size model beside its authors' code: the same random weights, photograph and prompts.
 
-    python tools/compare_with_meta.py                        # ViT-B, one process per backend
+    python tools/compare_with_meta.py                        # SAM's ViT-B, one process per backend
     python tools/compare_with_meta.py --model huge --backend jax
-    python tools/compare_with_meta.py --model hq_base        # SAM-HQ, beside its released code
+    python tools/compare_with_meta.py --model hq_tiny        # SAM-HQ, the light one
+    python tools/compare_with_meta.py --model mobile_sam --backend torch
     python tools/compare_with_meta.py --model sam2.1_hiera_tiny
 
-Meta's code writes a `.pth` of random weights and its answers; each backend loads that file with
-`from_preset` and computes the same. Prints the differences as a fraction of Meta's largest value,
-the pixels of masks that differ, and seconds. Needs the package with its test extra, and
-`segment-anything-py`, `segment-anything-hq` or `sam2`. Takes 5 GB of memory and a few minutes for
-ViT-B. The exit code is 1 if a difference exceeds the tolerance: 1e-4 of the largest value, and
-0.01 % of a mask's pixels.
+Their code writes a `.pth` of random weights and its answers; each backend loads that file with
+`from_preset` and computes the same: features, masks of every kind of prompt, and the records of
+the mask generator. Prints the differences as a fraction of their largest value, the pixels of masks
+that differ, and seconds. Needs the package with its test extra, and `segment-anything-py`,
+`segment-anything-hq`, `mobilesam-mirror` or `sam2`. Takes 5 GB of memory and a few minutes for
+ViT-B. The exit code is 1 if a difference exceeds the tolerance: 1e-4 of the largest value, 0.01 %
+of a mask's pixels, and records in another order, with other boxes, or of an overlap below 0.999.
 """
 
 import argparse
@@ -25,14 +27,16 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = ("jax", "torch", "tensorflow")
-SIZES = ("base", "large", "huge")
-VITS = (*SIZES, *(f"hq_{size}" for size in SIZES))
+# Names of the models in their authors' registries.
+SAMS = {"base": "vit_b", "large": "vit_l", "huge": "vit_h"}
+HQS = {"hq_tiny": "vit_tiny", **{f"hq_{size}": name for size, name in SAMS.items()}}
 HIERAS = tuple(f"sam2.1_hiera_{size}" for size in ("tiny", "small", "base_plus", "large"))
-SIZE = (1200, 1800)  # its short side is rounded up, to 683
-BOUND, PIXEL_BOUND = 1e-4, 1e-4
+MODELS = (*SAMS, *HQS, "mobile_sam", *HIERAS)
+SIZE = (1199, 1801)  # odd, and its short side is rounded up, to 682
+BOUND, PIXEL_BOUND, OVERLAP = 1e-4, 1e-4, 0.999
 PROMPTS = {
     "click": {"points": [[900, 700]], "labels": [1]},
-    "clicks at the ends": {"points": [[1797, 3], [2, 1197], [1799, 1199]], "labels": [1, 0, 1]},
+    "clicks at the ends": {"points": [[1798, 3], [2, 1196], [1800, 1198]], "labels": [1, 0, 1]},
     "box": {"boxes": [300, 200, 1790, 1100]},
     "click, box and mask": {
         "points": [[900, 700]],
@@ -41,6 +45,14 @@ PROMPTS = {
         "masks": True,
     },
 }
+FIELDS = ("segmentation", "bbox", "point_coords", "predicted_iou", "stability_score")
+# Masks of random weights all span the image: suppression would leave one record.
+GENERATOR = {
+    "points_per_side": 4,
+    "pred_iou_thresh": 0.0,
+    "stability_score_thresh": 0.0,
+    "box_nms_thresh": 1.0,
+}
 
 
 def main():
@@ -48,9 +60,9 @@ def main():
         description=__doc__.splitlines()[0],
         epilog="Example: python tools/compare_with_meta.py --backend torch",
     )
-    parser.add_argument("--model", choices=(*VITS, *HIERAS), default="base")
+    parser.add_argument("--model", choices=MODELS, default="base")
     parser.add_argument("--backend", choices=(*BACKENDS, "all"), default="all")
-    parser.add_argument("--folder", type=Path, help="of Meta's file and answers, kept for later")
+    parser.add_argument("--folder", type=Path, help="of their file and answers, kept for later")
     parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.answer:
@@ -61,7 +73,8 @@ def main():
         if not (folder / "answers.npz").exists():
             code = f"import compare_with_meta as c; c.ask({str(folder)!r}, {options.model!r})"
             command = [sys.executable, "-c", code]
-            subprocess.run(command, cwd=ROOT / "tools", check=True)
+            environment = {**os.environ, "KERAS_BACKEND": "torch"}
+            subprocess.run(command, cwd=ROOT / "tools", env=environment, check=True)
         backends = BACKENDS if options.backend == "all" else (options.backend,)
         codes = [run(backend, folder) for backend in backends]
     return max(codes)
@@ -81,27 +94,30 @@ def photograph():
     return photograph(SIZE)
 
 
-# --- Meta's code ---
+# --- their code ---
 
 
 def ask(folder, name):
-    """Makes Meta's model, its file, and its answers."""
+    """Makes their model, its file, and its answers."""
     sys.path.insert(0, str(ROOT))
     import torch
 
     folder = Path(folder)
     started = time.perf_counter()
-    predictor = sam2_predictor(name) if name in HIERAS else sam_predictor(name)
-    state = predictor.model.state_dict()
+    model, predictor_class, generator_class = oracle(name)
+    predictor, state = predictor_class(model), model.state_dict()
     torch.save({"model": state}, folder / "random.pth")
     count = sum(values.numel() for values in state.values())
-    print(f"Meta's {name}, {count:,} weights, made in {time.perf_counter() - started:.0f} s")
+    print(f"{name}, {count:,} weights, made in {time.perf_counter() - started:.0f} s")
     seconds = {}
     image = photograph()
     seconds["encode"] = timed(predictor.set_image, image)[0]
-    answers = {"embedding": predictor.get_image_embedding().permute(0, 2, 3, 1).numpy()}
+    answers = {"features/image_embeddings": channels_last(predictor.get_image_embedding())}
     if hasattr(predictor, "interm_features"):  # SAM-HQ's
-        answers["early_features"] = predictor.interm_features[0].numpy()
+        answers["features/early_features"] = predictor.interm_features[0].numpy()
+    if name in HIERAS:
+        for number, values in enumerate(predictor._features["high_res_feats"]):
+            answers[f"features/high_res_features_{number}"] = channels_last(values)
     previous = None
     for prompt, given in PROMPTS.items():
         for multimask_output in (True, False):
@@ -119,32 +135,50 @@ def ask(folder, name):
             if previous is None:
                 previous = logits[:1]
     answers["previous"] = previous
+    generator = generator_class(model, **GENERATOR)
+    seconds["generate"], records = timed(generator.generate, image)
+    for field in FIELDS:
+        answers[f"records/{field}"] = np.array([record[field] for record in records])
     np.savez(folder / "answers.npz", **answers)
     print("seconds: " + ", ".join(f"{key} {value:.2f}" for key, value in seconds.items()))
 
 
-def sam_predictor(name):
+def oracle(name):
+    """Their model with random weights, and their predictor and generator."""
     from tests.hq_oracle import import_segment_anything_hq
     from tests.meta_oracle import import_segment_anything
+    from tests.mobile_sam_oracle import import_mobile_sam, randomize_statistics
     from tests.parity.oracles import randomize
 
-    size = name.removeprefix("hq_")
-    meta = import_segment_anything() if size == name else import_segment_anything_hq()
-    return meta.SamPredictor(randomize(meta.sam_model_registry[f"vit_{size[0]}"](), seed=0))
+    if name in HIERAS:
+        return sam2_oracle(name)
+    if name == "mobile_sam":
+        code, model = import_mobile_sam(), "vit_t"
+    elif name in HQS:
+        code, model = import_segment_anything_hq(), HQS[name]
+    else:
+        code, model = import_segment_anything(), SAMS[name]
+    model = randomize_statistics(randomize(code.sam_model_registry[model](), seed=0), seed=0)
+    return model, code.SamPredictor, code.SamAutomaticMaskGenerator
 
 
-def sam2_predictor(name):
+def sam2_oracle(name):
     """Of a preset's sizes, as `build_sam2` makes it; what is for videos is smaller."""
     from keras_sam.presets import read_preset
     from tests.parity.oracles import randomize
     from tests.sam2_oracle import import_sam2, sam2_like
 
     import_sam2()
+    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
     encoder = read_preset(name, load_weights=False).encoder
-    model = sam2_like(encoder, dynamic_multimask_via_stability=True)
-    return SAM2ImagePredictor(randomize(model, seed=0))
+    model = randomize(sam2_like(encoder, dynamic_multimask_via_stability=True), seed=0)
+    return model, SAM2ImagePredictor, SAM2AutomaticMaskGenerator
+
+
+def channels_last(values):
+    return values.permute(0, 2, 3, 1).numpy()
 
 
 def timed(function, *arguments, **named):
@@ -157,7 +191,7 @@ def timed(function, *arguments, **named):
 
 
 def compare(folder):
-    """Answers on the backend of this process and prints how far from Meta's."""
+    """Answers on the backend of this process and prints how far from theirs."""
     import keras
 
     import keras_sam
@@ -169,12 +203,10 @@ def compare(folder):
     first, _ = timed(predictor.set_image, image)
     again, _ = timed(predictor.set_image, image)
     print(f"\n{keras.backend.backend()}, {segmenter.count_params():,} weights")
-    worst = {"encoder": difference(predictor.image_embeddings, expected["embedding"])}
-    print(f"  {'image embedding':34}{worst['encoder']:9.1e}")
-    if "early_features" in expected:
-        early = predictor.features["early_features"]
-        worst["early"] = difference(early, expected["early_features"])
-        print(f"  {'early features':34}{worst['early']:9.1e}")
+    worst = {}
+    for name, values in predictor.features.items():
+        worst[name] = difference(values, expected[f"features/{name}"])
+        print(f"  {name:34}{worst[name]:9.1e}")
     print(f"  {'':34}{'logits':>9}{'scores':>9}{'mask pixels':>13}")
     seconds = []
     for prompt, given in PROMPTS.items():
@@ -195,15 +227,42 @@ def compare(folder):
         f"  seconds: load {load:.1f}, encode {first:.1f} the first time and {again:.1f} again, "
         f"predict {max(seconds):.2f} at most and {min(seconds):.2f} at least"
     )
+    records_agree = compare_records(predictor, expected)
     pixels = worst.pop("pixels")
-    exact = max(worst.values()) <= BOUND and pixels <= PIXEL_BOUND
+    exact = max(worst.values()) <= BOUND and pixels <= PIXEL_BOUND and records_agree
     print(f"  {'as promised' if exact else 'MORE THAN PROMISED'}")
     return 0 if exact else 1
 
 
+def compare_records(predictor, expected):
+    """Whether the generator's records are theirs: count, order, boxes, overlaps and scores."""
+    import keras_sam
+
+    generator = keras_sam.SAMAutomaticMaskGenerator(predictor, **GENERATOR)
+    spent, records = timed(generator.generate)
+    ours = {name: np.array([record[name] for record in records]) for name in FIELDS}
+    theirs = {name: expected[f"records/{name}"] for name in FIELDS}
+    print(f"  records: {len(records)}, theirs {len(theirs['bbox'])}, {spent:.1f} s")
+    if len(records) != len(theirs["bbox"]):
+        return False
+    masks, wanted = ours["segmentation"], theirs["segmentation"]
+    overlap = ((masks & wanted).sum(axis=(1, 2)) / (masks | wanted).sum(axis=(1, 2))).min()
+    same = {name: np.array_equal(ours[name], theirs[name]) for name in ("bbox", "point_coords")}
+    scores = {
+        name: np.abs(ours[name] - theirs[name]).max()
+        for name in ("predicted_iou", "stability_score")
+    }
+    print(
+        f"  least overlap {overlap:.6f}; "
+        + ", ".join(f"{name} {'equal' if equal else 'OTHERS'}" for name, equal in same.items())
+        + "".join(f", {name} within {error:.1e}" for name, error in scores.items())
+    )
+    return overlap >= OVERLAP and all(same.values()) and max(scores.values()) <= 1e-3
+
+
 def difference(actual, expected):
     if actual.shape != expected.shape:
-        raise ValueError(f"Shapes differ: {actual.shape} and Meta's {expected.shape}.")
+        raise ValueError(f"Shapes differ: {actual.shape} and theirs {expected.shape}.")
     return np.abs(actual - expected).max() / np.abs(expected).max()
 
 

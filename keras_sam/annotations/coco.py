@@ -58,7 +58,7 @@ def write_coco(
             for record in image.records:
                 number += 1
                 entry = {"id": number, "image_id": listed["id"]}
-                entry |= _annotation(record, image.size, polygons, tolerance)
+                entry |= annotation_entry(record, image.size, polygons, tolerance)
                 met.add(entry["category_id"])
                 if names is not None and entry["category_id"] not in names:
                     raise ValueError(
@@ -166,7 +166,10 @@ def _image_entry(image: ImageAnnotations, entries: Mapping[int, dict]) -> dict:
     return {"id": number, "width": width, "height": height, "file_name": str(image.file_name)}
 
 
-def _annotation(record: Mapping, size: Sequence[int], polygons: bool, tolerance: float) -> dict:
+def annotation_entry(
+    record: Mapping, size: Sequence[int], polygons: bool = False, tolerance: float = 0.0
+) -> dict:
+    """A record as an annotation of COCO, without the ids of its own and of its image."""
     rle = segmentation_to_rle(record["segmentation"], size)
     crowd = int(record.get("iscrowd", 0))
     shape: Any = rle

@@ -38,6 +38,7 @@ from keras_sam.backends.generic import (
     pads_prompt_sets,
     runs_sequentially,
     softmax_float32,
+    split_windows_and_heads,
     step_function,
     to_numpy,
 )

@@ -170,6 +170,23 @@ def softmax_float32(logits: Tensor, axis: int = -1) -> Tensor:
     return ops.cast(ops.softmax(ops.cast(logits, "float32"), axis=axis), logits.dtype)
 
 
+def split_windows_and_heads(qkv: Tensor, window_grid: Grid, heads: int) -> list[Tensor]:
+    """`(B, h, w, 3 D c)` to query, key and value, each `(N, D, window cells, c)`.
+
+    Images and their rows of windows share an axis, and each of the three is transposed by itself:
+    LiteRT's transposes have six axes at most.
+    """
+    window_h, window_w = window_grid
+    width = qkv.shape[3] // 3
+    shape = (-1, window_h, qkv.shape[2] // window_w, window_w, heads, width // heads)
+    parts = []
+    for i in range(3):
+        part = ops.reshape(qkv[..., i * width : (i + 1) * width], shape)
+        part = ops.transpose(part, (0, 2, 4, 1, 3, 5))
+        parts.append(ops.reshape(part, (-1, heads, window_h * window_w, width // heads)))
+    return parts
+
+
 def decomposed_rel_pos(
     query: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,7 @@ def dense(x, kernel, bias, activation=None, training=None):
     kernel, bias = ops.cast(kernel, x.dtype), ops.cast(bias, x.dtype)
     out = tf.nn.bias_add(tf.matmul(tf.reshape(x, (-1, kernel.shape[0])), kernel), bias)
     if activation is keras.activations.gelu:
-        # TensorFlow computes exactly this as part of the product.
-        out = 0.5 * out * (1.0 + tf.math.erf(out * math.sqrt(0.5)))
+        out = _gelu(out)
         activation = None
     out = tf.reshape(out, (*ops.shape(x)[:-1], kernel.shape[1]))
     return out if activation is None else activation(out)
@@ -43,9 +42,13 @@ def activate(x, activation, training=None):
     in float32 would be kept.
     """
     if activation is keras.activations.gelu and not training:
-        wide = ops.cast(x, "float32")
-        return ops.cast(wide * (0.5 + 0.5 * ops.erf(wide * math.sqrt(0.5))), x.dtype)
+        return ops.cast(_gelu(ops.cast(x, "float32")), x.dtype)
     return generic.activate(x, activation)
+
+
+def _gelu(x):
+    """In the words that TensorFlow computes as part of a product, and LiteRT as one operator."""
+    return 0.5 * x * (1.0 + tf.math.erf(x * math.sqrt(0.5)))
 
 
 def dense_add(x, kernel, bias, other, activation=None, training=None):

@@ -16,13 +16,13 @@ import warnings
 from pathlib import Path
 
 from keras_sam import __version__
-from keras_sam.cli import convert, evaluate, everything, export, presets, segment, train
+from keras_sam.cli import annotate, convert, evaluate, everything, export, presets, segment, train
 from keras_sam.cli.config import read_config
 from keras_sam.cli.errors import CommandError, one_line
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (segment, everything, evaluate, train, presets, convert, export)
+    for module in (segment, everything, annotate, evaluate, train, presets, convert, export)
 }
 
 _DESCRIPTION = """\

@@ -21,9 +21,11 @@ DESCRIPTION = """\
 Converts a checkpoint, bit by bit; no backend is needed.
 
 --to keras_sam      OUT is a folder for from_preset and for --model
---to meta           OUT is a .safetensors file with the names of Meta's state dict: torch users
-                    load it with safetensors.torch.load_file and model.load_state_dict
---to transformers   OUT is a folder for transformers' SamModel.from_pretrained"""
+--to meta           OUT is a .safetensors file with the names of the released code's state dict:
+                    torch users load it with safetensors.torch.load_file and
+                    model.load_state_dict
+--to transformers   OUT is a folder for from_pretrained of transformers' SamModel, SamHQModel or
+                    Sam2Model"""
 
 EXAMPLES = """\
 examples:

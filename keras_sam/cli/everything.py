@@ -14,9 +14,10 @@ from keras_sam.cli.output import (
     check_nothing_is_lost,
     check_output_folder,
 )
-from keras_sam.cli.photos import find_photos, shown_pixels
+from keras_sam.cli.photos import find_photos
 from keras_sam.cli.progress import Progress
 from keras_sam.cli.run_log import RunLog
+from keras_sam.images import shown_pixels
 
 COCO_FILE = "annotations.json"
 
@@ -81,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_overwrite_option(results)
     results.add_argument("--json", action="store_true", help="print the summary as a line of JSON")
     options.add_generator_options(parser)
-    options.add_model_options(parser)
+    options.add_model_options(parser, runs_exports=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -208,7 +209,7 @@ def _is_done(args, log, photo):
 def _segment(args, parameters, todo, log, summary):
     progress = Progress(args.quiet)
     model.say_limits(args.model, progress)
-    with model.open_segmenter(args, progress) as segmenter:
+    with model.open_any_segmenter(args, progress) as segmenter:
         from keras_sam.mask_generator import SAMAutomaticMaskGenerator
 
         with bad_input():

@@ -10,9 +10,14 @@ from keras_sam.cli.output import add_overwrite_option, check_nothing_is_lost, ch
 from keras_sam.cli.progress import Progress
 
 # The format's names, and the backends that write it, the first that is installed.
-_BACKENDS = {"onnx": ("torch",), "openvino": ("torch",), "saved_model": ("tensorflow",)}
+_BACKENDS = {
+    "onnx": ("torch",),
+    "openvino": ("torch",),
+    "saved_model": ("tensorflow",),
+    "litert": ("tensorflow",),
+}
 
-HELP = "write a model as ONNX, OpenVINO or SavedModel files"
+HELP = "write a model as ONNX, OpenVINO, SavedModel or LiteRT files"
 DESCRIPTION = """\
 Writes image encoder and mask decoder as files that run without Keras, and a manifest.json that
 describes them. Each file is opened in its own runtime and compared with the model.
@@ -20,7 +25,8 @@ describes them. Each file is opened in its own runtime and compared with the mod
 --format onnx         image_encoder.onnx, prompt_decoder.onnx, and mask_decoder.onnx, which has the
                       inputs and outputs of Meta's exported decoder
 --format openvino     the same as .xml and .bin
---format saved_model  a folder for TensorFlow with the signatures encode, decode and segment"""
+--format saved_model  a folder for TensorFlow with the signatures encode, decode and segment
+--format litert       image_encoder.tflite and prompt_decoder.tflite, for phones"""
 
 EXAMPLES = """\
 examples:
@@ -45,10 +51,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--image-input",
-        action="store_true",
-        help="the encoder takes the photograph itself, of any size, instead of normalised pixels",
+        nargs="?",
+        const="uint8",
+        default=False,
+        choices=("uint8", "float32"),
+        help="the encoder takes the photograph itself, of any size, instead of normalised pixels; "
+        "with float32 as AnyLabeling passes it (default: uint8)",
     )
     group.add_argument("--opset", type=int, default=20, help="ONNX's operator set (default: 20)")
+    group.add_argument(
+        "--multimask",
+        dest="multimask_output",
+        action=argparse.BooleanOptionalAction,
+        help="prompt_decoder makes the candidates alone, or the one mask for unambiguous prompts "
+        "alone (default: all)",
+    )
     add_overwrite_option(group)
     metas = parser.add_argument_group("mask_decoder, as in Meta's exporter")
     metas.add_argument("--return-single-mask", action="store_true", help="one mask, the best")
@@ -69,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
     check_output_folder(args.out.parent)
     choose_backend(args.backend, _BACKENDS[args.format])
     progress = Progress(args.quiet)
-    names = "image_input precision opset return_single_mask use_stability_score"
-    names = (*names.split(), "return_extra_metrics")
+    names = "image_input precision opset multimask_output return_single_mask"
+    names = (*names.split(), "use_stability_score", "return_extra_metrics")
     settings = {name: getattr(args, name) for name in names}
     with open_segmenter(args, progress) as segmenter:
         from keras_sam.export import export_model

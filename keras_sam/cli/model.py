@@ -5,10 +5,13 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from keras_sam.backend_choice import BACKENDS, first_installed, is_installed
 from keras_sam.cli.errors import CommandError, bad_input
 from keras_sam.cli.progress import Progress, quiet_stderr
+from keras_sam.exported import ExportedSegmenter
+from keras_sam.exported.manifest import is_export
 
 
 def choose_backend(requested: str | None = None, order: Sequence[str] = BACKENDS) -> str:
@@ -108,6 +111,41 @@ def check_source(source: str, option: str = "--model") -> None:
         )
 
 
+def open_exported(args: Any, progress: Progress) -> ExportedSegmenter:
+    """Loads the exported folder that `--model` names; what only Keras can do is refused."""
+    for name in ("dtype", "image_shape", "backend", "device"):
+        if getattr(args, name) is not None:
+            raise CommandError(
+                f"--{name.replace('_', '-')} cannot be combined with the exported folder "
+                f"{args.model}, whose files are made for one. --provider says what runs them"
+            )
+    with progress.step(f"Loading {args.model}"), bad_input():
+        try:
+            segmenter = ExportedSegmenter.load(args.model, providers=args.provider)
+        except ImportError as error:
+            raise CommandError(str(error), code=1) from error
+    if args.mask_threshold is not None:
+        segmenter.mask_threshold = args.mask_threshold
+    if args.value_range is not None:
+        segmenter.preprocessor.image_converter.value_range = args.value_range
+    return segmenter
+
+
+@contextlib.contextmanager
+def open_any_segmenter(args, progress, order: Sequence[str] = BACKENDS):
+    """`open_segmenter`, also for an exported folder, which needs no backend."""
+    if is_export(args.model):
+        yield open_exported(args, progress)
+        return
+    if args.provider is not None:
+        raise CommandError(
+            "--provider is for a folder that `keras-sam export` wrote. Received: "
+            f"--model {args.model}; --backend and --device say what runs it"
+        )
+    with open_segmenter(args, progress, order) as segmenter:
+        yield segmenter
+
+
 @contextlib.contextmanager
 def open_segmenter(args, progress, order: Sequence[str] = BACKENDS):
     """Chooses backend and device, and yields the `SAMImageSegmenter` that is loaded there."""
@@ -117,7 +155,15 @@ def open_segmenter(args, progress, order: Sequence[str] = BACKENDS):
     quiet = contextlib.nullcontext if args.debug else quiet_stderr
     missing = missing_modules(unneeded_packages(backend))
     with progress.step(f"Starting {backend}"), quiet(), missing:
-        from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+        try:
+            from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+        except ModuleNotFoundError as error:
+            if error.name != "keras":
+                raise
+            raise CommandError(
+                f'Keras is not installed. Install it with: pip install "keras-sam[{backend}]"',
+                code=1,
+            ) from error
     overrides = {
         name: getattr(args, name, None) for name in ("dtype", "image_shape", "mask_threshold")
     }
@@ -143,14 +189,20 @@ def say_limits(source: str, progress: Progress) -> None:
 
 def describe(args, segmenter) -> dict:
     """The settings that the masks were made with, for the JSON file of the results."""
-    from keras_sam import __version__, backends
+    from keras_sam import __version__
 
+    if isinstance(segmenter, ExportedSegmenter):
+        dtype, backend = segmenter.precision, segmenter.runtime
+    else:
+        from keras_sam import backends
+
+        dtype, backend = segmenter.dtype_policy.name, backends.NAME
     return {
         "model": args.model,
         "image_shape": list(segmenter.image_shape[:2]),
-        "dtype": segmenter.dtype_policy.name,
+        "dtype": dtype,
         "value_range": segmenter.preprocessor.image_converter.value_range,
-        "backend": backends.NAME,
+        "backend": backend,
         "keras_sam": __version__,
         "mask_threshold": segmenter.mask_threshold,
     }

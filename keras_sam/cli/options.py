@@ -130,7 +130,9 @@ def add_hidden_alias(group, name: str, option: argparse.Action) -> None:
     group.add_argument(name, **same, help=argparse.SUPPRESS)
 
 
-def add_model_options(parser: argparse.ArgumentParser, makes_masks: bool = True) -> None:
+def add_model_options(
+    parser: argparse.ArgumentParser, makes_masks: bool = True, runs_exports: bool = False
+) -> None:
     """Adds the options for the model, what it runs on, and the threshold of its masks."""
     group = parser.add_argument_group("model")
     source = group.add_mutually_exclusive_group()
@@ -138,7 +140,12 @@ def add_model_options(parser: argparse.ArgumentParser, makes_masks: bool = True)
         "--model",
         metavar="NAME",
         help="built-in name (see `keras-sam presets`), kaggle:// or hf:// handle, folder, or a "
-        ".pth, .safetensors, .h5 or .keras file, whose format and size are recognised",
+        ".pth, .safetensors, .h5 or .keras file, whose format and size are recognised"
+        + (
+            "; or a folder that `keras-sam export` wrote as onnx or openvino"
+            if runs_exports
+            else ""
+        ),
     )
     model.required = True
     for name in ("--preset", "--checkpoint"):
@@ -177,6 +184,14 @@ def add_model_options(parser: argparse.ArgumentParser, makes_masks: bool = True)
     group.add_argument(
         "--device", type=device, help="cpu, gpu, gpu:1 ... (default: the backend's choice)"
     )
+    if runs_exports:
+        group.add_argument(
+            "--provider",
+            action=Repeated,
+            metavar="NAME",
+            help="what runs an exported folder in ONNX Runtime, by its own name, such as "
+            "CUDAExecutionProvider; repeatable, the preferred first (default: the processor)",
+        )
 
 
 class Parameter(NamedTuple):

@@ -5,12 +5,9 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import numpy as np
 
 from keras_sam.cli.errors import CommandError
-from keras_sam.images import IMAGE_ENDINGS, load_image
+from keras_sam.images import IMAGE_ENDINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +24,6 @@ class Photo:
         """Size and time of the file, by which a changed photograph is recognised."""
         about = self.path.stat()
         return {"bytes": about.st_size, "changed": about.st_mtime_ns}
-
-
-def shown_pixels(photo: Any, value_range: Any) -> np.ndarray:
-    """A photograph as the model sees it, uint8 RGB; a path, or the values in its file."""
-    pixels = load_image(photo, value_range=value_range)
-    return np.clip(np.rint(pixels), 0, 255).astype("uint8")
 
 
 def find_photos(

@@ -18,9 +18,9 @@ from keras_sam.cli.output import (
     format_table,
     output_files,
 )
-from keras_sam.cli.photos import shown_pixels
 from keras_sam.cli.progress import Progress
 from keras_sam.cli.prompt_files import ObjectPrompt, prompts_from_options, read_prompts
+from keras_sam.images import shown_pixels
 
 HELP = "segment objects in a photograph from points, boxes and masks"
 DESCRIPTION = """\
@@ -99,7 +99,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "(default: three for a lone point, otherwise one)",
     )
     add_overwrite_option(results)
-    options.add_model_options(parser)
+    options.add_model_options(parser, runs_exports=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     check_nothing_is_lost((args.out / name for name in names), args.overwrite)
     progress = Progress(args.quiet)
     model.say_limits(args.model, progress)
-    with model.open_segmenter(args, progress, _ORDER) as segmenter:
+    with model.open_any_segmenter(args, progress, _ORDER) as segmenter:
         from keras_sam.predictor import SAMPredictor
 
         predictor = SAMPredictor(segmenter)

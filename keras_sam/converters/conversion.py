@@ -27,7 +27,8 @@ KERAS_EXTRAS = (r"(.*/)?seed_generator(_\d+)?/.*", r"(.*/)?optimizer/.*", r"(.*/
 # Names by which other models are recognised, for the error message.
 _OTHERS = (
     (r".*\b(hf_token|hq_token)\b.*", "SAM-HQ"),
-    (r".*(image_encoder\.trunk\.|sam_mask_decoder\.).*", "SAM 2"),
+    (r".*(image_encoder\.trunk\.|sam_mask_decoder\.|object_score_token).*", "SAM 2"),
+    (r"patch_embedding_conv1/.*", "MobileSAM"),
     (r".*vision_encoder\.backbone\..*", "transformers' SAM 2"),
     (r".*memory_(attention|encoder)\..*", "SAM 2's memory for videos without its image model"),
     (r".*(detector\.|vision_backbone\.).*", "SAM 3"),

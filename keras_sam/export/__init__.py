@@ -1,4 +1,4 @@
-"""Models as files for other runtimes: ONNX Runtime, OpenVINO, TensorFlow."""
+"""Models as files for other runtimes: ONNX Runtime, OpenVINO, TensorFlow, LiteRT."""
 
 from keras_sam.export.writing import FORMATS, export_model
 

@@ -44,7 +44,7 @@ def check_encoder(run: Any, segmenter: Any, image_input: bool, precision: str) -
         name: np.transpose(expected[name], (0, 3, 1, 2)) for name in segmenter.feature_shapes
     }
     bound = max(BOUNDS[precision], _OF_AN_IMAGE if image_input else 0)
-    return _compared(outputs, expected, bound)
+    return compare(outputs, expected, bound)
 
 
 def check_metas(run: Any, segmenter: Any, settings: dict[str, Any]) -> dict[str, float]:
@@ -75,7 +75,7 @@ def check_metas(run: Any, segmenter: Any, settings: dict[str, Any]) -> dict[str,
         expected = {name: x[:, :1] for name, x in expected.items()}
     if settings["use_stability_score"]:
         del expected["iou_predictions"]  # tested with known masks
-    return _compared(outputs, expected, BOUNDS[settings["precision"]])
+    return compare(outputs, expected, BOUNDS[settings["precision"]])
 
 
 def check_decoder(run: Any, graph: Graph, segmenter: Any, precision: str) -> dict[str, float]:
@@ -100,7 +100,7 @@ def check_decoder(run: Any, graph: Graph, segmenter: Any, precision: str) -> dic
     arrays = (points[None], labels[None], masks[None], given[None])
     expected = _decoded(graph, [*of_image.values(), *arrays])
     outputs = run({**of_image, **dict(zip(prompts, arrays, strict=True))})
-    return _compared(outputs, expected, BOUNDS[precision])
+    return compare(outputs, expected, BOUNDS[precision])
 
 
 def _decoded(graph, arrays):
@@ -110,7 +110,13 @@ def _decoded(graph, arrays):
     return {k: np.asarray(keras.ops.convert_to_numpy(x)) for k, x in graph(*tensors).items()}
 
 
-def _compared(outputs, expected, bound):
+def compare(
+    outputs: dict[str, Any], expected: dict[str, np.ndarray], bound: float
+) -> dict[str, float]:
+    """The largest difference of each output, as a part of its largest value.
+
+    Raises a RuntimeError where one is above `bound`.
+    """
     differences = {}
     for name, wanted in expected.items():
         received = np.asarray(outputs[name], "float32")

@@ -13,8 +13,8 @@ import numpy as np
 from keras import ops
 
 from keras_sam.layers.arguments import Tensor
-from keras_sam.models.backbone import named_features
 from keras_sam.models.programs import extra_outputs
+from keras_sam.outputs import named_features
 
 
 class Argument(NamedTuple):
@@ -95,40 +95,6 @@ class PromptDecoderGraph(Graph):
             **features, **embedded, multimask_output=self.multimask_output, training=False
         )
         return {name: ops.cast(x, "float32") for name, x in outputs.items()}
-
-
-class MetaDecoderGraph(Graph):
-    """The inner part of Meta's exported decoder: one prompt of N points, in its names and shapes.
-
-    Labels are floats, and there is always a `mask_input`, which counts where `has_mask_input` is
-    above 0. Outputs are `low_res_masks` `(1, K, Lh, Lw)` and `iou_predictions` `(1, K)`.
-    """
-
-    def __init__(self, segmenter: Any):
-        self.inner = PromptDecoderGraph(segmenter)
-        self.layers = self.inner.layers
-        self.arguments = (
-            *self.inner.features,
-            Argument("point_coords", "float32", (1, "num_points", 2)),
-            Argument("point_labels", "float32", (1, "num_points")),
-            Argument("mask_input", "float32", (1, 1, *segmenter.mask_size)),
-            Argument("has_mask_input", "float32", (1,)),
-        )
-        self.outputs = ("low_res_masks", "iou_predictions")
-
-    def __call__(self, *arrays: Tensor) -> dict[str, Tensor]:
-        *features, points, labels, masks, given = arrays
-        outputs = self.inner(
-            *features,
-            ops.expand_dims(points, 1),
-            ops.expand_dims(ops.cast(labels, "int32"), 1),
-            masks,
-            ops.expand_dims(given, 1),
-        )
-        return {
-            "low_res_masks": outputs["masks"][:, 0],
-            "iou_predictions": outputs["iou_pred"][:, 0],
-        }
 
 
 def feature_arguments(segmenter: Any) -> tuple[Argument, ...]:

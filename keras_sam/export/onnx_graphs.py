@@ -31,7 +31,7 @@ def trace(graph: Graph, opset: int) -> Any:
             return tuple(outputs[name] for name in graph.outputs)
 
     # Not 1, which PyTorch would take for a constant.
-    lengths = {"prompts": 3, "points": 5, "num_points": 5}
+    lengths = {"prompts": 3, "points": 5}
     examples = tuple(torch.from_numpy(a.example(**lengths)) for a in graph.arguments)
     axes = {name: torch.export.Dim(name, max=_LARGEST) for name in lengths}
     dynamic = tuple(
@@ -69,8 +69,8 @@ def _quiet(name):
         logger.setLevel(level)
 
 
-def with_image_input(encoder: Any, plan: dict, opset: int) -> Any:
-    """An encoder that takes the image itself, uint8 `(H0, W0, channels)`.
+def with_image_input(encoder: Any, plan: dict, opset: int, dtype: str = "uint8") -> Any:
+    """An encoder that takes the image itself, `(H0, W0, channels)`, pixel values 0..255.
 
     It is scaled, rounded, normalised and padded as `SAMImageConverter` does with uint8 images.
     `plan` has `frame`, `stretch`, `mean` and `std`.
@@ -78,9 +78,10 @@ def with_image_input(encoder: Any, plan: dict, opset: int) -> Any:
     height, width = plan["frame"]
     mean, std = (_floats(np.asarray(plan[name]).ravel()) for name in ("mean", "std"))
     channels = len(plan["mean"])
+    kind = {"uint8": "uint8", "float32": "float"}[dtype]
     pre = _parse(
         f"""
-        scale_to_frame (uint8[H0, W0, {channels}] image)
+        scale_to_frame ({kind}[H0, W0, {channels}] image)
         => (float[1, {channels}, {height}, {width}] pixels)
         <int64[1] batch_axis = {{0}}, int64[2] batch = {{1, {channels}}},
          float low = {{0.0}}, float high = {{255.0}},
@@ -112,21 +113,67 @@ def with_image_input(encoder: Any, plan: dict, opset: int) -> Any:
     return _join(pre, encoder, [("pixels", "pixels")])
 
 
-def with_masks_of_the_image(
+def as_metas_decoder(
     decoder: Any,
     plan: dict,
     opset: int,
     *,
-    masks: int,
     mask_threshold: float,
-    return_single_mask: bool,
-    use_stability_score: bool,
-    return_extra_metrics: bool,
+    return_single_mask: bool = False,
+    use_stability_score: bool = False,
+    return_extra_metrics: bool = False,
 ) -> Any:
-    """Meta's exported decoder: its choice of masks, and masks in the image's size.
+    """Meta's exported decoder: a prompt decoder of all masks, with one prompt and Meta's names.
 
-    `masks` is how many the decoder makes; the options are those of Meta's exporter.
+    Labels are floats, there is always a `mask_input`, which counts where `has_mask_input` is above
+    0, and masks have the image's size. The options are those of Meta's exporter.
     """
+    shape = decoder.graph.output[0].type.tensor_type.shape.dim
+    masks, lh, lw = (n.dim_value for n in shape[2:])
+    _rename(decoder, {"masks": "low_res_of_prompts", "iou_pred": "iou_of_prompts"})
+    options = (return_single_mask, use_stability_score, return_extra_metrics)
+    post = _masks_of_the_image(plan, opset, (masks, lh, lw), mask_threshold, *options)
+    outputs = ("low_res_of_prompts", "iou_of_prompts")
+    joined = _join(decoder, post, [(name, name) for name in outputs])
+    pre = _parse(
+        f"""
+        metas_prompt (float[1, num_points, 2] point_coords, float[1, num_points] point_labels,
+            float[1, 1, {lh}, {lw}] mask_input, float[1] has_mask_input)
+        => (float[1, 1, num_points, 2] points, int32[1, 1, num_points] labels,
+            float[1, 1, {lh}, {lw}] mask_prompts, float[1, 1] mask_given)
+        {{
+            axis = Constant <value_ints = [1]> ()
+            points = Unsqueeze (point_coords, axis)
+            whole = Cast <to = 6> (point_labels)
+            labels = Unsqueeze (whole, axis)
+            mask_prompts = Identity (mask_input)
+            mask_given = Unsqueeze (has_mask_input, axis)
+        }}
+        """,
+        opset,
+    )
+    prompts = [x.name for x in pre.graph.output]
+    joined = _join(pre, joined, [(name, name) for name in prompts])
+    del joined.graph.value_info[:]  # of any number of prompts
+    given = {x.name: x for x in joined.graph.input}
+    own = ("point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size")
+    features = [name for name in given if name not in own]
+    del joined.graph.input[:]
+    joined.graph.input.extend(given[name] for name in (*features, *own))
+    return joined
+
+
+def _masks_of_the_image(
+    plan,
+    opset,
+    low_res_shape,
+    mask_threshold,
+    return_single_mask,
+    use_stability_score,
+    return_extra_metrics,
+):
+    """Meta's choice of masks, and masks in the image's size."""
+    masks, lh, lw = low_res_shape
     height, width = plan["frame"]
     stable = _stability("low_res", "stable", mask_threshold)
     scores = f"{stable} all_scores = Identity (stable)" if use_stability_score else ""
@@ -170,15 +217,17 @@ def with_masks_of_the_image(
     """
     if plan["stretch"]:
         to_frame = "cropped = Identity (low_res_masks)"
-    low = decoder.graph.output[0].type.tensor_type.shape.dim
-    lh, lw = low[2].dim_value, low[3].dim_value
-    post = _parse(
+    return _parse(
         f"""
-        masks_of_the_image (float[1, {masks}, {lh}, {lw}] low_res, float[1, {masks}] iou_of_all,
+        masks_of_the_image (float[1, 1, {masks}, {lh}, {lw}] low_res_of_prompts,
+            float[1, 1, {masks}] iou_of_prompts,
             float[1, num_points, 2] point_coords, float[2] orig_im_size)
         => (float[1, {kept}, height, width] masks, float[1, {kept}] iou_predictions,
             {extra_outputs} float[1, {kept}, {lh}, {lw}] low_res_masks)
         {{
+            prompt_axis = Constant <value_ints = [1]> ()
+            low_res = Squeeze (low_res_of_prompts, prompt_axis)
+            iou_of_all = Squeeze (iou_of_prompts, prompt_axis)
             {scores}
             {choice}
             iou_predictions = Identity (scores)
@@ -193,8 +242,6 @@ def with_masks_of_the_image(
         """,
         opset,
     )
-    _rename(decoder, {"low_res_masks": "low_res", "iou_predictions": "iou_of_all"})
-    return _join(decoder, post, [("low_res", "low_res"), ("iou_of_all", "iou_of_all")])
 
 
 def _scaled_size(original, plan):

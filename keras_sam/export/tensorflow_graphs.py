@@ -1,14 +1,16 @@
-"""SavedModels, on the TensorFlow backend."""
+"""SavedModels and LiteRT files, on the TensorFlow backend."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_sam import runtimes
 from keras_sam.export import checking
 from keras_sam.export.graphs import Graph, ImageEncoderGraph, PromptDecoderGraph
 
@@ -18,8 +20,8 @@ SAVED_MODEL = "saved_model"
 class SegmentGraph(Graph):
     """Encoder and decoder in one: pixels and prompts to masks and their scores."""
 
-    def __init__(self, segmenter: Any):
-        self.encoder, self.decoder = ImageEncoderGraph(segmenter), PromptDecoderGraph(segmenter)
+    def __init__(self, encoder: ImageEncoderGraph, decoder: PromptDecoderGraph):
+        self.encoder, self.decoder = encoder, decoder
         self.layers = (*self.encoder.layers, *self.decoder.layers)
         prompts = self.decoder.arguments[len(self.decoder.features) :]
         self.arguments = (*self.encoder.arguments, *prompts)
@@ -29,12 +31,15 @@ class SegmentGraph(Graph):
         return self.decoder(*self.encoder(pixels).values(), *prompts)
 
 
-def write_saved_model(segmenter: Any, folder: Path) -> dict[str, dict]:
+def write_saved_model(segmenter: Any, folder: Path, settings: dict) -> dict[str, dict]:
     """Writes a SavedModel with the signatures `encode`, `decode` and `segment`, and checks them."""
     import tensorflow as tf
 
     path = folder / SAVED_MODEL
-    made = _save(segmenter, path)
+    decoder = PromptDecoderGraph(segmenter, settings["multimask_output"])
+    encoder = ImageEncoderGraph(segmenter)
+    made = {"encode": encoder, "decode": decoder, "segment": SegmentGraph(encoder, decoder)}
+    _save(made, path)
     loaded = tf.saved_model.load(os.fspath(path))
     differences = {}
     for name, graph in made.items():
@@ -51,16 +56,51 @@ def write_saved_model(segmenter: Any, folder: Path) -> dict[str, dict]:
     return {SAVED_MODEL: about}
 
 
-def _save(segmenter, path):
+def write_litert(segmenter: Any, folder: Path, settings: dict) -> dict[str, dict]:
+    """Writes encoder and decoder as LiteRT files of LiteRT's own operators, and checks them."""
+    precision = settings["precision"]
+    encoder = ImageEncoderGraph(segmenter)
+    decoder = PromptDecoderGraph(segmenter, settings["multimask_output"])
+    parts = {
+        "image_encoder": (
+            encoder,
+            lambda run: checking.check_encoder(run, segmenter, False, precision),
+        ),
+        "prompt_decoder": (
+            decoder,
+            lambda run: checking.check_decoder(run, decoder, segmenter, precision),
+        ),
+    }
+    files = {}
+    for name, (graph, check) in parts.items():
+        path = folder / f"{name}.tflite"
+        path.write_bytes(_litert(graph, precision))
+        run = runtimes.LiteRT(path)
+        files[path.name] = {
+            "inputs": run.inputs, "outputs": run.outputs, "differences": check(run)
+        }  # fmt: skip
+    return files
+
+
+def _litert(graph, precision):
     import tensorflow as tf
 
-    graphs = {
-        "encode": ImageEncoderGraph(segmenter),
-        "decode": PromptDecoderGraph(segmenter),
-        "segment": SegmentGraph(segmenter),
-    }
+    with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
+        _save({"serve": graph}, place)
+        converter = tf.lite.TFLiteConverter.from_saved_model(place, signature_keys=["serve"])
+        if precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        return converter.convert()
+
+
+def _save(graphs, path):
+    """Writes a SavedModel with a signature per graph."""
+    import tensorflow as tf
+
     archive = keras.export.ExportArchive()
-    for layer in dict.fromkeys(graphs["segment"].layers):
+    for layer in dict.fromkeys(layer for graph in graphs.values() for layer in graph.layers):
         archive.track(layer)
     for name, graph in graphs.items():
         specs = [
@@ -69,7 +109,6 @@ def _save(segmenter, path):
         ]
         archive.add_endpoint(name, graph.__call__, input_signature=specs)
     archive.write_out(os.fspath(path), verbose=False)
-    return graphs
 
 
 def _of_signature(signature):

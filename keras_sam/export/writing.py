@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,20 +14,26 @@ from typing import Any
 import numpy as np
 
 from keras_sam import backends, runtimes
-from keras_sam.backend_choice import is_installed
-from keras_sam.export import checking, graphs
+from keras_sam.export import checking, graphs, processes
+from keras_sam.exported.manifest import MANIFEST, MANIFEST_FORMAT, ModelFacts
 from keras_sam.files import whole_folder
+from keras_sam.framing import ImageFraming
 from keras_sam.preprocessing.preprocessor import resizing_preprocessor
 
-MANIFEST = "manifest.json"
-MANIFEST_FORMAT = "keras_sam export 1"
 # The backends that can write a format, the best first.
 FORMATS = {
     "onnx": ("torch",),
     "openvino": ("torch",),
     "saved_model": ("tensorflow",),
+    "litert": ("tensorflow",),
 }
 PRECISIONS = ("float32", "float16", "int8")
+_STORED = {
+    "onnx": PRECISIONS,
+    "openvino": PRECISIONS[:2],
+    "saved_model": PRECISIONS[:1],
+    "litert": PRECISIONS,
+}
 
 
 def export_model(
@@ -36,9 +41,10 @@ def export_model(
     folder: str | os.PathLike,
     format: str = "onnx",
     *,
-    image_input: bool = False,
+    image_input: bool | str = False,
     precision: str = "float32",
     opset: int = 20,
+    multimask_output: bool | None = None,
     return_single_mask: bool = False,
     use_stability_score: bool = False,
     return_extra_metrics: bool = False,
@@ -65,12 +71,18 @@ def export_model(
     Args:
         model: a `SAMImageSegmenter`, or what `from_preset` takes.
         folder: path of the folder to write. One that an earlier export wrote is replaced.
-        format: `"onnx"`, `"openvino"` or `"saved_model"`.
+        format: `"onnx"`, `"openvino"`, `"saved_model"` or `"litert"`.
         image_input: bool. The encoder takes the image itself, `image`, uint8 `(H0, W0, channels)`,
-            and scales, normalises and pads it. Only for ONNX and OpenVINO.
+            and scales, normalises and pads it. `"float32"` likewise with an image of that dtype, as
+            AnyLabeling and samexporter pass it. Only for ONNX and OpenVINO.
         precision: `"float32"`; `"float16"` or `"int8"`, in which the weights are stored: half or a
-            quarter of the size. Numbers are computed in float32 all the same. int8 only in ONNX.
+            quarter of the size. Numbers are computed in float32 all the same, except that LiteRT
+            multiplies int8 weights in int8. int8 only in ONNX and LiteRT, a SavedModel only in
+            float32.
         opset: int, ONNX's operator set, at least 18.
+        multimask_output: optional bool. Which masks `prompt_decoder` (of a SavedModel, `decode` and
+            `segment`) makes: True the candidates for ambiguous prompts alone, False mask 0 alone;
+            by default all of them, mask 0 first, of which the caller takes some.
         return_single_mask: bool. Meta's option of the same name: `mask_decoder` gives one mask,
             mask 0 for more than two points, the best of the others for fewer.
         use_stability_score: bool. Likewise: scores are the stability of the masks.
@@ -95,32 +107,42 @@ def export_model(
     """
     _check_choice("format", format, tuple(FORMATS))
     _check_choice("precision", precision, PRECISIONS)
-    if opset < 18:
+    check_opset(opset)
+    if image_input not in (True, False, "uint8", "float32"):
         raise ValueError(
-            f"`opset` must be at least 18, which the encoder's steps need. Received: opset={opset}."
+            "`image_input` must be True, False, or the image's dtype, 'uint8' or 'float32'. "
+            f"Received: image_input={image_input!r}."
         )
+    image_input = True if image_input == "uint8" else image_input
     is_onnx = format in ("onnx", "openvino")
     if image_input and not is_onnx:
         raise ValueError(
             "`image_input` is possible with the formats 'onnx' and 'openvino'. "
             f"Received: format={format!r}."
         )
-    stored = {"onnx": PRECISIONS, "openvino": PRECISIONS[:2], "saved_model": PRECISIONS[:1]}
-    if precision not in stored[format]:
+    if precision not in _STORED[format]:
         raise ValueError(
-            "`precision` must be 'float32', with ONNX and OpenVINO also 'float16', with ONNX also "
-            f"'int8'. Received: precision={precision!r}, format={format!r}."
+            f"`precision` must be one of {_STORED[format]} for format={format!r}. "
+            f"Received: precision={precision!r}."
+        )
+    if multimask_output not in (None, True, False):
+        raise ValueError(
+            "`multimask_output` must be True, False, or None for all masks. "
+            f"Received: multimask_output={multimask_output!r}."
         )
     settings = {
         "image_input": image_input,
         "precision": precision,
         "opset": opset,
+        "multimask_output": multimask_output,
         "return_single_mask": return_single_mask,
         "use_stability_score": use_stability_score,
         "return_extra_metrics": return_extra_metrics,
     }
     if backends.NAME not in FORMATS[format]:
-        return _in_another_process(model, folder, format, settings)
+        task = {"folder": os.path.abspath(folder), "format": format, **settings}
+        processes.run_with(FORMATS[format], format, model, export_model, task)
+        return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
     segmenter = _loaded(model)
     with whole_folder(folder, replaceable=MANIFEST) as temporary:
         files = _WRITERS[format](segmenter, temporary, settings)
@@ -142,48 +164,17 @@ def _loaded(model):
     return SAMImageSegmenter.from_preset(model)
 
 
+def check_opset(opset: int) -> None:
+    """Raises unless the operator set has what the graphs need."""
+    if opset < 18:
+        raise ValueError(
+            f"`opset` must be at least 18, which the encoder's steps need. Received: opset={opset}."
+        )
+
+
 def _check_choice(name, value, choices):
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {choices}. Received: {name}={value!r}.")
-
-
-# --- another backend ---
-
-
-def _in_another_process(model, folder, format, settings):
-    """Exports with a backend that can, on the same weights."""
-    backend = next(filter(is_installed, FORMATS[format]), None)
-    if backend is None:
-        needed = FORMATS[format][0]
-        raise ImportError(
-            f"Exporting to {format} needs {needed}, which is not installed: "
-            f'pip install "keras-sam[{needed},export]"'
-        )
-    with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
-        if isinstance(model, (str, os.PathLike)):
-            source = os.fspath(model)
-        else:
-            source = os.path.join(place, "model")
-            model.save_to_preset(source)
-        task = {"model": source, "folder": os.path.abspath(folder), "format": format, **settings}
-        environment = {**os.environ, "KERAS_BACKEND": backend}
-        code = (
-            "import json, sys; from keras_sam.export import export_model; "
-            "task = json.loads(sys.argv[1]); "
-            "export_model(task.pop('model'), task.pop('folder'), task.pop('format'), **task)"
-        )
-        ended = subprocess.run(
-            [sys.executable, "-c", code, json.dumps(task)],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-    if ended.returncode:
-        lines = ended.stderr.strip().splitlines()
-        kind, _, message = (lines[-1] if lines else "").partition(": ")
-        errors = {e.__name__: e for e in (ValueError, ImportError, OSError, FileExistsError)}
-        raise errors.get(kind, RuntimeError)(message or f"The export ended with {lines[-5:]}.")
-    return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
 
 
 # --- formats ---
@@ -206,6 +197,18 @@ def _write_onnx(segmenter, folder, settings):
 
 def _write_openvino(segmenter, folder, settings):
     import_onnx()
+    files = {}
+    for name, make, check in _onnx_parts(segmenter, settings, "float32"):
+        path = folder / f"{name}.xml"
+        half = settings["precision"] == "float16"
+        about = save_openvino(make(), path, half)
+        files[path.name] = {**about, "differences": check(runtimes.OpenVino(path))}
+        files[f"{name}.bin"] = {}
+    return files
+
+
+def save_openvino(model: Any, path: Path, half: bool = False) -> dict[str, Any]:
+    """Writes an ONNX model as OpenVINO's IR; returns its inputs and outputs."""
     try:
         import openvino
     except ImportError as error:
@@ -214,26 +217,17 @@ def _write_openvino(segmenter, folder, settings):
         ) from error
     import onnx
 
-    files = {}
-    for name, make, check in _onnx_parts(segmenter, settings, "float32"):
-        with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
-            between = os.path.join(place, "model.onnx")
-            model = make()
-            onnx.save(model, between)
-            converted = openvino.convert_model(between)
-            _keep_names(converted.inputs, model.graph.input)
-            _keep_names(converted.outputs, model.graph.output)
-            path = folder / f"{name}.xml"
-            inputs = {x.get_any_name(): str(x.partial_shape) for x in converted.inputs}
-            outputs = [x.get_any_name() for x in converted.outputs]
-            half = settings["precision"] == "float16"
-            openvino.save_model(converted, os.fspath(path), compress_to_fp16=half)
-        run = runtimes.OpenVino(path)
-        files[path.name] = {
-            "inputs": inputs, "outputs": outputs, "differences": check(run)
-        }  # fmt: skip
-        files[f"{name}.bin"] = {}
-    return files
+    with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
+        between = os.path.join(place, "model.onnx")
+        onnx.save(model, between)
+        converted = openvino.convert_model(between)
+        _keep_names(converted.inputs, model.graph.input)
+        _keep_names(converted.outputs, model.graph.output)
+        openvino.save_model(converted, os.fspath(path), compress_to_fp16=half)
+    return {
+        "inputs": {x.get_any_name(): str(x.partial_shape) for x in converted.inputs},
+        "outputs": [x.get_any_name() for x in converted.outputs],
+    }
 
 
 def _keep_names(ports, named):
@@ -257,8 +251,9 @@ def _onnx_parts(segmenter, settings, stored_in=None):
 
     def encoder():
         model = onnx_graphs.trace(graphs.ImageEncoderGraph(segmenter), opset)
-        if settings["image_input"]:
-            model = onnx_graphs.with_image_input(model, plan, opset)
+        if dtype := settings["image_input"]:
+            of = "uint8" if dtype is True else dtype
+            model = onnx_graphs.with_image_input(model, plan, opset, of)
         return stored(model)
 
     yield (
@@ -266,24 +261,26 @@ def _onnx_parts(segmenter, settings, stored_in=None):
         encoder,
         lambda run: checking.check_encoder(run, segmenter, settings["image_input"], precision),
     )
-    graph = graphs.PromptDecoderGraph(segmenter)
+    graph = graphs.PromptDecoderGraph(segmenter, settings["multimask_output"])
+    all_masks = onnx_graphs.trace(graphs.PromptDecoderGraph(segmenter), opset)
+    some_masks = all_masks
+    if graph.multimask_output is not None:
+        some_masks = onnx_graphs.trace(graph, opset)
     yield (
         "prompt_decoder",
-        lambda: stored(onnx_graphs.trace(graph, opset)),
+        lambda: stored(copy.deepcopy(some_masks)),
         lambda run: checking.check_decoder(run, graph, segmenter, precision),
     )
-    options = ("return_single_mask", "use_stability_score", "return_extra_metrics")
+    names = ("return_single_mask", "use_stability_score", "return_extra_metrics")
+    options = {name: settings[name] for name in names}
 
     def metas():
-        model = onnx_graphs.with_masks_of_the_image(
-            onnx_graphs.trace(graphs.MetaDecoderGraph(segmenter), opset),
-            plan,
-            opset,
-            masks=segmenter.mask_decoder.num_mask_tokens,
-            mask_threshold=segmenter.mask_threshold,
-            **{name: settings[name] for name in options},
+        threshold = segmenter.mask_threshold
+        return stored(
+            onnx_graphs.as_metas_decoder(
+                all_masks, plan, opset, mask_threshold=threshold, **options
+            )
         )
-        return stored(model)
 
     yield "mask_decoder", metas, lambda run: checking.check_metas(run, segmenter, settings)
 
@@ -302,13 +299,20 @@ def import_onnx() -> None:
 def _write_saved_model(segmenter, folder, settings):
     from keras_sam.export import tensorflow_graphs
 
-    return tensorflow_graphs.write_saved_model(segmenter, folder)
+    return tensorflow_graphs.write_saved_model(segmenter, folder, settings)
+
+
+def _write_litert(segmenter, folder, settings):
+    from keras_sam.export import tensorflow_graphs
+
+    return tensorflow_graphs.write_litert(segmenter, folder, settings)
 
 
 _WRITERS: dict[str, Callable] = {
     "onnx": _write_onnx,
     "openvino": _write_openvino,
     "saved_model": _write_saved_model,
+    "litert": _write_litert,
 }
 
 
@@ -334,25 +338,24 @@ def _facts(segmenter, format, settings):
         "keras_sam": __version__,
         "runtime": format,
         "settings": settings,
-        "model": {
-            "class": type(segmenter).__name__,
-            "fingerprint": segmenter.image_encoder.fingerprint()
-            if hasattr(segmenter.image_encoder, "fingerprint")
-            else None,
-            "image_shape": list(segmenter.image_shape),
-            "mask_size": list(segmenter.mask_size),
-            "features": {k: list(v) for k, v in segmenter.feature_shapes.items()},
-            "num_masks": segmenter.mask_decoder.num_mask_tokens,
-            "mask_threshold": segmenter.mask_threshold,
-        },
+        "model": ModelFacts.of(segmenter),
         "preprocessing": {
             "pixel_mean": plan["mean"],
             "pixel_std": plan["std"],
             "stretch": plan["stretch"],
             "resample": "bilinear, antialiased",
             "padding": "right and bottom, 0 after normalisation",
+            "image_converter": _image_settings(segmenter),
         },
     }
+
+
+def _image_settings(segmenter):
+    """The arguments of its image converter; a custom one is not written."""
+    converter = resizing_preprocessor(segmenter).image_converter
+    if not isinstance(converter, ImageFraming):
+        converter = segmenter.default_preprocessor(segmenter.backbone).image_converter
+    return converter.settings()
 
 
 def _described(folder, name, about):

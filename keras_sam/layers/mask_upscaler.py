@@ -109,8 +109,8 @@ def depth_to_space(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """`upscale_unordered`'s pixels `(B, Eh * Ew * 16, c)` in order: `(B, 4 Eh, 4 Ew, c)`."""
     h, w = grid
     channels = x.shape[-1]
-    x = ops.reshape(x, (-1, h, w, 2, 2, 2, 2, channels))
-    x = ops.transpose(x, (0, 1, 3, 5, 2, 4, 6, 7))  # (B, Eh, 2, 2, Ew, 2, 2, c)
+    x = ops.reshape(x, (-1, w, 2, 2, 2, 2 * channels))  # (B Eh, Ew, 2, 2, 2, 2 c)
+    x = ops.transpose(x, (0, 2, 4, 1, 3, 5))  # (B Eh, 2, 2, Ew, 2, 2 c)
     return ops.reshape(x, (-1, 4 * h, 4 * w, channels))
 
 
@@ -126,6 +126,6 @@ def cells_of(x: Tensor, grid: tuple[int, int]) -> Tensor:
         x = ops.reshape(x, (-1, h, 2, w, 2 * channels))
         x = ops.transpose(x, (0, 1, 3, 2, 4))  # (B, Eh, Ew, 2, 2 c)
         return ops.reshape(x, (-1, h * w, 4 * channels))
-    x = ops.reshape(x, (-1, h, 2, 2, w, 2, 2 * channels))
-    x = ops.transpose(x, (0, 1, 4, 2, 5, 3, 6))  # (B, Eh, Ew, 2, 2, 2, 2 c)
+    x = ops.reshape(x, (-1, 2, 2, w, 2, 2 * channels))
+    x = ops.transpose(x, (0, 3, 1, 4, 2, 5))  # (B Eh, Ew, 2, 2, 2, 2 c)
     return ops.reshape(x, (-1, 4 * h * w, 4 * channels))

@@ -136,7 +136,8 @@ class WindowAttention(KeptArguments, keras.layers.Layer):
         # Padding comes after norm1, so projecting it would only give the bias:
         # project the real tokens and pad with the bias.
         qkv = self._pad_with_bias(self.qkv(x), padded_h - h, padded_w - w)
-        query, key, value = self._split_windows_and_heads(qkv)  # (N, D, window cells, c) each
+        # (N, D, window cells, c) each
+        query, key, value = backends.split_windows_and_heads(qkv, self.window_grid, self.num_heads)
         rel_pos_bias = None
         if self.use_rel_pos:
             rel_pos_bias = backends.decomposed_rel_pos(
@@ -168,23 +169,12 @@ class WindowAttention(KeptArguments, keras.layers.Layer):
             qkv = ops.concatenate([qkv, rows], axis=1)
         return qkv
 
-    def _split_windows_and_heads(self, qkv):
-        """`(B, h, w, 3 D c)` to three of `(N, D, window cells, c)`, by one transpose."""
-        window_h, window_w = self.window_grid
-        _, h, w, channels = qkv.shape
-        rows, columns, heads = h // window_h, w // window_w, self.num_heads
-        c = channels // (3 * heads)
-        qkv = ops.reshape(qkv, (-1, rows, window_h, columns, window_w, 3, heads, c))
-        qkv = ops.transpose(qkv, (5, 0, 1, 3, 6, 2, 4, 7))
-        qkv = ops.reshape(qkv, (3, -1, heads, window_h * window_w, c))
-        return qkv[0], qkv[1], qkv[2]
-
     def _join_windows_and_heads(self, out, h, w):
         """`(N, D, window cells, c)` to `(B, h, w, D c)`, in one transpose."""
         window_h, window_w = self.window_grid
         _, heads, _, c = out.shape
-        out = ops.reshape(out, (-1, h // window_h, w // window_w, heads, window_h, window_w, c))
-        out = ops.transpose(out, (0, 1, 4, 2, 5, 3, 6))
+        out = ops.reshape(out, (-1, w // window_w, heads, window_h, window_w, c))
+        out = ops.transpose(out, (0, 3, 1, 4, 2, 5))
         return ops.reshape(out, (-1, h, w, heads * c))
 
     def compute_output_spec(

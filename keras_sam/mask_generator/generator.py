@@ -9,18 +9,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_sam import backends
 from keras_sam.boxes import build_layer_point_grids, generate_crop_boxes
+from keras_sam.encode_decode import EncodesAndDecodes
+from keras_sam.framing import batch_of, is_one_image
 from keras_sam.generator_settings import check_generator_settings
 from keras_sam.mask_generator.candidates import CandidateFile, Candidates, Crop
 from keras_sam.mask_generator.records import MaskRecords, Thresholds, select_records
-from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.notices import warn
 from keras_sam.predictor import SAMPredictor
-from keras_sam.preprocessing.converter import batch_of, is_one_image
 from keras_sam.prompts.nested import check_at_least_one
 from keras_sam.prompts.spellings import refuses_unknown_arguments
 
@@ -77,8 +75,9 @@ class SAMAutomaticMaskGenerator:
     the masks that wait.
 
     Args:
-        segmenter: a `SAMImageSegmenter`, or the name of a preset; or a `SAMPredictor`, whose
-            preprocessor is then used, and whose images, when they are set, need no encoding.
+        segmenter: a `SAMImageSegmenter`, the name of a preset, or an `ExportedSegmenter`; or a
+            `SAMPredictor`, whose preprocessor is then used, and whose images, when they are set,
+            need no encoding.
         points_per_side: int. Clicks along each side of the image, or None with `point_grids`.
         points_per_batch: int. Clicks whose masks are in memory together.
         pred_iou_thresh: float. Masks with a predicted IoU above it stay; 0 keeps all.
@@ -102,7 +101,8 @@ class SAMAutomaticMaskGenerator:
         use_m2m: bool. Decode every mask once more, with itself as mask prompt, before anything
             is dropped: better edges, in four times the decoder's time.
         keep_candidates: bool. Keep all candidates in a temporary file, see `MaskRecords.filter`.
-        prompt_chunk: int. Clicks that are decoded at once.
+        prompt_chunk: optional int. Clicks that are decoded at once. By default as many as suit the
+            backend.
 
     Raises:
         ValueError: if a parameter is out of range, or not exactly one of `points_per_side` and
@@ -129,7 +129,7 @@ class SAMAutomaticMaskGenerator:
     @_as_recommended
     def __init__(
         self,
-        segmenter: SAMImageSegmenter | SAMPredictor | str | os.PathLike,
+        segmenter: EncodesAndDecodes | SAMPredictor | str | os.PathLike,
         points_per_side: int | None = 32,
         points_per_batch: int = 64,
         pred_iou_thresh: float = 0.88,
@@ -145,12 +145,11 @@ class SAMAutomaticMaskGenerator:
         output_mode: str = "binary_mask",
         use_m2m: bool = False,
         keep_candidates: bool = False,
-        prompt_chunk: int = backends.PROMPT_CHUNK,
+        prompt_chunk: int | None = None,
     ):
         self.predictor = segmenter  # by now it is one
         self.segmenter = self.predictor.segmenter
         check_at_least_one(points_per_batch, "points_per_batch")
-        check_at_least_one(prompt_chunk, "prompt_chunk")
         if crop_n_layers < 0 or not 0 <= crop_overlap_ratio < 1:
             raise ValueError(
                 "`crop_n_layers` must be at least 0 and `crop_overlap_ratio` in [0, 1). Received: "
@@ -183,7 +182,7 @@ class SAMAutomaticMaskGenerator:
         self.crop_overlap_ratio = crop_overlap_ratio
         self.use_m2m = use_m2m
         self.keep_candidates = keep_candidates
-        self.prompt_chunk = prompt_chunk
+        self.prompt_chunk = self.segmenter.checked_chunk(prompt_chunk)
 
     @refuses_unknown_arguments
     def generate(
@@ -360,7 +359,7 @@ class SAMAutomaticMaskGenerator:
         points = self.point_grids[layer] * np.array([w, h])
         for start in range(0, len(points), self.points_per_batch):
             part = points[start : start + self.points_per_batch]
-            multimask = self.segmenter.mask_decoder.num_mask_tokens > 1
+            multimask = self.segmenter.num_mask_tokens > 1
             scores, logits = self._decode(features, plan, part, None, multimask)
             if self.use_m2m:
                 scores, logits = self._refine(features, plan, part, logits)
@@ -413,7 +412,7 @@ class SAMAutomaticMaskGenerator:
         """A function that advances the progress bar by a number of clicks."""
         if verbose in (0, False) or (verbose == "auto" and images == 1):
             return _no_progress
-        return keras.utils.Progbar(images * self.clicks_per_image, unit_name="click").add
+        return self.segmenter.progress_bar(images * self.clicks_per_image, "click")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,13 +8,6 @@ import keras
 from keras_sam.models import fine_tuning, preset_models
 from keras_sam.presets import Preset
 
-EMBEDDINGS = "image_embeddings"
-
-
-def named_features(output: Any) -> dict[str, Any]:
-    """An image encoder's output by name: `image_embeddings`, and what else its decoder takes."""
-    return dict(output) if isinstance(output, dict) else {EMBEDDINGS: output}
-
 
 @keras.saving.register_keras_serializable(package="keras_sam")
 class Backbone(preset_models.PresetModel):

@@ -122,8 +122,9 @@ class FineTuning:
         ]
         if not blocks:
             raise ValueError(
-                "`checkpoint_gradients` needs an image encoder of `WindowedTransformerEncoder` "
-                f"blocks. Received: a {type(self.image_encoder).__name__}."
+                "`checkpoint_gradients` needs an image encoder whose blocks can be computed again, "
+                "`ViTDetBackbone` or `HieraBackbone`. Received: a "
+                f"{type(self.image_encoder).__name__}."
             )
         for block in blocks:
             block.rematerialize = enabled

@@ -4,6 +4,7 @@ from typing import Any, Self
 
 import keras
 
+from keras_sam.backends import private
 from keras_sam.models import preset_models
 from keras_sam.presets import Preset
 
@@ -27,17 +28,28 @@ class ImageSegmenter(preset_models.PresetModel):
 
     def get_config(self) -> dict:
         parts = {"backbone": self.backbone, "preprocessor": self.preprocessor}
-        return {
+        config = {
             "name": self.name,
             "trainable": self.trainable,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             **{k: x if x is None else keras.layers.serialize(x) for k, x in parts.items()},
         }
+        # The parts' configs have one dtype each, that of layers that are not quantized.
+        modes = {
+            layer.path: layer.quantization_mode
+            for layer in private.sublayers(self.backbone)
+            if getattr(layer, "quantization_mode", None)
+        }
+        return {**config, "quantized": modes} if modes else config
 
     @classmethod
     def from_config(cls, config: dict) -> Self:
         config = dict(config)
         config["backbone"] = keras.layers.deserialize(config["backbone"])
+        modes = config.pop("quantized", {})
+        for layer in private.sublayers(config["backbone"]):
+            if layer.path in modes:
+                layer.quantize(modes[layer.path])
         if config.get("preprocessor") is not None:
             config["preprocessor"] = keras.layers.deserialize(config["preprocessor"])
         return cls(**config)

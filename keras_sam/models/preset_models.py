@@ -5,8 +5,10 @@ import copy
 import dataclasses
 import datetime
 import difflib
+import importlib
 import inspect
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -121,7 +123,7 @@ class PresetModel(keras.Model):
 
         Returns:
             A model of this class; for `Backbone` and `ImageSegmenter`, of the subclass that was
-            saved. Files that name no task become a `SAMImageSegmenter`.
+            saved or that the file's family has, a `SAMImageSegmenter` where nothing says more.
 
         Raises:
             ValueError: if there is no such preset, the file is damaged or not a SAM, the
@@ -210,6 +212,51 @@ class PresetModel(keras.Model):
         assign(
             backbone.weights, arrays, lambda v, x: v.assign(np.array(x, "float32")), ignore, keep
         )
+
+    def export(
+        self,
+        filepath: str | os.PathLike,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the model for other runtimes: Keras's own call, on every backend.
+
+        An image encoder becomes one file, from `images`, float32 `(B, H, W, channels)` in the
+        model's frame with pixel values 0..255, to what the encoder returns. ONNX and OpenVINO files
+        are compared with the model before they appear. A segmenter becomes a folder of files for
+        encoder and decoder with a manifest, see `keras_sam.export.export_model`.
+
+        PyTorch writes ONNX and OpenVINO, TensorFlow SavedModels and LiteRT. On another backend, a
+        process of its own with that one does it, if it is installed.
+
+        Args:
+            filepath: path of the file; of a folder for a segmenter, or for `"tf_saved_model"`.
+            format: `"tf_saved_model"`, `"onnx"`, `"openvino"` (a `.xml` file, and a `.bin` file
+                beside it), `"litert"` (`.tflite`), or `"torch"`, as Keras does it.
+            verbose: optional bool. Whether to say where the file is; by default it does.
+            input_signature: optional, of an image encoder: a `keras.InputSpec` or a list of one,
+                whose shape `(B, H, W, channels)` gives the number of images. By default any
+                number for `"tf_saved_model"`, else 1.
+            **kwargs: for a segmenter, arguments of `export_model`. For an image encoder,
+                `opset_version` for ONNX, and Keras's own for SavedModels and LiteRT.
+
+        Raises:
+            ValueError: if an argument is not usable.
+            ImportError: if what the format needs is not installed; the message says how to.
+            RuntimeError: if a file gives other results than the model.
+
+        Example:
+
+        ```python
+        encoder = tiny_segmenter.image_encoder
+        encoder.export("encoder.onnx", format="onnx", verbose=False)
+        ```
+        """
+        # By its name: it builds on everything that uses models, so it is above this file.
+        keras_call = importlib.import_module("keras_sam.export.keras_call")
+        keras_call.export(self, filepath, format, verbose, input_signature, **kwargs)
 
     def save_to_preset(self, folder: str | os.PathLike) -> None:
         """Writes config, metadata and weights to a folder, and the preprocessor if it is a task.
@@ -375,10 +422,10 @@ def _version():
 
 
 def _serialized(thing, config=None):
-    """Class and config, without `trainable` and how the model was built."""
+    """Class and config, without what is frozen and how the model was built."""
     serialized = keras.saving.serialize_keras_object(thing)
-    config = dict(serialized["config"] if config is None else config)
-    config.pop("trainable", None)
+    config = serialized["config"] if config is None else config
+    config = {k: x for k, x in config.items() if not re.fullmatch(r"(.*_)?trainable", k)}
     names = ("module", "class_name", "registered_name")
     return {**{name: serialized[name] for name in names}, "config": config}
 
@@ -390,7 +437,7 @@ def _arrays(backbone):
         if getattr(layer, "quantization_mode", None):
             raise ValueError(
                 "A quantized model cannot be saved as a preset. Save the preset before quantizing, "
-                "or save this model with `model.save('model.keras')`."
+                "or save the segmenter with `segmenter.save('model.keras')`."
             )
         if getattr(layer, "lora_enabled", False):
             kernels[private.plain_kernel(layer).path] = layer

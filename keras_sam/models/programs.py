@@ -1,9 +1,7 @@
 """Encoder and decoder as Keras models that the backend compiles once per input shape."""
 
-import dataclasses
 import functools
 import threading
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -11,14 +9,12 @@ import numpy as np
 from keras import ops
 
 from keras_sam import backends
-from keras_sam.geometry import STRETCHED
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
-from keras_sam.models.backbone import EMBEDDINGS, named_features
-from keras_sam.models.outputs import check_choice
+from keras_sam.outputs import EMBEDDINGS, check_choice, named_features, with_prompt_info
 from keras_sam.prompts import CANONICAL_KEYS as _PROMPTS
-from keras_sam.prompts import PADDING, Prompts
-from keras_sam.prompts.nested import next_power_of_two
+from keras_sam.prompts import Prompts
+from keras_sam.prompts.buckets import chunks
 
 # From this many prompts of an image on, what they share is computed beforehand. That takes as many
 # multiplications as it saves for three prompts.
@@ -322,121 +318,6 @@ def _float32(outputs):
     return keras.tree.map_structure(lambda x: np.asarray(x, "float32"), outputs)
 
 
-# --- few shapes ---
-
-
-def chunks(prompts: Prompts, size: int, pad_sets: bool) -> Iterator[tuple[slice, Prompts]]:
-    """Where chunks of at most `size` prompt sets are, and the chunks, padded to few shapes.
-
-    Tokens are always padded, prompt sets only with `pad_sets`.
-    """
-    for start, stop, padded in split_into_buckets(prompts.num_sets, size, pad_sets):
-        sets = slice(start, stop)
-        chunk = dataclasses.replace(
-            prompts,
-            points=prompts.points[:, sets],
-            labels=prompts.labels[:, sets],
-            masks=prompts.masks[:, sets],
-            mask_given=prompts.mask_given[:, sets],
-        )
-        yield sets, pad_prompts(chunk, padded)
-
-
-def pad_prompts(prompts: Prompts, prompt_sets: int | None = None) -> Prompts:
-    """Pads tokens to a power of two, at least 2, and prompt sets to `prompt_sets`, or likewise.
-
-    So few shapes are ever compiled. Padding tokens are masked in every attention, and padded
-    prompt sets are cut off again, so the masks are those of the prompts alone.
-    """
-    sets, tokens = prompts.labels.shape[1:]
-    more_sets = (next_power_of_two(sets) if prompt_sets is None else prompt_sets) - sets
-    more_tokens = max(2, next_power_of_two(tokens)) - tokens
-    more_masks = more_sets if prompts.mask_given.shape[1] else 0
-
-    def pad(x, *widths, value=0):
-        widths = [(0, 0), *((0, n) for n in widths), *([(0, 0)] * (x.ndim - 1 - len(widths)))]
-        return np.pad(x, widths, constant_values=value)
-
-    return dataclasses.replace(
-        prompts,
-        points=pad(prompts.points, more_sets, more_tokens),
-        labels=pad(prompts.labels, more_sets, more_tokens, value=PADDING),
-        masks=pad(prompts.masks, more_masks),
-        mask_given=pad(prompts.mask_given, more_masks),
-    )
-
-
-def split_into_buckets(total: int, size: int, pad_sets: bool) -> Iterator[tuple[int, int, int]]:
-    """Where to cut prompt sets so that at most one is padding: start, stop and padded length.
-
-    A chunk of 8 takes 5 as 4 and 1: three padded ones would cost more than a second call.
-    """
-
-    def bucket(count):
-        return min(next_power_of_two(count), size) if pad_sets else count
-
-    start = 0
-    while start < total:
-        count = min(size, total - start)
-        if bucket(count) - count > 1:
-            count = next_power_of_two(count) // 2
-        yield start, start + count, bucket(count)
-        start += count
-
-
-# --- what is returned ---
-
-# What `join_batches` has to know of the prompts besides what is predicted for them.
-_FACTS = ("lone_click", "num_prompts", "single_object")
-
-
-def with_prompt_info(outputs: dict, prompts: Prompts) -> dict:
-    """Adds what is needed to join batches and to pick masks: facts about the prompts."""
-    return {**outputs, **{name: getattr(prompts, name) for name in _FACTS}}
-
-
 def extra_outputs(decoder: keras.layers.Layer) -> tuple[str, ...]:
     """Names of what a mask decoder predicts besides masks and their scores, `(B, P)` each."""
     return tuple(getattr(decoder, "extra_outputs", ()))
-
-
-def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Joins the outputs of several batches, by their largest `P`.
-
-    What is predicted for padded prompt sets becomes NaN. If every batch came in the form of a
-    single object, the result has no `num_prompts` and no axis `P`.
-    """
-    most = max(batch["masks"].shape[1] for batch in batches)
-    of_images = [n for n in batches[0] if n.endswith("_sizes") or n == STRETCHED]
-    predicted = [name for name in batches[0] if name not in (*of_images, *_FACTS)]
-    fillers = {**dict.fromkeys(predicted, np.nan), "lone_click": False}
-    joined = {
-        name: _concatenate([batch[name] for batch in batches], most, filler)
-        for name, filler in fillers.items()
-    }
-    num_prompts = np.concatenate([np.asarray(batch["num_prompts"], "int32") for batch in batches])
-    missing = np.arange(most) >= num_prompts[:, None]  # (B, P)
-    if missing.any():
-        for name in predicted:
-            joined[name] = np.require(joined[name], requirements="W")
-            joined[name][missing] = np.nan
-    if all(batch["single_object"] for batch in batches):
-        joined = {name: array[:, 0] for name, array in joined.items()}
-    else:
-        joined["num_prompts"] = num_prompts
-    return {**joined, **{name: np.concatenate([b[name] for b in batches]) for name in of_images}}
-
-
-def _concatenate(arrays: list[np.ndarray], prompt_sets: int, filler: float | bool) -> np.ndarray:
-    """Concatenates arrays `(B, P, ...)`, each padded to `P = prompt_sets`."""
-    if len(arrays) == 1 and arrays[0].shape[1] == prompt_sets:
-        return arrays[0]
-    padded = [
-        np.pad(
-            x,
-            [(0, 0), (0, prompt_sets - x.shape[1]), *[(0, 0)] * (x.ndim - 2)],
-            constant_values=filler,
-        )
-        for x in arrays
-    ]
-    return np.concatenate(padded)

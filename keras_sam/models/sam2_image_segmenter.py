@@ -75,6 +75,7 @@ class SAM2ImageSegmenter(SAMImageSegmenter):
     ```
     """
 
+    largest_prompt_logit = _LARGEST_LOGIT
     preprocessor_cls = SAM2ImageSegmenterPreprocessor
     loss_cls = SAM2Loss
 

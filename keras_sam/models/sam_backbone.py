@@ -11,8 +11,9 @@ from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
 from keras_sam.layers.prompt_tensors import canonical_inputs, check_inputs
 from keras_sam.models import preset_models
-from keras_sam.models.backbone import EMBEDDINGS, Backbone, named_features
+from keras_sam.models.backbone import Backbone
 from keras_sam.models.vit_det_backbone import ViTDetBackbone, check_frame
+from keras_sam.outputs import EMBEDDINGS, named_features
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -173,8 +174,9 @@ class SAMBackbone(KeptArguments, Backbone):
         cls, preset: presets.Preset, dtype: DType = None, **kwargs: Any
     ) -> "SAMBackbone":
         if "prompt_encoder" not in preset.parts:
+            encoder = preset.parts["image_encoder"]["registered_name"].rpartition(">")[2]
             raise ValueError(
-                "The preset holds an image encoder alone. Load it with ViTDetBackbone.from_preset, "
+                f"The preset holds an image encoder alone. Load it with {encoder}.from_preset, "
                 'or into a SAM with `segmenter.load_checkpoint(path, part="image_encoder")`.'
             )
         own, preset = preset_models.split_arguments(cls, preset, kwargs)

@@ -124,10 +124,23 @@ class SAMHQImageSegmenter(SAMImageSegmenter):
         if part != _SAM_DECODER:
             super()._set_trainable(part, value)
             return
+        for variable in self._sam_decoder_weights():
+            variable.trainable = value
+
+    def _sam_decoder_weights(self):
         added = {id(variable) for variable in self.mask_decoder.hq_weights()}
-        for variable in self.mask_decoder.weights:
-            if id(variable) not in added:
-                variable.trainable = value
+        return [v for v in self.mask_decoder.weights if id(v) not in added]
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "hq_token_only": self.hq_token_only}
+        is_trained = any(variable.trainable for variable in self._sam_decoder_weights())
+        own = {"hq_token_only": self.hq_token_only, f"{_SAM_DECODER}_trainable": is_trained}
+        return {**super().get_config(), **own}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SAMHQImageSegmenter:
+        config = dict(config)
+        is_trained = config.pop(f"{_SAM_DECODER}_trainable", True)
+        segmenter = super().from_config(config)
+        if not is_trained:
+            segmenter.freeze(_SAM_DECODER)
+        return segmenter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,18 +10,18 @@ import numpy as np
 
 from keras_sam import backends
 from keras_sam.backends import private
+from keras_sam.encode_decode import EncodesAndDecodes, checked_frames
 from keras_sam.generator_settings import check_generator_settings
-from keras_sam.geometry import SIZES, STRETCHED, sizes_of
+from keras_sam.geometry import SIZES
 from keras_sam.layers.arguments import of_one_kind
 from keras_sam.layers.prompt_tensors import canonical_inputs, prompt_axes
-from keras_sam.models.backbone import EMBEDDINGS
-from keras_sam.models.encode_decode import EncodesAndDecodes, checked_frames
 from keras_sam.models.fine_tuning import FineTuning
 from keras_sam.models.image_segmenter import ImageSegmenter
-from keras_sam.models.programs import Programs, join_batches
+from keras_sam.models.programs import Programs
 from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.trainable import TrainableSegmenter
-from keras_sam.models.vit_det_backbone import check_frame
+from keras_sam.models.vit_det_backbone import check_frame, encoder_fingerprint
+from keras_sam.outputs import EMBEDDINGS, join_batches
 from keras_sam.preprocessing.batches import Batch, iterate_batches
 from keras_sam.preprocessing.converter import check_images
 from keras_sam.preprocessing.exact_frame import ExactFrame
@@ -29,9 +29,9 @@ from keras_sam.preprocessing.preprocessor import (
     Prepared,
     SAMImageSegmenterPreprocessor,
     check_preprocessor,
+    resizing_preprocessor,
 )
 from keras_sam.prompts import CANONICAL_KEYS, KEYS, read_canonical
-from keras_sam.prompts.nested import check_at_least_one
 from keras_sam.prompts.reading import no_prompt
 from keras_sam.prompts.spellings import refuses_unknown_arguments, unknown_names
 
@@ -87,6 +87,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
     ```
     """
 
+    prompt_chunk = backends.PROMPT_CHUNK
     backbone_cls = SAMBackbone
     preprocessor_cls = SAMImageSegmenterPreprocessor
 
@@ -122,6 +123,30 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
     def input_spec(self) -> None:
         # As in `SAMBackbone`: other forms of prompts must reach `call`, which converts them.
         return None
+
+    @property
+    def feature_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes, without the axis `B`, of what `encode` returns for `decode`, sizes aside."""
+        return self.backbone.feature_shapes
+
+    @property
+    def num_mask_tokens(self) -> int:
+        """How many masks `decode` makes of a prompt, `K`."""
+        return self.mask_decoder.num_mask_tokens
+
+    def predicting_preprocessor(self, preprocessor: Any = None) -> Any:
+        """The preprocessor for images of any size: the given one if it fits, or a default."""
+        preprocessor = preprocessor or resizing_preprocessor(self)
+        check_preprocessor(preprocessor, self.backbone)
+        return preprocessor
+
+    def encoder_fingerprint(self) -> str:
+        """A hash of everything that embeddings depend on, see `ViTDetBackbone.fingerprint`."""
+        return encoder_fingerprint(self.image_encoder)
+
+    def progress_bar(self, total: int, unit: str) -> Callable[[int], Any]:
+        """Shows a progress bar of `total` units, and returns a function that advances it."""
+        return keras.utils.Progbar(total, unit_name=unit).add
 
     @property
     def image_encoder(self) -> keras.Model:
@@ -173,7 +198,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         verbose: str | int = "auto",
         steps: int | None = None,
         callbacks: Sequence[keras.callbacks.Callback] | None = None,
-        prompt_chunk: int = backends.PROMPT_CHUNK,
+        prompt_chunk: int | None = None,
     ) -> dict[str, np.ndarray]:
         """Segments what the prompts indicate, in one call for all images.
 
@@ -198,7 +223,8 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
             verbose: `"auto"`, 0, 1 or 2, as in `keras.Model.predict`.
             steps: optional int. The number of batches to stop after.
             callbacks: optional list of `keras.callbacks.Callback`.
-            prompt_chunk: int. Prompts of an image that are decoded at once.
+            prompt_chunk: optional int. Prompts of an image that are decoded at once. By default as
+                many as suit the backend.
 
         Returns:
             Dict of arrays: `masks`, logits `(B, P, K, Lh, Lw)`; `iou_pred` `(B, P, K)`;
@@ -214,7 +240,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
                 message names the argument, what was received, and the remedy.
             TypeError: if there is another argument.
         """
-        check_at_least_one(prompt_chunk, "prompt_chunk")
+        prompt_chunk = self.checked_chunk(prompt_chunk)
         batches, total = iterate_batches(x, batch_size, steps, self.takes_any_keys)
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = keras.callbacks.CallbackList(
@@ -245,10 +271,6 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         else:  # no image has an object
             outputs = self._programs.decode_nothing(prepared.prompts)
         return {**outputs, **self._sizes(prepared.plans)}
-
-    def logits_as_prompt(self, logits: Any) -> Any:
-        """Mask logits, an array or a tensor, as a later prompt takes them: as they are."""
-        return logits
 
     def prepare(self, batch: dict) -> dict:
         """Turns one batch of images and prompts into the canonical inputs.
@@ -314,15 +336,6 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         if self.preprocessor is None:
             return ExactFrame.for_encoder(self.image_encoder, self.preprocessor_cls.stretch)
         return self.preprocessor.image_converter
-
-    def _sizes(self, plans):
-        """What `restore_masks` needs to know of each image."""
-        model = np.array([self.image_shape[:2]] * len(plans), "int32")
-        sizes = {**sizes_of(plans), "model_sizes": model}
-        stretched = [plan.stretch for plan in plans]
-        if any(stretched) or getattr(self._image_converter, "stretch", False):
-            sizes[STRETCHED] = np.array(stretched)
-        return sizes
 
     def at_image_shape(self, image_shape: Sequence[int]) -> SAMImageSegmenter:
         """A segmenter with the same weights for another input size.

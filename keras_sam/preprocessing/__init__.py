@@ -4,12 +4,10 @@ from keras_sam.preprocessing.converter import SAMImageConverter
 from keras_sam.preprocessing.preprocessor import (
     SAM2ImageSegmenterPreprocessor,
     SAMImageSegmenterPreprocessor,
-    restore_masks,
 )
 
 __all__ = [
     "SAM2ImageSegmenterPreprocessor",
     "SAMImageConverter",
     "SAMImageSegmenterPreprocessor",
-    "restore_masks",
 ]

@@ -17,13 +17,8 @@ import keras
 import numpy as np
 
 from keras_sam import backends
-from keras_sam.preprocessing.converter import (
-    check_batch,
-    check_images,
-    check_keys,
-    is_one_image,
-    sliceable,
-)
+from keras_sam.framing import check_batch, is_one_image, sliceable
+from keras_sam.preprocessing.converter import check_images, check_keys
 from keras_sam.preprocessing.targets import with_image_axis
 from keras_sam.prompts import KEYS, Prompts, read, read_canonical
 from keras_sam.prompts.nested import check_at_least_one, describe_value

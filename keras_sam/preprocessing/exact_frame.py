@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from keras_sam.framing import batch_of, takes_unit_range
 from keras_sam.geometry import ResizePlan
 from keras_sam.images import load_image
 from keras_sam.pixel_values import check_finite
-from keras_sam.preprocessing.converter import batch_of, takes_unit_range
 
 
 class ExactFrame:

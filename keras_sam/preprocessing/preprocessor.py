@@ -1,4 +1,4 @@
-"""From images and prompts to the model's input, and from its logits back to the images' pixels.
+"""From images and prompts to the model's input.
 
 Everything runs on the host, the same on every backend, and nothing is remembered between calls:
 what the way back needs is in the output.
@@ -13,28 +13,18 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sam.geometry import (
-    STRETCHED,
-    ResizePlan,
-    check_not_swapped,
-    plan_of_sizes,
-    size_pair,
-    sizes_of,
-)
+from keras_sam.framing import batch_of, is_one_image
+from keras_sam.geometry import ResizePlan, size_pair, sizes_of
 from keras_sam.preprocessing.converter import (
     BuiltInPresets,
     SAMImageConverter,
-    batch_of,
     check_images,
     check_keys,
-    is_one_image,
     read_without_weights,
 )
 from keras_sam.preprocessing.tensorflow_graph import call_on_host, is_graph_tensor
 from keras_sam.presets.adapt import mask_size_of
 from keras_sam.prompts import Prompts, read
-from keras_sam.prompts.nested import to_numpy
-from keras_sam.prompts.spellings import refuses_unknown_arguments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,107 +265,3 @@ def check_preprocessor(preprocessor: Any, backbone: Any) -> None:
             f"{preprocessor.mask_size}. Give its converter `size` and `num_channels`, and itself "
             "`mask_size`."
         )
-
-
-@refuses_unknown_arguments
-def restore_masks(
-    logits: Any,
-    original_sizes: Any = None,
-    model_size: int | tuple[int, int] | None = None,
-    mask_threshold: float = 0.0,
-    binarize: bool = True,
-    pad_only: bool = False,
-    stretch: bool = False,
-) -> np.ndarray | list[np.ndarray]:
-    """Maps the model's mask logits to masks of the original images.
-
-    Padding is cut off and the logits are resized as floats (see
-    `ResizePlan.masks_to_original`); only then the threshold is applied.
-
-    Args:
-        logits: what `predict` or `decode` returned, or `select_masks` or
-            `best_mask` of that; or float array or tensor `(B, K, Lh, Lw)` or
-            `(B, P, K, Lh, Lw)`.
-        original_sizes: int array `(B, 2)` or list of pairs `(H0, W0)`; the
-            preprocessor's output has it, and that of `predict`. Of a pillow
-            image it is `image.size[::-1]`.
-        model_size: int or pair of ints, the model's input `(H, W)`. Needed
-            with an array, as `original_sizes` is.
-        mask_threshold: float. A logit above it is inside. Defaults to `0.0`.
-        binarize: bool. Off: the resized logits. Defaults to `True`.
-        pad_only: bool. The images were padded without scaling.
-        stretch: bool. The images were stretched, as for SAM 2. What `predict`
-            returned says so itself.
-
-    Returns:
-        bool or float32 array `(B, K, H0, W0)` or `(B, P, K, H0, W0)` if all
-        images have one size and, in what `predict` returned, as many prompts;
-        otherwise a list of one array per image, without `B`, whose `P` are its
-        own prompts.
-
-    Raises:
-        ValueError: if the shapes do not fit together, or `original_sizes` are
-            (width, height) of the images in what `predict` returned.
-        TypeError: if there is another argument.
-
-    Example:
-
-    >>> x = {"images": image, "boxes": [9, 9, 40, 40]}
-    >>> masks = keras_sam.restore_masks(tiny_segmenter.predict(x, verbose=0))
-    >>> masks.shape == (1, 4, *image.shape[:2])
-    True
-    >>> logits = np.ones((2, 3, 256, 256), "float32")
-    >>> [m.shape for m in keras_sam.restore_masks(logits, [(30, 40), (50, 20)], 1024)]
-    [(3, 30, 40), (3, 50, 20)]
-    """
-    scaled_sizes = num_prompts = known_sizes = None
-    if isinstance(logits, dict):
-        names = ("original_sizes", "scaled_sizes", "model_sizes")
-        given = [logits.get(name) for name in names]
-        if original_sizes is None and all(sizes is not None for sizes in given):
-            original_sizes, scaled_sizes = given[0], to_numpy(given[1]).tolist()
-            model_size = tuple(to_numpy(given[2])[0].tolist())
-        stretch = stretch or bool(np.any(to_numpy(logits.get(STRETCHED, False))))
-        num_prompts = logits.get("num_prompts")
-        known_sizes = None if given[1] is None else to_numpy(given[1])
-        logits = logits.get("masks")
-    if original_sizes is None or model_size is None:
-        raise ValueError(
-            "`original_sizes` and `model_size` must be given, unless `logits` is what `predict` "
-            f"returned. Received: original_sizes={original_sizes}, model_size={model_size}."
-        )
-    logits = to_numpy(logits)
-    sizes = np.asarray(to_numpy(original_sizes))
-    if logits.ndim not in (4, 5):
-        raise ValueError(
-            "`logits` must have shape (B, K, Lh, Lw) or (B, P, K, Lh, Lw), as the model returns "
-            f"them. Received: shape={logits.shape}."
-        )
-    if sizes.shape != (len(logits), 2):
-        raise ValueError(
-            "`original_sizes` must have one (height, width) per image, shape "
-            f"({len(logits)}, 2). Received: shape={sizes.shape}."
-        )
-    model_size = size_pair(model_size, "model_size")
-    if scaled_sizes is None:
-        # Of a stretched image only the frame's proportions are known.
-        check_not_swapped(sizes.tolist(), None if stretch else known_sizes)
-        plans = [
-            ResizePlan(tuple(size), model_size, pad_only, stretch=stretch)
-            for size in sizes.tolist()
-        ]
-    else:
-        both = zip(sizes.tolist(), scaled_sizes, strict=True)
-        plans = [plan_of_sizes(*of_image, model_size, stretch) for of_image in both]
-    of_images = list(logits)
-    if num_prompts is not None and logits.ndim == 5:  # the others are padding
-        of_images = [x[:count] for x, count in zip(logits, to_numpy(num_prompts), strict=True)]
-    dtype = bool if binarize else "float32"
-    shapes = [(*x.shape[:-2], *plan.original_size) for x, plan in zip(of_images, plans)]
-    if len(set(shapes)) == 1:
-        restored = np.empty((len(plans), *shapes[0]), dtype)
-    else:
-        restored = [np.empty(shape, dtype) for shape in shapes]
-    for plan, image_logits, target in zip(plans, of_images, restored, strict=True):
-        target[...] = plan.masks_to_original(image_logits, mask_threshold if binarize else None)
-    return restored

@@ -47,7 +47,7 @@ def assign(
         ),
     }
     if any(problems.values()):
-        raise ValueError(_message(problems, arrays))
+        raise ValueError(_message(problems, arrays, by_path))
     by_path = {path: variable for path, variable in by_path.items() if path in arrays}
     broken = sorted(path for path in by_path if not np.isfinite(arrays[path]).all())
     if broken:
@@ -75,11 +75,12 @@ def _kind(tensor):
     return f"{tensor.shape}" if tensor.dtype.kind == "f" else f"{tensor.shape} of {tensor.dtype}"
 
 
-def _message(problems, arrays):
+def _message(problems, arrays, by_path):
     lines = ["The weights do not fit the model; nothing was loaded."]
     for title, names in problems.items():
         lines.append(f"{title} ({len(names)}): {_shortened(names) or 'none'}.")
-    lines.append(looks_like(arrays))
+    if looks_like(arrays) != looks_like(by_path):
+        lines.append(looks_like(arrays))
     missing, unexpected, misshapen = problems.values()
     parts = {part_of(name) for name in arrays} - {None}
     lacking = {part_of(name) for name in missing} - {None, *parts}

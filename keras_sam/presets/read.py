@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from keras_sam import converters
+from keras_sam.exported.manifest import is_export
 from keras_sam.presets import locate
 from keras_sam.presets.adapt import Preset, adapt
 from keras_sam.presets.assign import without_matches
@@ -20,7 +21,8 @@ from keras_sam.presets.locate import (
 
 _TRANSFORMERS_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _CONFIGURED_FILES = (*_TRANSFORMERS_FILES, WEIGHTS_FILE)
-_CONFIGURED_APART = ("backbone", "preprocessor", "trainable")
+# Of a task in a Keras file: parts with configs of their own, and what presets do not keep.
+_CONFIGURED_APART = ("backbone", "preprocessor", "trainable", "sam_decoder_trainable", "quantized")
 
 
 def read_preset(
@@ -61,6 +63,11 @@ def read_preset(
         raise ValueError(
             "A preset must be a name, an address or a path. Received: "
             f"{preset!r:.80}. A model becomes a folder with `model.save_to_preset(folder)`."
+        )
+    if is_export(preset):
+        raise ValueError(
+            "A preset must hold a model of Keras. Received: exported files in "
+            f"{os.fspath(preset)!r}, which `keras_sam.ExportedSegmenter.load` loads to predict."
         )
     try:
         found = _read(os.fspath(preset), load_weights is not False, checkpoint_key)

@@ -27,9 +27,11 @@ LAYOUTS = ("keras_sam", "meta", "transformers")
 _MODULES = {
     "keras_sam>SAMBackbone": "keras_sam.models.sam_backbone",
     "keras_sam>ViTDetBackbone": "keras_sam.models.vit_det_backbone",
+    "keras_sam>TinyViTBackbone": "keras_sam.models.tiny_vit_backbone",
     "keras_sam>HieraBackbone": "keras_sam.models.hiera_backbone",
     "keras_sam>SAMPromptEncoder": "keras_sam.layers.prompt_encoder",
     "keras_sam>SAMMaskDecoder": "keras_sam.layers.mask_decoder",
+    "keras_sam>SAMHQMaskDecoder": "keras_sam.layers.hq_mask_decoder",
     "keras_sam>SAM2MaskDecoder": "keras_sam.layers.sam2_mask_decoder",
 }
 
@@ -49,8 +51,8 @@ def convert_checkpoint(
         source: built-in name, address or path, see `read_preset`.
         target: path to write: of a folder, for `"meta"` of a `.safetensors` file.
         layout: `"keras_sam"`, a preset folder of ours; `"meta"`, a file with the names and
-            shapes of Meta's state dict; `"transformers"`, a folder for
-            `SamModel.from_pretrained`.
+            shapes of the released code's state dict; `"transformers"`, a folder for
+            `from_pretrained` of `SamModel`, `SamHQModel` or `Sam2Model`.
         checkpoint_key: see `read_preset`.
         ignore: see `read_preset`.
 

@@ -14,8 +14,8 @@ import keras
 import numpy as np
 
 from keras_sam.converters.tables import narrow_bfloat16, widen_bfloat16
+from keras_sam.encode_decode import check_segmenter
 from keras_sam.files import whole_file
-from keras_sam.models.encode_decode import check_segmenter
 from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.models.vit_det_backbone import encoder_fingerprint
 from keras_sam.preprocessing.preprocessor import resizing_preprocessor

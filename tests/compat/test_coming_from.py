@@ -11,6 +11,8 @@ import pytest
 from tests import test_snippets
 from tests.test_snippets import ROOT, blocks, run_code
 
+pytestmark = pytest.mark.once
+
 # Its fixtures, by which every preset is a tiny one and the photographs are there.
 tiny_preset = test_snippets.tiny_preset
 tiny_presets = test_snippets.tiny_presets

@@ -29,6 +29,8 @@ from keras_sam.compat.keras_cv import (
 from tests import test_snippets
 from tests.tiny import photograph, randomize
 
+pytestmark = pytest.mark.once
+
 # Its fixtures, by which every preset is a tiny one.
 tiny_preset = test_snippets.tiny_preset
 tiny_presets = test_snippets.tiny_presets
@@ -101,6 +103,7 @@ def close(a, b):
     np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.every_backend
 def test_predict_with_all_prompts_and_with_fewer(model, inputs):
     outputs = model.predict(inputs, verbose=0)
     assert outputs["masks"].shape == (1, 4, 24, 24)
@@ -172,6 +175,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("kinds", KINDS, ids="-".join)
 def test_one_dict_mixes_lists_arrays_and_tensors(model, inputs, kinds):
     def of_kind(value, kind):
@@ -195,6 +199,7 @@ def test_one_dict_mixes_lists_arrays_and_tensors(model, inputs, kinds):
     close(model.predict(mixed, verbose=0)["masks"], expected)
 
 
+@pytest.mark.every_backend
 def test_two_way_layers_under_their_names():
     rng = np.random.default_rng(0)
     tokens = rng.standard_normal((1, 5, WIDTH)).astype("float32")
@@ -511,6 +516,7 @@ def test_windows_of_a_map_and_back():
     np.testing.assert_array_equal(to_numpy(layer.unpartition(windows, padded, (5, 7))), x)
 
 
+@pytest.mark.every_backend
 def test_encoder_is_ours_under_their_names():
     backbone = make_backbone(layer_norm_epsilon=1e-5, use_abs_pos=False, drop_path_rate=0.1)
     assert type(backbone) is keras_sam.ViTDetBackbone

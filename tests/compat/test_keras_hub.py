@@ -17,6 +17,8 @@ from keras_sam.presets import list_presets
 from tests import test_snippets
 from tests.tiny import photograph, randomize
 
+pytestmark = pytest.mark.once
+
 # Its fixtures, by which every preset is a tiny one: frame 112 x 144.
 tiny_preset = test_snippets.tiny_preset
 tiny_presets = test_snippets.tiny_presets
@@ -104,6 +106,7 @@ def to_numpy(x):
 # --- the docstrings ---
 
 
+@pytest.mark.every_backend
 def test_custom_backbone_called_directly(sam):
     outputs = sam.backbone(example_inputs())
     shapes = {name: tuple(x.shape) for name, x in outputs.items()}
@@ -120,6 +123,7 @@ def test_custom_backbone_called_directly(sam):
     close(to_numpy(masks["masks"]), to_numpy(sam(example_inputs())["masks"]))
 
 
+@pytest.mark.every_backend
 def test_predict_on_all_five_keys(sam):
     outputs = sam.predict(example_inputs(), verbose=0)
     assert outputs["masks"].shape == (2, 4, 32, 32)
@@ -219,6 +223,7 @@ def truck():
     return inference_resizing(photograph((90, 160), seed=4))  # a tensor of the backend
 
 
+@pytest.mark.every_backend
 def test_point_prompt_on_a_tensor(sam, truck):
     input_point, input_label = np.array([[28, 21.5]]), np.array([1])
     outputs = sam.predict(
@@ -278,6 +283,7 @@ def test_preset_takes_the_padded_image_as_it_is(sam, truck):
     close(whole.predict(inputs, verbose=0)["masks"], sam.predict(inputs, verbose=0)["masks"])
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(
     ("policy", "bound"),
     [
@@ -335,6 +341,7 @@ def test_prompt_encoder_alone(keys, tokens):
         close(dense, np.broadcast_to(to_numpy(encoder.no_mask_embed), dense.shape))
 
 
+@pytest.mark.every_backend
 def test_mask_decoder_alone():
     keras.utils.set_random_seed(1)
     decoder = keras_hub.layers.SAMMaskDecoder(
@@ -633,6 +640,7 @@ def test_enable_lora_of_a_backbone():
         make_backbone().enable_lora(4, ["query"])
 
 
+@pytest.mark.every_backend
 def test_backbone_with_lora_learns_in_its_task():
     backbone = make_backbone()
     backbone.enable_lora(2)

@@ -17,6 +17,8 @@ from tests.meta_oracle import import_segment_anything
 from tests.test_imports import run_python
 from tests.tiny import photograph, tiny_segmenter
 
+pytestmark = pytest.mark.once
+
 OURS = "keras_sam.compat.segment_anything"
 IMAGE = photograph((40, 70), seed=3)
 BOXES = np.array([[3.0, 4.0, 60.0, 30.0], [1.0, 1.0, 20.0, 21.0], [30.0, 2.0, 65.0, 38.0]])
@@ -212,6 +214,7 @@ def run_notebook(text, package, checkpoint, sam, **names):
     return names
 
 
+@pytest.mark.every_backend
 def test_the_predictor_notebook(sams, checkpoint):
     names = {"image": IMAGE, "other": photograph((64, 50), seed=5)}
     actual, expected = (
@@ -278,6 +281,7 @@ def test_predict_by_places(predictors):
     assert_same(*(p.predict(*arguments) for p in predictors))
 
 
+@pytest.mark.every_backend
 def test_predict_torch_of_batches(predictors):
     import torch
 

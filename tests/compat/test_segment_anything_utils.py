@@ -15,6 +15,8 @@ from keras_sam.compat.segment_anything.utils import amg, transforms
 from tests.meta_oracle import import_segment_anything
 from tests.tiny import photograph
 
+pytestmark = pytest.mark.once
+
 BOXES = np.array([[3.0, 4.0, 60.0, 30.0], [1.0, 1.0, 20.0, 21.0], [30.0, 2.0, 65.0, 38.0]])
 
 

@@ -26,6 +26,8 @@ from keras_sam.preprocessing import SAMImageSegmenterPreprocessor
 from tests import test_snippets
 from tests.tiny import photograph, randomize, without_random_values
 
+pytestmark = pytest.mark.once
+
 # Its fixtures, by which every preset is a tiny one.
 tiny_preset = test_snippets.tiny_preset
 tiny_presets = test_snippets.tiny_presets
@@ -309,6 +311,7 @@ def test_sizes_and_dummy_inputs(model):
     }
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(("multimask_output", "count"), [(True, 3), (False, 1)])
 def test_model_gives_its_three_outputs(model, multimask_output, count):
     options = {"multimask_output": multimask_output}
@@ -371,6 +374,7 @@ def test_another_size_needs_a_model_that_takes_it(model):
     close(logits, smaller({**inputs, "images": images})["masks"][:, :1])
 
 
+@pytest.mark.every_backend
 def test_saved_model_loads(model, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
@@ -389,6 +393,7 @@ def test_image_positional_encodings(model):
 # --- the predictor ---
 
 
+@pytest.mark.every_backend
 def test_prompts_of_one_object_are_those_of_our_predictor(predictor, ours):
     assert predictor.image_set
     close(predictor.image_embedding, ours.image_embeddings)
@@ -573,6 +578,7 @@ def test_padding_alone():
     np.testing.assert_array_equal(resizer.scale_points(points), points)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "int32"])
 def test_batches_and_channels_first(dtype):
     resizer = ImageResizer((20, 10), (30, 40))

@@ -19,6 +19,8 @@ from tests.compat import sam_vit
 from tests.compat.sam_vit import IMAGE, assert_same, our_image_processor
 from tests.test_imports import run_python
 
+pytestmark = pytest.mark.once
+
 theirs, folder, models = sam_vit.theirs, sam_vit.folder, sam_vit.models
 pixel_values = sam_vit.pixel_values
 
@@ -236,6 +238,7 @@ def tensors(name):
     }
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("name", CALLS)
 def test_forward_equals_transformers(models, pixel_values, name):
     import torch
@@ -296,6 +299,7 @@ def test_embeddings(models, pixel_values):
         assert_same(positions, oracle.get_image_wide_positional_embeddings())
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("library", ["np", "keras", "tf", "jax"])
 def test_tensors_of_every_library(models, folder, library):
     if library in ("tf", "jax"):
@@ -349,6 +353,7 @@ def test_what_the_model_refuses(models, pixel_values):
 # --- files ---
 
 
+@pytest.mark.every_backend
 def test_loading(folder, tmp_path, theirs, pixel_values, models):
     import torch
 

@@ -23,6 +23,8 @@ from tests.compat.sam_vit import (
 )
 from tests.tiny import photograph
 
+pytestmark = pytest.mark.once
+
 theirs, folder, models = sam_vit.theirs, sam_vit.folder, sam_vit.models
 
 # --- the image processor ---
@@ -234,6 +236,7 @@ OF_IMAGES = {
 }
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("library", ["pt", "np"])
 @pytest.mark.parametrize("name", OF_IMAGES)
 def test_processor_equals_transformers(theirs, name, library):

@@ -12,6 +12,8 @@ from keras_sam import converters
 from keras_sam.converters import sam
 from tests import checkpoints
 
+pytestmark = pytest.mark.once
+
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 LIBRARIES = ["keras_hub_0_16", "keras_hub_0_32", "keras_cv_0_9"]
 
@@ -25,6 +27,7 @@ def meta():
     return checkpoints.meta_model()
 
 
+@pytest.mark.every_backend
 def test_meta_state_dict(meta, tmp_path):
     import torch
 
@@ -394,6 +397,7 @@ def test_encoder_alone_out_of_keras_libraries(library):
         np.testing.assert_array_equal(values, np.asarray(arrays[variable.path]))
 
 
+@pytest.mark.every_backend
 def test_our_keras_file(tmp_path, segmenter):
     segmenter.save(tmp_path / "ours.keras")
     image = np.full((1, *segmenter.image_shape), 90.0)

@@ -25,6 +25,8 @@ from keras_sam.converters.pickles import load_pickle
 from keras_sam.converters.torch_files import _dicts_of_tensors
 from keras_sam.presets import read_preset
 
+pytestmark = pytest.mark.once
+
 VALUES = np.arange(12, dtype="float32").reshape(3, 4)
 DATA = VALUES.tobytes()
 

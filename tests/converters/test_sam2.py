@@ -11,6 +11,8 @@ from keras_sam.converters import sam2
 from keras_sam.presets import convert_checkpoint, read_preset
 from tests.parity.sam2_models import ENCODER, meta_model, state_of, transformers_model
 
+pytestmark = pytest.mark.once
+
 KEPT = ("hidden_size", "num_blocks", "num_heads", "global_attention_layer_indices", "window_sizes")
 VIDEO = ("Sam2VideoModel", "Sam2VideoConfig")
 

@@ -18,6 +18,8 @@ from keras_sam.converters import (
 from keras_sam.converters.tables import CONV, LINEAR, SAME, Row, to_foreign, to_ours
 from tests import checkpoints
 
+pytestmark = pytest.mark.once
+
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
 

@@ -1,9 +1,11 @@
 """ONNX files in ONNX Runtime: the segmenter's numbers, and Meta's decoder by its own code."""
 
 import copy
+import errno
 import json
 import os
-from unittest import mock
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -14,40 +16,13 @@ from keras_sam.runtimes import OnnxRuntime
 from tests.closeness import assert_same
 from tests.meta_oracle import import_segment_anything
 from tests.parity import oracles
-from tests.tiny import photograph, tiny_segmenter
+from tests.tiny import photograph
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="the files are written on torch"
 )
 SIZES = ((53, 80), (90, 41), (3, 200), (1, 1), (300, 260))
 FRAME = (112, 144)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-    """Every graph of a segmenter is traced once: that takes most of an export's time."""
-    traced, trace = {}, onnx_graphs.trace
-
-    def trace_once(graph, opset):
-        key = (type(graph), *(id(layer) for layer in graph.layers), opset)
-        if key not in traced:
-            traced[key] = (trace(graph, opset), graph)  # kept, so that no other has its `id`
-        return copy.deepcopy(traced[key][0])
-
-    with mock.patch.object(onnx_graphs, "trace", trace_once):
-        yield
-
-
-@pytest.fixture(scope="module")
-def segmenter():
-    return tiny_segmenter()
-
-
-@pytest.fixture(scope="module")
-def folder(segmenter, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export") / "tiny"
-    export_model(segmenter, folder, image_input=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +97,9 @@ def test_padding_has_no_effect(segmenter, runs):
 
 @pytest.fixture(scope="module")
 def metas():
-    """Meta's model, ours with its weights, and the inner part of its exported decoder."""
+    """Meta's model, ours with its weights, and its traced decoder."""
     metas, ours = oracles.meta_pair()
-    return metas, ours, onnx_graphs.trace(graphs.MetaDecoderGraph(ours), 20)
+    return metas, ours, onnx_graphs.trace(graphs.PromptDecoderGraph(ours), 20)
 
 
 OPTIONS = [
@@ -146,8 +121,8 @@ def test_metas_decoder_gives_what_metas_exported_model_gives(metas, tmp_path, op
     names = ("return_single_mask", "use_stability_score", "return_extra_metrics")
     settings = {**dict.fromkeys(names, False), **options}
     plan = {"frame": ours.image_shape[:2], "stretch": False}
-    made = onnx_graphs.with_masks_of_the_image(
-        copy.deepcopy(inner), plan, 20, masks=4, mask_threshold=0.0, **settings
+    made = onnx_graphs.as_metas_decoder(
+        copy.deepcopy(inner), plan, 20, mask_threshold=0.0, **settings
     )
     onnx.save(made, tmp_path / "decoder.onnx")
     run = OnnxRuntime(tmp_path / "decoder.onnx")
@@ -200,17 +175,38 @@ def test_weights_in_fewer_bits(segmenter, folder, tmp_path, precision, bound, mo
             assert differences["masks"] < bound
 
 
+OPENVINO_ALONE = """
+import sys
+import numpy as np, openvino
+folder, arrays = sys.argv[1:]
+given = dict(np.load(arrays))
+for name in ("image_encoder", "prompt_decoder"):
+    hint = {"INFERENCE_PRECISION_HINT": "f32"}
+    model = openvino.Core().compile_model(f"{folder}/{name}.xml", "CPU", hint)
+    outputs = model({x.get_any_name(): given[x.get_any_name()] for x in model.inputs})
+    given.update({x.get_any_name(): outputs[x] for x in model.outputs})
+assert not {"keras", "keras_sam", "torch"} & set(sys.modules)
+np.savez(arrays, **given)
+"""
+
+
 def test_openvino_files_need_openvino_alone(segmenter, tmp_path):
-    openvino = pytest.importorskip("openvino")
     manifest = export_model(segmenter, tmp_path / "out", "openvino", image_input=True)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {*manifest["files"], "manifest.json"}
-    model = openvino.Core().compile_model(
-        str(tmp_path / "out" / "image_encoder.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    image = photograph((53, 80))
-    found = model({"image": image})["image_embeddings"]
-    expected = first(segmenter.encode([image]))["image_embeddings"]
-    assert_same(np.array(found), expected, 2e-2)
+    image, arrays = photograph((53, 80)), tmp_path / "arrays.npz"
+    points, labels = np.float32([[[[30, 40], [0, 0]]]]), np.int32([[[1, -1]]])
+    blank = {"mask_prompts": np.zeros((1, 1, 28, 36), "f4"), "mask_given": np.zeros((1, 1), "f4")}
+    np.savez(arrays, image=image, points=points, labels=labels, **blank)
+    command = [sys.executable, "-c", OPENVINO_ALONE, str(tmp_path / "out"), str(arrays)]
+    subprocess.run(command, check=True)
+    found = dict(np.load(arrays))
+    features = segmenter.encode([image])
+    assert_same(found["image_embeddings"], first(features)["image_embeddings"], 2e-2)
+    canonical = {"points": points, "labels": labels, "masks": blank["mask_prompts"][..., None]}
+    given = {"image_embeddings": found["image_embeddings"].transpose(0, 2, 3, 1)}
+    given |= {name: features[name] for name in ("original_sizes", "scaled_sizes")}
+    expected = segmenter.decode(given, {**canonical, "mask_given": np.zeros((1, 1), bool)})
+    assert_same(found["masks"], expected["masks"], 1e-4)
 
 
 # --- bad input ---
@@ -221,8 +217,10 @@ def test_openvino_files_need_openvino_alone(segmenter, tmp_path):
     [
         ({"format": "tflite"}, "`format` must be one of"),  # unknown
         ({"precision": "half"}, "`precision` must be one of"),  # unknown
-        ({"format": "saved_model", "precision": "int8"}, "`precision` must be 'float32'"),
+        ({"format": "saved_model", "precision": "int8"}, "`precision` must be one of"),
         ({"format": "saved_model", "image_input": True}, "`image_input` is possible with"),
+        ({"image_input": "uint16"}, "`image_input` must be True, False, or"),
+        ({"multimask_output": "all"}, "`multimask_output` must be True, False, or None"),
         ({"opset": 11}, "`opset` must be at least 18"),  # too old for the encoder
     ],
 )
@@ -237,6 +235,29 @@ def test_other_files_are_not_replaced(segmenter, tmp_path):
     with pytest.raises(FileExistsError, match="holds other files"):
         export_model(segmenter, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_full_disk_leaves_nothing(segmenter, tmp_path, monkeypatch):
+    import onnx
+
+    save = onnx.save
+
+    def run_full(model, path):
+        if "decoder" in path:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        save(model, path)
+
+    monkeypatch.setattr(onnx, "save", run_full)
+    with pytest.raises(OSError, match="No space left on device"):
+        export_model(segmenter, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named(segmenter, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="file"):
+        export_model(segmenter, tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_file_that_is_off_is_not_left_behind(segmenter, tmp_path, monkeypatch):

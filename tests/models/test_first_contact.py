@@ -45,12 +45,17 @@ def test_casting_the_weights_names_the_remedy(segmenter):
             cast()
 
 
-def test_quantize_says_nothing_about_layers_that_stay_as_they_are():
+def test_quantize_says_nothing_about_layers_that_stay_and_is_kept_by_files(tmp_path):
     segmenter = tiny_segmenter()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         segmenter.quantize("int8")
-    assert segmenter.mask_decoder.iou_prediction_head.dense_layers[0].quantization_mode == "int8"
+    segmenter.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for model in (segmenter, loaded):
+        assert model.mask_decoder.iou_prediction_head.dense_layers[0].quantization_mode == "int8"
+    for values, expected in zip(loaded.get_weights(), segmenter.get_weights(), strict=True):
+        np.testing.assert_array_equal(values, expected)
 
 
 def test_encoder_and_backbone_can_be_cloned(segmenter):

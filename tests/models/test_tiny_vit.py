@@ -1,8 +1,4 @@
-"""A SAM with TinyViT: trained, frozen, saved, loaded, in other dtypes and on OpenVINO."""
-
-import os
-import subprocess
-import sys
+"""A SAM with TinyViT: trained, frozen, saved and loaded."""
 
 import keras
 import numpy as np
@@ -197,12 +193,6 @@ def test_a_grey_picture_on_one_channel_is_that_on_three(mobile, tmp_path):
     assert relative_difference(one, three) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16"])
-def test_half_precision_is_close(masks, dtype):
-    found = tiny_mobile(dtype=dtype).predict(CLICK, verbose=0)["masks"]
-    assert relative_difference(found, masks) < 0.1
-
-
 def test_layerwise_decay_counts_blocks_through_the_stages(mobile):
     variables = mobile.image_encoder.trainable_variables
     powers = LayerwiseDecay(keras.optimizers.SGD(), decay=0.5).multipliers(variables)
@@ -235,22 +225,3 @@ def test_layerwise_decay_counts_blocks_through_the_stages(mobile):
 def test_settings_that_do_not_fit(settings, message):
     with pytest.raises(ValueError, match=message):
         keras_sam.TinyViTBackbone(**settings)
-
-
-SCRIPT = """
-import sys
-import numpy as np
-from tests.models.test_tiny_vit import CLICK, tiny_mobile
-np.save(sys.argv[1], tiny_mobile().predict(CLICK, verbose=0)["masks"])
-"""
-
-
-def test_openvino_gives_the_same_masks(masks, tmp_path):
-    pytest.importorskip("openvino")
-    variables = {"KERAS_BACKEND": "openvino", "KERAS_SAM_OPENVINO_PRECISION": "float32"}
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path / "masks.npy")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **variables}, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert relative_difference(np.load(tmp_path / "masks.npy"), masks) < 1e-4

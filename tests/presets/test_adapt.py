@@ -15,6 +15,8 @@ from keras_sam.presets.adapt import (
 from tests import checkpoints
 from tests.tiny import tiny_backbone
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize(("size_in", "size_out"), [(7, 7), (7, 13), (64, 32), (13, 5), (1, 4)])
 def test_resampling_is_torch_s(size_in, size_out):

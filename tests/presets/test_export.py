@@ -13,6 +13,8 @@ from keras_sam.presets.write import save_safetensors
 from tests import checkpoints
 from tests.tiny import tiny_segmenter
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

@@ -11,6 +11,8 @@ from keras_sam.presets.clients import UrlSource
 from keras_sam.presets.fetch import fetch, file_lock, hash_of
 from tests.presets.servers import Process, run, serving
 
+pytestmark = pytest.mark.once
+
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 

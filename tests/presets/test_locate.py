@@ -11,6 +11,8 @@ from keras_sam.converters import to_meta
 from keras_sam.presets import list_presets, locate
 from keras_sam.presets.write import save_safetensors
 
+pytestmark = pytest.mark.once
+
 FIXTURE = Path(__file__).resolve().parent.parent / "fixtures" / "keras_hub_0_32"
 NAMES = ["sam_base_sa1b", "sam_large_sa1b", "sam_huge_sa1b"]
 

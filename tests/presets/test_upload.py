@@ -6,6 +6,8 @@ import pytest
 
 from keras_sam.presets import upload_preset
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def folder(tmp_path):

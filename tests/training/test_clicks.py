@@ -2,8 +2,11 @@
 
 import keras
 import numpy as np
+import pytest
 
 from keras_sam.training import clicks
+
+pytestmark = pytest.mark.once
 
 SCALE = np.array([4.0, 4.0], "float32")
 

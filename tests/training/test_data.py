@@ -21,6 +21,8 @@ from keras_sam.training import CocoObjects, MaskFolder, ObjectBatches, SA1BFolde
 from keras_sam.training.data import flip, jitter_scale, sample_box, sample_point
 from tests.tiny import photograph
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (40, 60)
 

@@ -5,6 +5,7 @@ Nothing heavy is imported before a side of a case prepares itself, in its own pr
 
 from benchmarks.decoding import decoder
 from benchmarks.encoding import encoder, hiera, huge, mobile
+from benchmarks.exporting import export_decoder, export_encoder
 from benchmarks.generation import everything, memory
 from benchmarks.loading import imports, load
 from benchmarks.neighbour import busy
@@ -29,6 +30,8 @@ CASES = {
     "huge": huge,
     "int8": int8,
     "busy": busy,
+    "export_encoder": export_encoder,
+    "export_decoder": export_decoder,
 }
 # They take minutes, and gigabytes or a preset of ours: they run only when they are named.
-ON_REQUEST = ("huge", "int8", "busy")
+ON_REQUEST = ("huge", "int8", "busy", "export_encoder", "export_decoder")

@@ -24,7 +24,8 @@ def need_file(job, name: str) -> str:
             "transformers", a folder; "encoder.onnx"; "decoders", a folder with an ONNX file for
             each number of prompts; "sam2", a folder of ours with the tiny SAM 2.1;
             "sam2_transformers", the same for transformers; "mobile", "mobile.safetensors" and "hq",
-            ours and MobileSAM's own of MobileSAM, and ours of SAM-HQ.
+            ours and MobileSAM's own of MobileSAM, and ours of SAM-HQ; "exported", the
+            ONNX files of `keras_sam.export`, and "decoder.onnx", that of Meta's exporter.
 
     Raises:
         LeftOut: if something that writes it is not installed.
@@ -155,6 +156,41 @@ def write_decoders(path, source, size, batch):
         _export(Decoder(), (embeddings, points, labels), path / f"{count}.onnx")
 
 
+def write_decoder(path, source, size, batch):
+    """Meta's decoder as its own exporter writes it, for any number of points."""
+    import torch
+
+    model, sizes = _meta(source, size)
+    from segment_anything.utils.onnx import SamOnnxModel
+
+    grid = sizes.side // sizes.patch
+    inputs = {
+        "image_embeddings": torch.zeros((1, 256, grid, grid)),
+        "point_coords": torch.zeros((1, 5, 2)),
+        "point_labels": torch.ones((1, 5)),
+        "mask_input": torch.zeros((1, 1, 4 * grid, 4 * grid)),
+        "has_mask_input": torch.ones(1),
+        "orig_im_size": torch.tensor([1500.0, 2250.0]),
+    }
+    with torch.no_grad():
+        torch.onnx.export(
+            SamOnnxModel(model, return_single_mask=False),
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            output_names=["masks", "iou_predictions", "low_res_masks"],
+            dynamic_axes={"point_coords": {1: "num_points"}, "point_labels": {1: "num_points"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def write_exported(path, source, size, batch):
+    import keras_sam
+
+    keras_sam.export.export_model(str(source), path, "onnx")
+
+
 def _meta(source, size):
     model = random_meta(size)
     import torch
@@ -185,8 +221,10 @@ WRITERS = {
     "hq": write_hq,
     "encoder.onnx": write_encoder,
     "decoders": write_decoders,
+    "decoder.onnx": write_decoder,
+    "exported": write_exported,
 }
-EXPORTS = (write_encoder, write_decoders)
+EXPORTS = (write_encoder, write_decoders, write_decoder, write_exported)
 
 if __name__ == "__main__":
     write(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

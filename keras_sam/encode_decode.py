@@ -1,27 +1,43 @@
 """Encoding images and decoding prompts as two steps: an image is encoded once, however often it is
 prompted.
+
+Numpy only: the models of Keras and exported files share it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import keras
 import numpy as np
 
-from keras_sam import backends
-from keras_sam.geometry import SIZES, ResizePlan, check_not_swapped, plan_of_sizes, sizes_of
-from keras_sam.models.backbone import EMBEDDINGS, named_features
-from keras_sam.models.outputs import select_masks
-from keras_sam.models.programs import join_batches
-from keras_sam.preprocessing.converter import batch_of, is_one_image
+from keras_sam.framing import batch_of, is_one_image
+from keras_sam.geometry import (
+    SIZES,
+    STRETCHED,
+    ResizePlan,
+    check_not_swapped,
+    plan_of_sizes,
+    sizes_of,
+)
+from keras_sam.outputs import EMBEDDINGS, join_batches, named_features, select_masks
 from keras_sam.prompts import KEYS, PromptDict, Prompts, read, read_canonical
 from keras_sam.prompts.nested import check_at_least_one, to_numpy
 from keras_sam.prompts.spellings import refuses_unknown_arguments, unknown_names
 
+# What `encode` returns besides on request, and `decode` passes over.
+_INSPECTED = ("hidden_states", "attentions")
+
 
 class EncodesAndDecodes:
-    """A mixin before `keras.Model`, for models with `_programs` and an `_image_converter`."""
+    """What encodes images and decodes prompts for them: what predictor and generator work with.
+
+    A class that has it as a base has `preprocessor`, `image_shape`, `mask_size`, `feature_shapes`,
+    `mask_threshold`, `generator_settings`, `num_mask_tokens`, and as `_programs` an object with
+    `encode`, `decode`, `inspect` and `inspect_decoder`; see `models.programs`.
+    """
+
+    prompt_chunk: int  # prompts of an image that are decoded at once, unless a call says otherwise
+    largest_prompt_logit: float | None = None  # of a mask prompt, if there is a limit
 
     @refuses_unknown_arguments
     def encode(
@@ -89,7 +105,7 @@ class EncodesAndDecodes:
             else:
                 part = self._programs.encode(frames)
             parts.append({**part, **sizes_of(plans)})
-        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *parts)
+        return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
 
     @refuses_unknown_arguments
     def decode(
@@ -97,7 +113,7 @@ class EncodesAndDecodes:
         image_embeddings: Any,
         prompts: PromptDict | dict[str, Any],
         original_sizes: Any = None,
-        prompt_chunk: int = backends.PROMPT_CHUNK,
+        prompt_chunk: int | None = None,
         attention_similarity: Any = None,
         target_embedding: Any = None,
         return_attentions: bool = False,
@@ -113,7 +129,8 @@ class EncodesAndDecodes:
             original_sizes: int array `(B, 2)`, height and width in pixels of the images that
                 prompts refer to, or a list of `ResizePlan`; needed with an array of embeddings,
                 unless prompts are canonical.
-            prompt_chunk: int. Prompts of an image that are decoded at once.
+            prompt_chunk: optional int. Prompts of an image that are decoded at once. By default as
+                many as suit the backend.
             attention_similarity: optional float array that broadcasts to
                 `(B, P, D, 1 + K + T, Eh * Ew)`, see `SAMMaskDecoder`.
             target_embedding: optional float array that broadcasts to
@@ -128,11 +145,12 @@ class EncodesAndDecodes:
             and all prompts at once, which is slower.
 
         Raises:
-            ValueError: for malformed prompts, features that are missing or of another shape, or
-                missing sizes.
+            ValueError: for malformed prompts, features that are missing, unknown or of another
+                shape, or missing sizes.
         """
-        check_at_least_one(prompt_chunk, "prompt_chunk")
+        prompt_chunk = self.checked_chunk(prompt_chunk)
         encoded = named_features(image_embeddings)
+        self._check_no_others(encoded)
         known_sizes = encoded.get("scaled_sizes")
         if original_sizes is not None:
             encoded = {**encoded, "original_sizes": original_sizes, "scaled_sizes": None}
@@ -213,10 +231,40 @@ class EncodesAndDecodes:
         stretch = getattr(self._image_converter, "stretch", False)  # a custom one may not know it
         return [plan_of_sizes(*of_image, frame, stretch) for of_image in both]
 
+    def checked_chunk(self, prompt_chunk: int | None) -> int:
+        """A call's `prompt_chunk`, or this model's own for None."""
+        if prompt_chunk is None:
+            return self.prompt_chunk
+        check_at_least_one(prompt_chunk, "prompt_chunk")
+        return prompt_chunk
+
+    def logits_as_prompt(self, logits: np.ndarray) -> np.ndarray:
+        """Mask logits as a later prompt takes them: as they are, or within the model's limit."""
+        limit = self.largest_prompt_logit
+        return logits if limit is None else np.clip(logits, -limit, limit)
+
     @property
-    def feature_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes, without the axis `B`, of what `encode` returns for `decode`, sizes aside."""
-        return self.backbone.feature_shapes
+    def _image_converter(self):
+        return self.preprocessor.image_converter
+
+    def _sizes(self, plans):
+        """What `restore_masks` needs to know of each image."""
+        model = np.array([self.image_shape[:2]] * len(plans), "int32")
+        sizes = {**sizes_of(plans), "model_sizes": model}
+        stretched = [plan.stretch for plan in plans]
+        if any(stretched) or getattr(self._image_converter, "stretch", False):
+            sizes[STRETCHED] = np.array(stretched)
+        return sizes
+
+    def _check_no_others(self, encoded):
+        """Raises if there is a feature that this model's encoder does not give."""
+        others = set(encoded) - {*self.feature_shapes, *SIZES, *_INSPECTED}
+        if others:
+            raise ValueError(
+                "`image_embeddings` must be what this model's `encode` returned. Received: also "
+                f"{sorted(others)}, as of another model; this one decodes "
+                f"{' and '.join(self.feature_shapes)}."
+            )
 
     def checked_features(self, encoded: Any) -> dict[str, np.ndarray]:
         """The encoder's features as float32 numpy, from a dict with them or from embeddings alone.
@@ -251,6 +299,13 @@ def check_segmenter(segmenter: Any) -> None:
             "loaded by its name with `SAMImageSegmenter.from_preset(name)`, and a `SAMBackbone` "
             "becomes one with `SAMImageSegmenter(backbone)`."
         )
+
+
+def _concatenate(values):
+    """Arrays of several batches as one, or lists of arrays, item by item."""
+    if isinstance(values[0], (list, tuple)):
+        return [_concatenate(items) for items in zip(*values, strict=True)]
+    return np.concatenate(values)
 
 
 def checked_frames(frames, image_shape, name):

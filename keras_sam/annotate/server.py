@@ -1,0 +1,251 @@
+"""The server: one page, and a small HTTP API that other tools can use as well.
+
+Needs `pip install "keras-sam[annotate]"`: FastAPI and uvicorn.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from keras_sam import __version__
+from keras_sam.annotate import exports
+from keras_sam.annotate.engine import Answer, Engine, SupersededError
+from keras_sam.annotate.guard import LOOPBACK, Guard
+from keras_sam.annotate.photo_folder import PhotoFolder
+from keras_sam.annotate.requests import (
+    ChangedObject,
+    EmbedRequest,
+    LabelRequest,
+    NewObject,
+    PhotoRequest,
+    PredictRequest,
+    SaveRequest,
+)
+from keras_sam.annotate.store import AnnotationStore
+
+_STATIC = Path(__file__).parent / "static"
+_MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_SUPERSEDED = 409
+
+
+def create_app(
+    engine: Engine,
+    store: AnnotationStore,
+    token: str,
+    about: dict[str, Any] | None = None,
+    hosts: Collection[str] = LOOPBACK,
+    any_address: bool = False,
+) -> Guard:
+    """The ASGI application.
+
+    Args:
+        engine: the `Engine`, whose photographs are served.
+        store: the `AnnotationStore`.
+        token: string that requests must bring, see `Guard`.
+        about: optional dict about the model, for the page.
+        hosts: host names that requests may be for, see `Guard`.
+        any_address: bool, see `Guard`.
+
+    Returns:
+        The application within its `Guard`.
+    """
+    from fastapi import FastAPI
+
+    app = FastAPI(
+        title="keras_sam annotate",
+        version=__version__,
+        description="Segment photographs of one folder by points and boxes, and keep the masks.",
+        docs_url=None,  # whose page would load scripts from another site
+        redoc_url=None,
+    )
+    _add_errors(app)
+    _add_model_routes(app, engine)
+    _add_object_routes(app, engine.photos, store, about or {})
+    _add_pages(app)
+    return Guard(app, token, hosts, any_address)
+
+
+def make_server(app: Any) -> Any:
+    """A `uvicorn.Server`, whose `run(sockets=[...])` serves until Ctrl-C."""
+    import uvicorn
+
+    # Requests of a page that was closed are not waited for.
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    return uvicorn.Server(config)
+
+
+def _add_errors(app: Any) -> None:
+    """Every error is `{"error": one sentence}`."""
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+
+    def answer(status: int) -> Callable:
+        def handle(request, error):
+            text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+            return JSONResponse({"error": str(text)}, status)
+
+        return handle
+
+    def malformed(request, error):
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        return JSONResponse({"error": f"`{place or 'body'}`: {first['msg']}."}, 422)
+
+    app.add_exception_handler(ValueError, answer(422))
+    app.add_exception_handler(KeyError, answer(404))
+    app.add_exception_handler(SupersededError, answer(_SUPERSEDED))
+    app.add_exception_handler(RequestValidationError, malformed)
+
+
+def _add_model_routes(app: Any, engine: Engine) -> None:
+    @app.get("/api/health", tags=["model"])
+    def health() -> dict:
+        """Whether the server runs. Needs no token."""
+        return {"status": "ok", "version": __version__}
+
+    @app.post("/api/embed", tags=["model"])
+    async def embed(request: EmbedRequest) -> dict:
+        """Encodes a photograph, or only queues it with `ahead`; predictions do so by themselves."""
+        future = engine.embed(request.photo, request.ahead)
+        if request.ahead:
+            return {"queued": True}
+        encoded = await asyncio.wrap_future(future)
+        return {**_sides(encoded.size), "seconds": encoded.seconds, "source": encoded.source}
+
+    @app.post("/api/predict", tags=["model"])
+    async def predict(request: PredictRequest) -> dict:
+        """Masks of the object that points and a box show, as COCO's compressed run lengths.
+
+        Of the waiting requests with the same `canvas`, only the newest is answered; the others
+        get status 409. `refine` names an answer by its `number`, and one of its candidates.
+        """
+        refine = request.refine and (request.refine.number, request.refine.candidate)
+        answer: Answer = await asyncio.wrap_future(
+            engine.predict(
+                request.photo,
+                request.points,
+                request.labels,
+                request.box,
+                refine,
+                request.mask,
+                request.multimask,
+                request.canvas,
+            )
+        )
+        return {
+            "number": answer.number,
+            **_sides(answer.size),
+            "candidates": answer.candidates,
+            "best": answer.best,
+            "seconds": answer.seconds,
+        }
+
+    @app.post("/api/everything", tags=["model"])
+    async def everything(request: PhotoRequest) -> dict:
+        """All masks of a photograph, the largest first."""
+        return {"proposals": await asyncio.wrap_future(engine.everything(request.photo))}
+
+    @app.get("/api/picture", tags=["photographs"])
+    def picture(photo: str):
+        """A photograph as the model sees it, in a format that browsers show."""
+        from fastapi import Response
+
+        content, kind = engine.photos.picture(photo)
+        return Response(content, media_type=kind)
+
+
+def _add_object_routes(app: Any, photos: PhotoFolder, store: AnnotationStore, about: dict) -> None:
+    def with_state(**content) -> dict:
+        state = store.state
+        told = {"saved": state.saved, "problem": state.problem, "message": state.message}
+        return {**content, "save": told}
+
+    @app.get("/api/session", tags=["photographs"])
+    def session() -> dict:
+        """The photographs with their numbers of objects, the labels, and what is saved where."""
+        counts = store.counts()
+        return with_state(
+            folder=photos.folder.name,
+            file=store.path.name,
+            labels=store.labels,
+            photos=[{"name": name, "objects": counts[name]} for name in photos.names],
+            formats=list(exports.FORMATS),
+            about=about,
+        )
+
+    @app.get("/api/objects", tags=["objects"])
+    def objects(photo: str) -> dict:
+        """The objects of a photograph, and its size."""
+        size = photos.size(photo)
+        return with_state(**_sides(size), objects=store.objects(photo, size))
+
+    @app.post("/api/objects", tags=["objects"], status_code=201)
+    def add_object(request: NewObject) -> dict:
+        """Keeps an object. It is in the file when the answer comes, unless `save` says why not."""
+        record = {"segmentation": request.segmentation, "category_id": request.category_id}
+        if request.score is not None:
+            record["score"] = request.score
+        entry = store.add(request.photo, photos.size(request.photo), record)
+        return with_state(object=entry)
+
+    @app.put("/api/objects/{number}", tags=["objects"])
+    def change_object(number: int, request: ChangedObject) -> dict:
+        """Changes the mask or the label of an object."""
+        changes = {"segmentation": request.segmentation, "category_id": request.category_id}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if not changes:
+            raise ValueError("`segmentation` or `category_id` must be given. Received: neither.")
+        return with_state(object=store.replace(number, changes))
+
+    @app.delete("/api/objects/{number}", tags=["objects"])
+    def remove_object(number: int) -> dict:
+        """Deletes an object."""
+        store.remove(number)
+        return with_state()
+
+    @app.post("/api/labels", tags=["objects"], status_code=201)
+    def add_label(request: LabelRequest) -> dict:
+        """Adds a label."""
+        return with_state(label=store.add_label(request.name))
+
+    @app.post("/api/save", tags=["objects"])
+    def save(request: SaveRequest) -> dict:
+        """Saves again after an error, or settles what to do about a file changed meanwhile."""
+        if request.how == "load":
+            try:
+                store.reload()
+            except OSError as error:
+                raise ValueError(f"{store.path.name} cannot be read: {error.strerror}.") from error
+        else:
+            store.save(overwrite=request.how == "replace")
+        return with_state()
+
+    @app.get("/api/export", tags=["objects"])
+    def export(format: str):
+        """All masks as a zip file: `coco`, `yolo`, `label-map` or `sa1b`."""
+        from fastapi import Response
+
+        content = exports.export(store, format)
+        name = f'attachment; filename="masks-{format}.zip"'
+        return Response(content, 200, {"content-disposition": name}, "application/zip")
+
+
+def _add_pages(app: Any) -> None:
+    from fastapi import Response
+
+    files = {path.name: path for path in _STATIC.iterdir() if path.suffix in _MEDIA}
+    pages = {"/": "index.html", "/docs": "api.html"}
+
+    def send(path: Path):
+        def answer():
+            return Response(path.read_bytes(), media_type=f"{_MEDIA[path.suffix]}; charset=utf-8")
+
+        return answer
+
+    for address, name in {**pages, **{f"/static/{name}": name for name in files}}.items():
+        app.get(address, include_in_schema=False)(send(files[name]))
+
+
+def _sides(size: tuple[int, int]) -> dict[str, int]:
+    return {"width": size[1], "height": size[0]}

@@ -1,0 +1,626 @@
+// The page around the canvas: photographs, labels, objects, saving and keys.
+
+import { SegmentCanvas } from "./canvas.js";
+
+const COLOURS = ["#3b82f6", "#f97316", "#10b981", "#ec4899", "#eab308", "#a855f7", "#06b6d4", "#ef4444", "#84cc16", "#f59e0b", "#6366f1", "#14b8a6"];
+const FORMATS = { coco: "COCO", yolo: "YOLO", "label-map": "PNG label maps", "sa1b": "SA-1B" };
+const TOAST_SECONDS = 6;
+const $ = (id) => document.getElementById(id);
+const token = new URLSearchParams(location.hash.slice(1)).get("token") || "";
+
+const state = { photos: [], labels: [], label: null, index: -1, objects: [], busy: null, pending: 0, saved: true };
+let past = []; // what was done to the objects of this photograph: {undo, redo}
+let future = [];
+
+// --- the server ---
+
+class ServerError extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function call(method, path, body, read = (answer) => answer.json()) {
+  const headers = { authorization: `Bearer ${token}` };
+  if (body) headers["content-type"] = "application/json";
+  let answer;
+  try {
+    answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
+  } catch {
+    throw new ServerError("The server does not answer. Is it still running?", 0);
+  }
+  if (answer.ok) return read(answer);
+  const { error } = await answer.json().catch(() => ({}));
+  throw new ServerError(error || `The server answered ${answer.status}.`, answer.status);
+}
+
+/** A change of what is kept; shows whether it is in the file. */
+async function change(method, path, body) {
+  state.pending += 1;
+  showSaved();
+  try {
+    const answer = await call(method, path, body);
+    showSave(answer.save);
+    return answer;
+  } finally {
+    state.pending -= 1;
+    showSaved();
+  }
+}
+
+const query = (values) => new URLSearchParams(values).toString();
+const transport = {
+  picture: (photo) => call("GET", `api/picture?${query({ photo })}`, null, (answer) => answer.blob()),
+  embed: (photo) => call("POST", "api/embed", { photo }),
+  everything: (photo) => call("POST", "api/everything", { photo }),
+  async predict(request) {
+    try {
+      return await call("POST", "api/predict", request);
+    } catch (error) {
+      if (error.status === 409) return null; // a newer click is on its way
+      throw error;
+    }
+  },
+};
+
+const canvas = new SegmentCanvas($("canvas"), transport);
+
+// --- photographs ---
+
+const photo = () => state.photos[state.index];
+
+async function open(index) {
+  if (index < 0 || index >= state.photos.length) return;
+  if (canvas.hasDraft) {
+    $("photo").value = state.index;
+    toast("Accept this mask first (Enter), or clear it (Esc).");
+    return;
+  }
+  state.index = index;
+  past = [];
+  future = [];
+  state.objects = [];
+  $("broken").hidden = true;
+  showPhotos();
+  showObjects();
+  const { name } = photo();
+  sessionStorage.setItem("photo", name);
+  const opened = canvas.open(name);
+  await loadObjects();
+  if ((await opened) && photo()?.name === name && state.photos[index + 1]) {
+    call("POST", "api/embed", { photo: state.photos[index + 1].name, ahead: true }).catch(() => {});
+  }
+}
+
+async function loadObjects() {
+  const asked = photo();
+  try {
+    const answer = await call("GET", `api/objects?${query({ photo: asked.name })}`);
+    if (photo() !== asked) return;
+    state.objects = answer.objects.map((object) => ({ ...object, hidden: false }));
+    showSave(answer.save);
+    showObjects();
+  } catch (error) {
+    if (photo() === asked) showBroken(error.message);
+  }
+}
+
+function showBroken(text) {
+  photo().broken = true;
+  $("broken").hidden = false;
+  $("broken-text").textContent = text;
+  showPhotos();
+}
+
+function showPhotos() {
+  const select = $("photo");
+  if (select.options.length !== state.photos.length) {
+    select.replaceChildren(...state.photos.map((_, index) => new Option("", index)));
+  }
+  state.photos.forEach(({ name, objects, broken }, index) => {
+    const text = `${name}${broken ? "  – unreadable" : objects ? `  – ${objects}` : ""}`;
+    if (select.options[index].text !== text) select.options[index].text = text;
+  });
+  select.value = state.index;
+  const done = state.photos.filter(({ objects }) => objects).length;
+  $("count").textContent = `${state.index + 1} of ${state.photos.length}, ${done} labelled`;
+  $("prev").disabled = state.index <= 0;
+  $("next").disabled = state.index >= state.photos.length - 1;
+  $("todo").disabled = firstWithout() < 0;
+  document.title = photo() ? `${photo().name} – annotate` : "annotate";
+}
+
+const firstWithout = () => state.photos.findIndex(({ objects, broken }) => !objects && !broken);
+
+// --- labels ---
+
+const colourOf = (category) => {
+  const index = state.labels.findIndex(({ id }) => id === category);
+  return COLOURS[Math.max(0, index) % COLOURS.length];
+};
+const nameOf = (category) => state.labels.find(({ id }) => id === category)?.name ?? String(category);
+
+function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [key, value] of Object.entries(properties)) {
+    if (key.includes("-") || key === "role") made.setAttribute(key, value);
+    else made[key] = value;
+  }
+  made.append(...children);
+  return made;
+}
+
+function icon(name) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  use.setAttribute("href", `#i-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+function dot(category) {
+  const made = element("span", { className: "dot" });
+  made.style.setProperty("--chip", colourOf(category));
+  return made;
+}
+
+function showLabels() {
+  const chips = state.labels.map(({ id, name }, index) => {
+    const chip = element("button", { className: "chip", type: "button", title: name, role: "radio", "aria-checked": id === state.label }, dot(id), element("span", { className: "name" }, name));
+    if (index < 9) chip.append(element("small", { "aria-hidden": true }, `⇧${index + 1}`));
+    chip.style.setProperty("--chip", colourOf(id));
+    chip.addEventListener("click", () => choose(id));
+    return chip;
+  });
+  $("labels").replaceChildren(...chips);
+  canvas.setColour(colourOf(state.label));
+}
+
+/** Chooses the label of what comes, and of the object that is being corrected. */
+async function choose(id) {
+  state.label = id;
+  showLabels();
+  speak(`Label ${nameOf(id)}`);
+  const editing = state.objects.find((one) => one.id === canvas.draft.editing);
+  if (editing && editing.category_id !== id) await act(changed(editing, { category_id: id }));
+}
+
+// --- objects: what is done can be undone ---
+
+/** Does it, and remembers how to undo it. Returns whether it was done. */
+async function act(action) {
+  try {
+    await action.redo();
+    past.push(action);
+    future = [];
+    return true;
+  } catch (error) {
+    await refused(error);
+    return false;
+  } finally {
+    showTools();
+  }
+}
+
+async function refused(error) {
+  toast(error.message);
+  if (error.status === 404) await loadObjects(); // another tab has deleted it
+}
+
+/** An object that is made again has another number: what was done to it follows. */
+function renumber(before, now) {
+  for (const action of [...past, ...future]) action.follow(before, now);
+}
+
+function added(content) {
+  let id = null;
+  return {
+    async redo() {
+      const { object } = await change("POST", "api/objects", content);
+      if (id !== null) renumber(id, object.id);
+      id = object.id;
+      insert(object);
+      speak(`${nameOf(object.category_id)} kept`);
+    },
+    async undo() {
+      await change("DELETE", `api/objects/${id}`);
+      removed(id);
+    },
+    follow: (before, now) => (id = id === before ? now : id),
+  };
+}
+
+function deleted(object) {
+  let { id } = object;
+  const content = { photo: photo().name, segmentation: object.segmentation, category_id: object.category_id, score: object.score ?? null };
+  return {
+    async redo() {
+      await change("DELETE", `api/objects/${id}`);
+      removed(id);
+    },
+    async undo() {
+      const { object: made } = await change("POST", "api/objects", content);
+      renumber(id, made.id);
+      id = made.id;
+      insert(made);
+    },
+    follow: (before, now) => (id = id === before ? now : id),
+  };
+}
+
+function changed(object, content) {
+  let { id } = object;
+  const before = Object.fromEntries(Object.keys(content).map((key) => [key, object[key]]));
+  const put = async (values) => {
+    const { object: made } = await change("PUT", `api/objects/${id}`, values);
+    state.objects = state.objects.map((one) => (one.id === id ? { ...made, hidden: one.hidden } : one));
+    showObjects();
+  };
+  return { redo: () => put(content), undo: () => put(before), follow: (from, to) => (id = id === from ? to : id) };
+}
+
+function insert(object) {
+  state.objects = [...state.objects, { ...object, hidden: false }];
+  counted();
+}
+
+function removed(id) {
+  state.objects = state.objects.filter((one) => one.id !== id);
+  if (canvas.draft.editing === id) canvas.clear();
+  counted();
+}
+
+function counted() {
+  photo().objects = state.objects.length;
+  showObjects();
+  showPhotos();
+}
+
+function showObjects() {
+  canvas.setObjects(
+    state.objects.map(({ id, segmentation, category_id, hidden }) => ({ id, segmentation, hidden, colour: colourOf(category_id) })),
+  );
+  const { editing } = canvas.draft;
+  const rows = state.objects.map((object, index) => {
+    const name = nameOf(object.category_id);
+    const row = element("li", { className: `${object.hidden ? "off" : ""} ${object.id === editing ? "on" : ""}` });
+    const about = `${name}, object ${index + 1}`;
+    const pick = element("button", { className: "pick", type: "button", title: "Correct this object", "aria-label": `Correct ${about}` }, dot(object.category_id), element("span", { className: "name" }, name), element("small", {}, pixels(object.area)));
+    pick.addEventListener("click", () => edit(object.id));
+    const eye = button("eye", object.hidden ? `Show ${about}` : `Hide ${about}`, () => {
+      object.hidden = !object.hidden;
+      showObjects();
+    });
+    eye.setAttribute("aria-pressed", object.hidden);
+    const trash = button("trash", `Delete ${about}`, () => act(deleted(object)));
+    row.append(pick, eye, trash);
+    return row;
+  });
+  $("objects").replaceChildren(...rows);
+  $("no-objects").hidden = rows.length > 0;
+  $("objects-title").textContent = rows.length ? `Objects · ${rows.length}` : "Objects";
+}
+
+function edit(id) {
+  if (canvas.hasDraft && canvas.draft.editing === null) {
+    toast("Accept this mask first (Enter), or clear it (Esc).");
+    return;
+  }
+  canvas.edit(id);
+  state.label = state.objects.find((one) => one.id === id).category_id;
+  showLabels();
+  showObjects();
+  canvas.canvas.focus({ preventScroll: true });
+}
+
+function button(name, title, press) {
+  const made = element("button", { className: "icon", type: "button", title, "aria-label": title }, icon(name));
+  made.addEventListener("click", press);
+  return made;
+}
+
+function pixels(count) {
+  if (count < 1e4) return `${count} px`;
+  return count < 1e6 ? `${Math.round(count / 1e3)} k` : `${(count / 1e6).toFixed(1)} M`;
+}
+
+async function undo() {
+  if (canvas.undo()) return;
+  await replay(past, future, "undo");
+}
+
+async function redo() {
+  if (canvas.redo()) return;
+  await replay(future, past, "redo");
+}
+
+async function replay(from, to, how) {
+  const action = from.pop();
+  if (!action) return;
+  try {
+    await action[how]();
+    to.push(action);
+    speak(how === "undo" ? "Undone" : "Redone");
+  } catch (error) {
+    await refused(error);
+  }
+  showTools();
+}
+
+// --- what is saved ---
+
+function showSave({ saved, problem, message }) {
+  state.saved = saved;
+  $("alert").hidden = saved;
+  $("alert-text").textContent = message;
+  $("save-again").hidden = problem === "changed";
+  $("save-load").hidden = $("save-replace").hidden = problem !== "changed";
+  showSaved();
+}
+
+function showSaved() {
+  const text = !state.saved ? "Not saved" : state.pending ? "Saving" : "Saved";
+  if ($("saved").textContent !== text) $("saved").textContent = text;
+  $("saved").classList.toggle("not", !state.saved);
+}
+
+async function save(how) {
+  try {
+    const { save: told } = await call("POST", "api/save", { how });
+    showSave(told);
+    if (how === "load") await start();
+  } catch (error) {
+    toast(error.message);
+  }
+}
+
+window.addEventListener("beforeunload", (event) => {
+  if (canvas.hasDraft || !state.saved || state.pending) event.preventDefault();
+});
+
+async function exportAll(format) {
+  try {
+    const content = await call("GET", `api/export?${query({ format })}`, null, (answer) => answer.blob());
+    const link = element("a", { href: URL.createObjectURL(content), download: `masks-${format}.zip` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+  } catch (error) {
+    toast(error.message);
+  }
+}
+
+// --- what is shown of the canvas ---
+
+function showTools() {
+  const { draft } = canvas;
+  for (const tool of document.querySelectorAll("[data-tool]")) {
+    tool.setAttribute("aria-pressed", tool.dataset.tool === canvas.tool);
+  }
+  const painting = canvas.tool === "brush" || canvas.tool === "eraser";
+  $("brush-size").hidden = !painting;
+  $("brush").value = canvas.brush;
+  $("brush-value").textContent = `${canvas.brush} px`;
+  $("sign").setAttribute("aria-pressed", canvas.background);
+  $("sign-icon").setAttribute("href", canvas.background ? "#i-minus" : "#i-plus");
+  $("undo").disabled = !canvas.canUndo && !past.length;
+  $("redo").disabled = !canvas.canRedo && !future.length;
+  $("everything").disabled = !canvas.ready || canvas.hasDraft || state.busy !== null;
+  showDraft(draft);
+  showProposals();
+}
+
+function showDraft(draft) {
+  const { editing, candidates } = draft;
+  $("draft").hidden = canvas.proposals.length > 0;
+  $("draft-title").textContent = editing === null ? "Mask" : "Correcting an object";
+  $("accept").disabled = !draft.mask || draft.waits;
+  $("accept-text").textContent = editing === null ? "Accept" : "Save";
+  $("clear").disabled = !canvas.hasDraft;
+  $("hint").textContent = hint(draft);
+  const few = candidates.length > 1 && !draft.edited;
+  const key = few ? `${draft.number} ${draft.chosen}` : "";
+  if ($("candidates").dataset.key === key) return;
+  $("candidates").dataset.key = key;
+  const had = document.activeElement?.parentElement === $("candidates");
+  const buttons = candidates.map(({ score }, index) => {
+    const shown = score === null ? "" : `${Math.round(score * 100)} %`;
+    const made = element("button", { type: "button", role: "radio", "aria-checked": index === draft.chosen, "aria-label": `Candidate ${index + 1}, ${shown}`, title: "Predicted IoU" }, element("span", {}, String(index + 1)), element("small", {}, shown));
+    made.addEventListener("click", () => canvas.choose(index));
+    return made;
+  });
+  $("candidates").replaceChildren(...(few ? buttons : []));
+  if (had) $("candidates").children[draft.chosen]?.focus();
+}
+
+function hint(draft) {
+  if (draft.editing !== null) return "Click, or use brush and eraser; choose a label; Delete removes it.";
+  if (draft.waits) return canvas.ready ? "Segmenting …" : "As soon as the photograph is encoded …";
+  if (!canvas.hasDraft) return "Click an object, or drag a box around it.";
+  if (draft.candidates.length > 1 && !draft.edited) return "Three readings of the click: choose with 1, 2, 3 or the wheel.";
+  return "More clicks correct it; right clicks are on the background.";
+}
+
+function showProposals() {
+  const { proposals } = canvas;
+  $("proposals-card").hidden = !proposals.length;
+  $("proposals-title").textContent = `Proposals · ${proposals.length}`;
+  const list = $("proposals");
+  if (list.of !== proposals) {
+    list.of = proposals;
+    const rows = proposals.map(({ mask, area, score }, index) => {
+      const about = `proposal ${index + 1}`;
+      const shown = score === null ? "" : `${Math.round(score * 100)} %`;
+      const pick = element("button", { className: "pick", type: "button", "aria-label": `Show ${about}` }, element("span", { className: "name" }, `${index + 1}`), element("small", {}, `${shown} · ${pixels(area ?? mask.w * mask.h)}`));
+      pick.addEventListener("click", () => canvas.highlight(index));
+      return element("li", {}, pick, button("check", `Accept ${about}`, () => canvas.settle(index, true)), button("close", `Drop ${about}`, () => canvas.settle(index, false)));
+    });
+    list.replaceChildren(...rows);
+  }
+  [...list.children].forEach((row, index) => row.classList.toggle("on", index === canvas.proposal));
+}
+
+canvas.addEventListener("change", showTools);
+canvas.addEventListener("busy", ({ detail: { text } }) => {
+  state.busy = text;
+  $("progress").hidden = text === null;
+  clearInterval(state.timer);
+  if (text === null) return showTools();
+  const began = performance.now();
+  function showBusy() {
+    const seconds = Math.round((performance.now() - began) / 1000);
+    $("progress-text").textContent = seconds < 1 ? `${text} …` : `${text} … ${seconds} s`;
+  }
+  showBusy();
+  state.timer = setInterval(showBusy, 500);
+  showTools();
+});
+canvas.addEventListener("say", ({ detail: { text } }) => speak(text));
+canvas.addEventListener("fail", ({ detail: { text, photo: broken } }) => (broken ? showBroken(text) : toast(text)));
+canvas.addEventListener("pick", ({ detail: { id } }) => edit(id));
+canvas.addEventListener("accept", async ({ detail: { segmentation, score, editing, draft } }) => {
+  const object = state.objects.find((one) => one.id === editing);
+  const action = object ? changed(object, { segmentation }) : added({ photo: photo().name, segmentation, category_id: state.label, score });
+  const { photo: shown } = canvas;
+  if (!(await act(action)) && canvas.photo === shown) canvas.restore(draft);
+});
+canvas.addEventListener("accept-proposals", async ({ detail: { proposals } }) => {
+  const { photo: shown } = canvas;
+  for (const [number, { segmentation, score }] of proposals.entries()) {
+    const content = { photo: shown, segmentation, category_id: state.label, score };
+    if (canvas.photo !== shown || !(await act(added(content)))) {
+      if (canvas.photo === shown) canvas.propose([...proposals.slice(number), ...canvas.proposals]);
+      return;
+    }
+  }
+});
+
+function speak(text) {
+  $("spoken").textContent = text;
+}
+
+function toast(text) {
+  $("toast").textContent = text;
+  $("toast").hidden = false;
+  clearTimeout(state.toast);
+  state.toast = setTimeout(() => ($("toast").hidden = true), TOAST_SECONDS * 1000);
+}
+
+// --- keys and buttons ---
+
+const centre = () => canvas.canvas.focus({ preventScroll: true });
+const KEYS = {
+  v: () => canvas.setTool("select"),
+  b: () => canvas.setTool("brush"),
+  e: () => canvas.setTool("eraser"),
+  h: () => canvas.setTool("pan"),
+  s: () => canvas.setBackground(!canvas.background),
+  a: () => $("everything").click(),
+  c: centre,
+  g: () => $("todo").click(),
+  "?": () => $("keys").showModal(),
+  "+": () => canvas.zoom(1.25),
+  "=": () => canvas.zoom(1.25),
+  "-": () => canvas.zoom(0.8),
+  0: () => canvas.fit(),
+  "[": () => canvas.setBrush(Math.floor(canvas.brush * 0.8)),
+  "]": () => canvas.setBrush(Math.ceil(canvas.brush * 1.25)),
+  pagedown: () => open(state.index + 1),
+  pageup: () => open(state.index - 1),
+};
+
+function removeEdited() {
+  const object = state.objects.find((one) => one.id === canvas.draft.editing);
+  if (object) act(deleted(object));
+  return Boolean(object);
+}
+
+document.addEventListener("keydown", (event) => {
+  if ($("keys").open || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+  const onButton = event.target.tagName === "BUTTON" || event.target.tagName === "A";
+  if (onButton && (event.key === "Enter" || event.key === " ")) return;
+  let done = true;
+  const key = event.key.toLowerCase();
+  const digit = /^Digit([1-9])$/.exec(event.code)?.[1];
+  if (event.ctrlKey || event.metaKey) {
+    if (key === "z") event.shiftKey ? redo() : undo();
+    else if (key === "y") redo();
+    else done = false;
+  } else if (event.shiftKey && digit && state.labels[digit - 1]) choose(state.labels[digit - 1].id);
+  else if (canvas.key(event)) done = true;
+  else if ((key === "delete" || key === "backspace") && removeEdited()) done = true;
+  else if (KEYS[key] && !event.altKey) KEYS[key]();
+  else done = false;
+  if (done) event.preventDefault();
+});
+
+const press = (id, act) => $(id).addEventListener("click", act);
+press("prev", () => open(state.index - 1));
+press("next", () => open(state.index + 1));
+press("skip", () => open(state.index + 1));
+press("todo", () => open(firstWithout()));
+press("undo", undo);
+press("redo", redo);
+press("zoom-in", () => canvas.zoom(1.25));
+press("zoom-out", () => canvas.zoom(0.8));
+press("fit", () => canvas.fit());
+press("sign", () => canvas.setBackground(!canvas.background));
+press("everything", () => canvas.everything());
+press("accept", () => canvas.accept());
+press("clear", () => canvas.clear());
+press("accept-all", () => canvas.settle(null, true));
+press("drop-all", () => canvas.settle(null, false));
+press("help", () => $("keys").showModal());
+press("keys-close", () => $("keys").close());
+press("save-again", () => save("again"));
+press("save-load", () => save("load"));
+press("save-replace", () => save("replace"));
+for (const tool of document.querySelectorAll("[data-tool]")) {
+  tool.addEventListener("click", () => canvas.setTool(tool.dataset.tool));
+}
+$("photo").addEventListener("change", ({ target }) => open(Number(target.value)));
+$("brush").addEventListener("input", ({ target }) => canvas.setBrush(Number(target.value)));
+$("export").addEventListener("change", ({ target }) => {
+  if (target.value) exportAll(target.value);
+  target.value = "";
+});
+$("new-label").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const name = $("label-name").value.trim();
+  if (!name) return;
+  try {
+    const { label } = await change("POST", "api/labels", { name });
+    if (!state.labels.some(({ id }) => id === label.id)) state.labels.push(label);
+    $("label-name").value = "";
+    await choose(label.id);
+  } catch (error) {
+    toast(error.message);
+  }
+});
+
+// --- start ---
+
+async function start() {
+  let session;
+  try {
+    session = await call("GET", "api/session");
+  } catch (error) {
+    $("broken").hidden = false;
+    $("broken").querySelector("strong").textContent = "The page cannot be opened";
+    $("broken-text").textContent = error.message;
+    $("skip").hidden = true;
+    return;
+  }
+  state.photos = session.photos;
+  state.labels = session.labels;
+  if (!state.labels.some(({ id }) => id === state.label)) state.label = state.labels[0]?.id ?? null;
+  $("export").replaceChildren(new Option("Export all", ""), ...session.formats.map((name) => new Option(FORMATS[name] ?? name, name)));
+  $("saved").title = `Masks are in ${session.file}`;
+  showSave(session.save);
+  showLabels();
+  const before = session.photos.findIndex(({ name }) => name === sessionStorage.getItem("photo"));
+  canvas.clear();
+  await open(before >= 0 ? before : Math.max(0, firstWithout()));
+}
+
+start();

@@ -1,0 +1,91 @@
+"""`keras-sam annotate`: what it refuses, and a server that starts, answers and ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from keras_sam.cli import annotate
+from tests.annotate.serving import draw_photographs
+
+pytestmark = pytest.mark.once
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    draw_photographs(tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "0.0.0.0"], "--token"),  # other machines, and no secret
+        (["--host", "0.0.0.0", "--token", "short"], "at least 8"),
+        (["--labels", ", ,"], "cat,dog"),
+        (["--port", "65536"], "65535"),
+        (["--out", "{folder}"], "is a folder"),
+        (["--out", "{folder}/broken.jpg"], "JSON"),
+        (["--model", "nothing"], "no such preset"),
+    ],
+)
+def test_calls_that_are_refused(cli, folder, options, said):
+    options = [option.format(folder=folder) for option in options]
+    if "--model" not in options:
+        options += ["--model", "sam_tiny_demo"]
+    code, _, error = cli("annotate", folder, *options)
+    assert code == 2 and said in error and error.count("\n") <= 2
+    assert not (folder / "annotations.json").exists()
+
+
+def test_missing_folders_and_taken_ports_are_named(cli, folder):
+    assert "no such folder" in cli("annotate", folder / "no", "--model", "sam_tiny_demo")[2]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        code, _, error = cli("annotate", folder, "--model", "sam_tiny_demo", "--port", number)
+        assert code == 1 and f"--port {number}" in error
+
+
+def test_without_a_port_the_next_free_one_is_taken():
+    with annotate._listen("127.0.0.1", None) as one, annotate._listen("127.0.0.1", None) as other:
+        assert one.getsockname()[1] != other.getsockname()[1]
+
+
+def test_the_server_starts_keeps_a_mask_and_ends(folder, tmp_path):
+    words = ["annotate", folder, "--model", "sam_tiny_demo", "--labels", "cat,dog", "--port", "0"]
+    words += ["--cache", tmp_path / "cache", "--backend", "torch"]
+    command = [sys.executable, "-m", "keras_sam", *map(str, words)]
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert "4 photographs" in process.stdout.readline()
+        address, token = re.fullmatch(r"(.*)/#token=(.*)\n", process.stdout.readline()).groups()
+
+        def post(path, body):
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            request = urllib.request.Request(address + path, json.dumps(body).encode(), headers)
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return json.load(answer)
+
+        click = {"photo": "a.png", "points": [[45, 30]], "labels": [1]}
+        answer = post("/api/predict", click)
+        mask = max(answer["candidates"], key=lambda candidate: candidate["area"])["segmentation"]
+        kept = {"photo": "a.png", "segmentation": mask, "category_id": 2}
+        assert post("/api/objects", kept)["save"]["saved"]
+        assert list((tmp_path / "cache").iterdir())
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(60)
+    assert code == 0
+    (entry,) = json.loads((folder / "annotations.json").read_text())["annotations"]
+    assert (entry["category_id"], entry["segmentation"]) == (2, mask)

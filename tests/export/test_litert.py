@@ -1,0 +1,66 @@
+"""LiteRT files: its interpreter alone runs them, and they give the segmenter's numbers."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_sam.export import export_model
+from keras_sam.runtimes import LiteRT
+from tests.closeness import assert_same
+from tests.tiny import photograph
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="LiteRT files are written on TensorFlow"
+)
+ALONE = """
+import sys
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+folder, arrays = sys.argv[1:]
+given = dict(np.load(arrays))
+def run(name):
+    runner = Interpreter(f"{folder}/{name}.tflite").get_signature_runner()
+    return runner(**{k: given[k] for k in runner.get_input_details()})
+given.update(run("image_encoder"))
+given.update(run("prompt_decoder"))
+assert not {"keras", "keras_sam", "tensorflow"} & set(sys.modules)
+np.savez(arrays, **given)
+"""
+
+
+def test_litert_alone_runs_both_files(segmenter, tmp_path):
+    export_model(segmenter, tmp_path / "out", "litert", multimask_output=True)
+    frame = segmenter.preprocessor.image_converter.convert([photograph((53, 80))])[0]
+    encoder = segmenter.image_encoder
+    pixels = (frame - np.float32(encoder.pixel_mean)) / np.float32(encoder.pixel_std)
+    given = {
+        "points": np.float32([[[[30, 40], [90, 50], [0, 0]], [[20, 20], [70, 60], [0, 0]]]]),
+        "labels": np.int32([[[1, 0, -1], [2, 3, -10]]]),
+        "mask_prompts": np.random.default_rng(0).standard_normal((1, 2, 28, 36)).astype("float32"),
+        "mask_given": np.float32([[0, 1]]),
+    }
+    arrays = tmp_path / "arrays.npz"
+    np.savez(arrays, pixels=pixels.transpose(0, 3, 1, 2), **given)
+    subprocess.run([sys.executable, "-c", ALONE, str(tmp_path / "out"), str(arrays)], check=True)
+    found = dict(np.load(arrays))
+    canonical = {
+        "points": given["points"],
+        "labels": given["labels"],
+        "masks": given["mask_prompts"][..., None],
+        "mask_given": given["mask_given"].astype(bool),
+    }
+    features = segmenter.encode_frames(frame)
+    wanted = features["image_embeddings"].transpose(0, 3, 1, 2)
+    assert_same(found["image_embeddings"], wanted, 1e-4)
+    expected = segmenter.decode(features, canonical)
+    for name in ("masks", "iou_pred"):
+        assert_same(found[name], expected[name][:, :, 1:], 1e-4)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "broken.tflite").write_bytes(b"<html>" * 100)
+    with pytest.raises(ValueError, match="LiteRT cannot load .*broken.tflite"):
+        LiteRT(tmp_path / "broken.tflite")

