@@ -84,6 +84,31 @@ def layer_norm(x, gamma, beta, epsilon, training=None):
     return tf.reshape(out, ops.shape(x))
 
 
+def convolve(x, kernel, bias=None, strides=1, activation=None, training=None):
+    """`generic.convolve`, with padding and bias as parts of the convolution."""
+    if training or not _is_for_one_dnn(x):
+        return generic.convolve(x, kernel, bias, strides, activation, training)
+    return _convolution(tf.nn.conv2d, x, kernel, bias, strides, activation)
+
+
+def convolve_depthwise(
+    x, kernel, bias=None, strides=1, activation=None, training=None, edges=(True, True)
+):
+    """`generic.convolve_depthwise`, with padding and bias as parts of the convolution."""
+    if training or not _is_for_one_dnn(x):
+        return generic.convolve_depthwise(x, kernel, bias, strides, activation, training, edges)
+    return _convolution(tf.nn.depthwise_conv2d, x, kernel, bias, strides, activation, edges)
+
+
+def _convolution(function, x, kernel, bias, strides, activation, edges=(True, True)):
+    width = kernel.shape[0] // 2
+    padding = [[0, 0], [width * edge for edge in edges], [width, width], [0, 0]]
+    out = function(x, ops.cast(kernel, x.dtype), [1, strides, strides, 1], padding)
+    out = out if bias is None else tf.nn.bias_add(out, ops.cast(bias, x.dtype))
+    # Keras's GELU, not ours, whose rounding errors the layers after it multiply.
+    return generic.activate(out, activation)
+
+
 def in_strips(function, x, strides, numbers_per_row):
     """`function` of some rows at a time, so that what it makes in between stays in the caches.
 

@@ -6,6 +6,7 @@ import pytest
 
 import keras_sam
 from keras_sam import presets
+from keras_sam.backends.generic import by_strips
 from keras_sam.training import LayerwiseDecay
 from tests.closeness import relative_difference
 from tests.tiny import photograph, randomize, without_random_values
@@ -92,6 +93,27 @@ def test_prediction_is_batch_norm_by_its_averages(mobile):
         found = keras.ops.convert_to_numpy(layer(x, training=False))
         assert found.shape == expected.shape
         assert relative_difference(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_strips_of_a_bottleneck_are_the_whole(strides, rows):
+    x = np.random.default_rng(0).normal(size=(2, 7, 9, 5)).astype("float32")
+    block = keras_sam.layers.InvertedBottleneck(8, 5, strides, shortcut=strides == 1)
+    block.build(x.shape)
+    randomize(block, 1)
+    for part in (block.conv1, block.conv2, block.conv3):
+        part.norm.moving_variance.assign(keras.ops.abs(part.norm.moving_variance) + 0.5)
+    heights = []
+
+    def some_rows(strip, edges):
+        heights.append(strip.shape[1])
+        return block._rows(strip, edges)
+
+    expected = keras.ops.convert_to_numpy(block(x, training=False))
+    found = by_strips(some_rows, keras.ops.convert_to_tensor(x), strides, rows)
+    assert len(heights) == -(-expected.shape[1] // rows) and max(heights) < 7
+    assert relative_difference(keras.ops.convert_to_numpy(found), expected) < 1e-6
 
 
 def test_training_lowers_the_loss_and_moves_the_averages():
