@@ -204,8 +204,14 @@ def read_facts(folder: Path, manifest: dict) -> tuple[ModelFacts, ImageFraming]:
         converter = ImageFraming(**manifest["preprocessing"]["image_converter"])
         if (*converter.pad_size, converter.num_channels) != model.image_shape:
             raise ValueError("`image_converter` makes images of another size than the model takes")
+        made = manifest["settings"].get("multimask_output")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise _damaged(folder, error) from error
+    if made is not None:
+        raise ValueError(
+            f"`folder` must hold a decoder that makes all masks. Received: {str(folder)!r}, which "
+            f"was exported with multimask_output={made!r:.20}. Export the model without it."
+        )
     return model, converter
 
 
