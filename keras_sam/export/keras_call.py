@@ -128,18 +128,18 @@ def _write_encoder(encoder, path, format, batch_size, opset=20):
     graph = KerasEncoderGraph(encoder, batch_size)
     model = onnx_graphs.trace(graph, opset)
     with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
-        made = Path(place) / f"encoder{path.suffix or '.onnx'}"
+        made = Path(place) / path.name
         if format == "onnx":
-            made.write_bytes(model.SerializeToString())
+            names = onnx_graphs.save(model, made)
             run = runtimes.OnnxRuntime(made)
         else:
             writing.save_openvino(model, made)
+            names = [made.name, f"{made.stem}.bin"]
             run = runtimes.OpenVino(made)
         _check(run, graph)
-        endings = [".bin"] * (format == "openvino") + [path.suffix]
-        for ending in endings:
-            with whole_file(path.with_suffix(ending)) as file:
-                file.write(made.with_suffix(ending or ".onnx").read_bytes())
+        for name in reversed(names):  # what says where its weights lie comes last
+            with whole_file(path.with_name(name)) as file:
+                file.write((made.parent / name).read_bytes())
 
 
 def _check(run, graph):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 from keras_sam.export.graphs import Graph
 
 _LARGEST = 4096  # of an axis of any length; PyTorch wants a bound
+LARGEST_FILE = 2**31 - 2**24  # bytes of weights; a protobuf cannot have 2 GB
 
 
 def trace(graph: Graph, opset: int) -> Any:
@@ -55,6 +58,20 @@ def trace(graph: Graph, opset: int) -> Any:
         del node.metadata_props[:]
     del model.metadata_props[:]
     return model
+
+
+def save(model: Any, path: Path) -> list[str]:
+    """Writes a model, checks the file, and returns the names of the files that were written.
+
+    The weights of the largest models, as ViT-H's in float32, lie beside it in `<name>.data`.
+    """
+    import onnx
+
+    beside = f"{path.name}.data"
+    large = sum(len(x.raw_data) for x in model.graph.initializer) > LARGEST_FILE
+    onnx.save(model, os.fspath(path), save_as_external_data=large, location=beside)
+    onnx.checker.check_model(os.fspath(path))  # by its path, which models of any size have
+    return [path.name, beside] if large else [path.name]
 
 
 @contextlib.contextmanager
@@ -308,12 +325,17 @@ def _join(first, second, io_map):
     first.ir_version = second.ir_version = max(first.ir_version, second.ir_version)
     # Names inside may be the same in both, those of inputs and outputs stay.
     _prefix_inner(second, "after_" if io_map else "")
-    joined = onnx.compose.merge_models(
-        first, second, io_map=io_map, outputs=[x.name for x in second.graph.output]
+    # `merge_models` would also check the result, which no model of 2 GB passes; `save` checks it.
+    outputs = [x.name for x in second.graph.output]
+    graph = onnx.compose.merge_graphs(first.graph, second.graph, io_map, outputs=outputs)
+    joined = onnx.helper.make_model(
+        graph,
+        opset_imports=first.opset_import,
+        ir_version=first.ir_version,
+        functions=[*first.functions, *second.functions],
     )
     for name in shared:
         _merge_input(joined, f"{name}_again", name)
-    onnx.checker.check_model(joined)
     return joined
 
 

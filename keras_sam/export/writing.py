@@ -181,12 +181,12 @@ def _check_choice(name, value, choices):
 
 def _write_onnx(segmenter, folder, settings):
     import_onnx()
-    import onnx
+    from keras_sam.export import onnx_graphs
 
     files = {}
     for name, make, check in _onnx_parts(segmenter, settings):
         path = folder / f"{name}.onnx"
-        onnx.save(make(), os.fspath(path))
+        files.update({file: {} for file in onnx_graphs.save(make(), path)})
         run = runtimes.OnnxRuntime(path)
         files[path.name] = {
             "inputs": run.inputs, "outputs": run.outputs, "differences": check(run)
@@ -214,11 +214,11 @@ def save_openvino(model: Any, path: Path, half: bool = False) -> dict[str, Any]:
         raise ImportError(
             'Exporting to openvino needs it: pip install "keras-sam[openvino,torch,export]"'
         ) from error
-    import onnx
+    from keras_sam.export import onnx_graphs
 
     with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
-        between = os.path.join(place, "model.onnx")
-        onnx.save(model, between)
+        between = Path(place) / "model.onnx"
+        onnx_graphs.save(model, between)
         converted = openvino.convert_model(between)
         _keep_names(converted.inputs, model.graph.input)
         _keep_names(converted.outputs, model.graph.output)

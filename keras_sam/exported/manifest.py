@@ -204,14 +204,8 @@ def read_facts(folder: Path, manifest: dict) -> tuple[ModelFacts, ImageFraming]:
         converter = ImageFraming(**manifest["preprocessing"]["image_converter"])
         if (*converter.pad_size, converter.num_channels) != model.image_shape:
             raise ValueError("`image_converter` makes images of another size than the model takes")
-        made = manifest["settings"].get("multimask_output")
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise _damaged(folder, error) from error
-    if made is not None:
-        raise ValueError(
-            f"`folder` must hold a decoder that makes all masks. Received: {str(folder)!r}, which "
-            f"was exported with multimask_output={made!r:.20}. Export the model without it."
-        )
     return model, converter
 
 
@@ -227,6 +221,8 @@ def _damaged(folder, reason):
 def checked_file(folder: Path, manifest: dict, name: str) -> Path:
     """The path of a part, whose files are those that were exported."""
     paths = [folder / f"{name}{ending}" for ending in _ENDINGS[manifest["runtime"]]]
+    if (beside := f"{paths[0].name}.data") in manifest["files"]:  # of the largest models
+        paths.append(folder / beside)
     for path in paths:
         about = manifest["files"].get(path.name)
         if not isinstance(about, dict) or not path.is_file():

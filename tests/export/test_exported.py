@@ -361,10 +361,6 @@ DAMAGES = [
         lambda f: rewrite(f, lambda m: m["model"].update(generator_settings={"os.system": "rm"})),
         "`generator_settings` has no setting `os.system`",
     ),
-    (
-        lambda f: rewrite(f, lambda m: m["settings"].update(multimask_output=True)),
-        "must hold a decoder that makes all masks",
-    ),
     (cut_short, "prompt_decoder.onnx .* was changed or cut short"),
     (change_a_byte, "image_encoder.onnx .* was changed after the export"),
     (break_the_file, "cannot load .*prompt_decoder.onnx"),

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_sam import ExportedSegmenter
 from keras_sam.export import checking, export_model, graphs, onnx_graphs
 from keras_sam.runtimes import OnnxRuntime
 from tests.closeness import assert_same
@@ -209,6 +210,21 @@ def test_openvino_files_need_openvino_alone(segmenter, tmp_path):
     assert_same(found["masks"], expected["masks"], 1e-4)
 
 
+def test_weights_that_one_file_cannot_hold_lie_beside_it(segmenter, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graphs, "LARGEST_FILE", 10_000)  # bytes, in place of 2 GB
+    out, image = tmp_path / "out", photograph((53, 80))
+    manifest = export_model(segmenter, out, image_input=True)
+    data = out / "image_encoder.onnx.data"
+    assert manifest["files"][data.name]["bytes"] > (out / "image_encoder.onnx").stat().st_size
+    found = ExportedSegmenter.load(out).encode([image])["image_embeddings"]
+    assert_same(found, segmenter.encode([image])["image_embeddings"], 2e-2)
+    segmenter.image_encoder.export(tmp_path / "x.onnx", format="onnx")
+    assert (tmp_path / "x.onnx.data").exists()
+    data.write_bytes(data.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="onnx.data .* was changed after the export"):
+        ExportedSegmenter.load(out)
+
+
 # --- bad input ---
 
 
@@ -243,10 +259,10 @@ def test_a_full_disk_leaves_nothing(segmenter, tmp_path, monkeypatch):
 
     save = onnx.save
 
-    def run_full(model, path):
+    def run_full(model, path, **options):
         if "decoder" in path:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-        save(model, path)
+        save(model, path, **options)
 
     monkeypatch.setattr(onnx, "save", run_full)
     with pytest.raises(OSError, match="No space left on device"):
