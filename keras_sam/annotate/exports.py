@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import zipfile
 from collections import Counter
@@ -57,12 +58,20 @@ def export(store: AnnotationStore, form: str) -> bytes:
         The zip file.
 
     Raises:
-        ValueError: if there is no such format, or no mask.
+        ValueError: if there is no such format, no mask, or no room to pack them.
     """
     if form not in FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(FORMATS)}. Received: {form!r}.")
     if not any(store.counts().values()):
         raise ValueError("There are no masks to export yet.")
+    try:
+        return _packed(store, form)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise ValueError(f"The masks could not be packed: {reason}.") from error
+
+
+def _packed(store: AnnotationStore, form: str) -> bytes:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "masks"
         folder.mkdir()

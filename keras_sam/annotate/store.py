@@ -130,12 +130,14 @@ class AnnotationStore:
 
     def images(self) -> Iterator[ImageAnnotations]:
         """The photographs that have masks, as the writers of `keras_sam.annotations` take them."""
+        images = []  # all at once: a caller that stops midway must not keep the lock
         with self._lock:
             for name, count in self.counts().items():
                 if count:
                     image = self._images[self._ids[name]]
                     size = (int(image["height"]), int(image["width"]))
-                    yield ImageAnnotations(name, size, self.objects(name, size))
+                    images.append(ImageAnnotations(name, size, self.objects(name, size)))
+        return iter(images)
 
     # --- changing ---
 

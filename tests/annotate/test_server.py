@@ -1,5 +1,6 @@
 """The HTTP API, called by an ordinary client, and who may not call it."""
 
+import errno
 import io
 import json
 import re
@@ -93,6 +94,22 @@ def test_exports_are_those_of_the_writers(served):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), mask)
     assert json.loads(names["sa1b"].read("a.json"))["annotations"][0]["area"] == 600
     served.call("DELETE", f"/api/objects/{number}")
+
+
+def test_an_export_without_room_is_said_and_stops_nothing(served, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    mask = masks.encode_rle(np.ones(SIZES["a.png"], bool))
+    kept = {"photo": "a.png", "segmentation": mask, "category_id": 1}
+    numbers = [served.call("POST", "/api/objects", kept, 201)["object"]["id"]]
+    with monkeypatch.context() as patch:
+        patch.setattr(annotations.coco, "annotation_entry", full)  # in the midst of the masks
+        error = served.call("GET", "/api/export?format=coco", status=422)["error"]
+    assert error == "The masks could not be packed: No space left on device."
+    numbers.append(served.call("POST", "/api/objects", kept, 201)["object"]["id"])
+    for number in numbers:
+        served.call("DELETE", f"/api/objects/{number}")
 
 
 @pytest.mark.parametrize(
