@@ -95,9 +95,13 @@ class AnnotationStore:
             return [{"id": entry["id"], "name": entry["name"]} for entry in self._categories]
 
     def counts(self) -> dict[str, int]:
-        """How many objects each photograph has, by its name."""
+        """How many masks each photograph has, by its name."""
         with self._lock:
-            counts = Counter(self._photo_of.get(e["image_id"]) for e in self._entries.values())
+            counts = Counter(
+                self._photo_of.get(entry["image_id"])
+                for entry in self._entries.values()
+                if usable_segmentation(entry.get("segmentation"))[0] is not None
+            )
             return {name: counts[name] for name in self._photos}
 
     def objects(self, photo: str, size: tuple[int, int]) -> list[dict]:
@@ -135,7 +139,7 @@ class AnnotationStore:
             for name, count in self.counts().items():
                 if count:
                     image = self._images[self._ids[name]]
-                    size = (int(image["height"]), int(image["width"]))
+                    size = self._size_in_file(image)
                     images.append(ImageAnnotations(name, size, self.objects(name, size)))
         return iter(images)
 
@@ -174,8 +178,7 @@ class AnnotationStore:
             image = self._image_of(photo, size)
             shape = self._shape(record, size)
             if image is None:
-                numbers = [key for key in self._images if isinstance(key, int)]
-                number = max(numbers, default=0) + 1
+                number = self._next_image()
                 image = {"id": number, "width": size[1], "height": size[0], "file_name": photo}
                 self._images[number] = image
                 self._ids[photo], self._photo_of[number] = number, photo
@@ -201,8 +204,7 @@ class AnnotationStore:
         """
         with self._lock:
             entry = self._entry(number)
-            image = self._images[entry["image_id"]]
-            size = (int(image["height"]), int(image["width"]))
+            size = self._size_in_file(self._images[entry["image_id"]])
             if changes.get("segmentation") is None:  # the mask stays as it was written
                 entry = {**entry, "category_id": self._category(changes["category_id"])}
             else:
@@ -265,9 +267,11 @@ class AnnotationStore:
         for image, of_image in zip(images, by_image):
             entries += [{**entry, "image_id": image} for entry in of_image]
         numbers = [e["id"] for e in (*entries, *unknown) if type(e.get("id")) is int]
+        categories = _categories_of(content, entries)
+        # Nothing is assigned before all of the file is known to be usable.
         self._last_id = max(numbers, default=0)
         self._rest, self._images, self._listed = rest, images, set(images)
-        self._categories = _categories_of(content, entries)
+        self._categories = categories
         self._photo_of = _photos_of(images, self._photos)
         self._ids = {name: number for number, name in self._photo_of.items()}
         self._entries: dict[int, dict] = {}
@@ -371,12 +375,28 @@ class AnnotationStore:
     def _next_category(self) -> int:
         return max((e["id"] for e in self._categories if isinstance(e["id"], int)), default=0) + 1
 
+    def _next_image(self) -> int:
+        """An id that no image has, nor annotations of images that are not in the file."""
+        numbers = [0]
+        for key in (*self._images, *(entry["image_id"] for entry in self._entries.values())):
+            with contextlib.suppress(TypeError, ValueError, OverflowError):  # some are text
+                numbers.append(int(key))
+        return max(numbers) + 1
+
+    def _size_in_file(self, image: Mapping) -> tuple[int, int]:
+        if not image.get("height") or not image.get("width"):
+            name = self._photo_of[image["id"]]
+            raise ValueError(
+                f"{self.path.name} does not say how large {name} is: open that photograph once."
+            )
+        return int(image["height"]), int(image["width"])
+
     def _image_of(self, photo: str, size: tuple[int, int]) -> dict | None:
         if photo not in self._photos:
             raise KeyError(f"There is no photograph {photo!r} in the folder.")
         image = self._images.get(self._ids.get(photo))
         if image is not None:
-            known = (int(image.get("height", size[0])), int(image.get("width", size[1])))
+            known = (int(image.get("height") or size[0]), int(image.get("width") or size[1]))
             if known != tuple(size):
                 raise ValueError(
                     f"{self.path.name} has masks of {photo} for {known[1]} x {known[0]} pixels, "
@@ -387,6 +407,10 @@ class AnnotationStore:
 
 
 _SECTIONS = ("annotations", "images", "categories")
+_IDS = (
+    *(("images", "id"), ("categories", "id")),
+    *(("annotations", "image_id"), ("annotations", "category_id")),
+)
 
 
 def _digest(content: bytes) -> bytes:
@@ -396,7 +420,18 @@ def _digest(content: bytes) -> bytes:
 def _images_of(content: Any, path: Path) -> tuple[list[list[dict]], list[dict]]:
     if not isinstance(content, dict):
         raise ValueError(f"`{path}` must be a COCO instances file. Received: no JSON object.")
-    content = {"annotations": [], "images": [], **content}
+    content = {"annotations": [], "images": [], "categories": [], **content}
+    for section in _SECTIONS:
+        if not isinstance(content[section], list):
+            raise ValueError(f"`{section}` of `{path}` must be a list, as in COCO.")
+    for section, key in _IDS:
+        for entry in content[section]:
+            number = entry.get(key) if isinstance(entry, dict) else None
+            if not isinstance(number, int | float | str) and (key == "id" or number is not None):
+                raise ValueError(
+                    f"The entries of `{section}` in `{path}` need a number or text as `{key}`, as "
+                    f"in COCO. Received: {json.dumps(entry):.100}."
+                )
     return annotations_by_image(content, f"`{path}`")
 
 

@@ -125,6 +125,9 @@ def test_what_other_programs_wrote_stays(folder):
         ("[]", "COCO"),  # of another kind
         ("{", "JSON"),  # cut off
         ('{"images": [{"id": 1}], "annotations": []}', "file_name"),  # unusable
+        ('{"categories": [{"name": "cat"}]}', "`categories`.*`id`"),
+        ('{"categories": {"1": "cat"}}', "`categories`.*list"),
+        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": [1]}]}', "image_id"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(folder, content, said):
@@ -132,6 +135,42 @@ def test_a_file_of_another_kind_is_refused(folder, content, said):
     with pytest.raises(ValueError, match=said):
         open_store(folder)
     assert (folder / "out.json").read_text() == content
+
+
+def test_a_file_of_another_kind_is_not_loaded_in_part(folder):
+    store = open_store(folder)
+    kept = store.add("a.png", SIZE, record())
+    (folder / "out.json").write_text('{"images": [], "categories": [{"name": "cow"}]}')
+    with pytest.raises(ValueError, match="categories"):
+        store.reload()
+    assert store.objects("a.png", SIZE) == [kept] and store.counts()["a.png"] == 1
+    assert [label["name"] for label in store.labels] == ["cat", "dog"]
+
+
+def test_boxes_without_masks_are_not_counted_and_ids_stay_apart(folder):
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]},
+            {"id": 2, "image_id": "2", "category_id": 1, **record()},  # its image is not there
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (folder / "out.json").write_text(json.dumps(content))
+    store = open_store(folder)
+    assert store.counts() == {"a.png": 0, "deep/b.png": 0}
+    assert store.add("deep/b.png", SIZE, record())["image_id"] == 3
+    assert open_store(folder).counts() == {"a.png": 0, "deep/b.png": 1}
+
+
+def test_an_image_without_a_size_is_said_until_it_is_known(folder):
+    content = {**FOREIGN, "images": [{"id": 7, "file_name": "a.png"}]}
+    (folder / "out.json").write_text(json.dumps(content))
+    store = open_store(folder)
+    with pytest.raises(ValueError, match=r"how large a\.png is"):
+        store.images()
+    store.objects("a.png", SIZE)
+    assert [image.size for image in store.images()] == [SIZE]
 
 
 def test_a_file_that_another_program_changed_is_not_overwritten(folder):
