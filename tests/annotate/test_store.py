@@ -127,7 +127,10 @@ def test_what_other_programs_wrote_stays(folder):
         ('{"images": [{"id": 1}], "annotations": []}', "file_name"),  # unusable
         ('{"categories": [{"name": "cat"}]}', "`categories`.*`id`"),
         ('{"categories": {"1": "cat"}}', "`categories`.*list"),
-        ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": [1]}]}', "image_id"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": [1]}]}',
+            "image_id",
+        ),
     ],
 )
 def test_a_file_of_another_kind_is_refused(folder, content, said):

@@ -287,17 +287,29 @@ def test_undo_reaches_what_was_deleted_and_made_again(page, served):
         assert len(kept(served).get("a.png", [])) == count
 
 
-def test_a_mask_comes_back_where_the_server_does_not_answer(page, served):
-    page.route("**/api/objects", lambda route: route.abort())
+def test_the_page_turns_when_what_was_done_is_kept(page, served):
+    held = []
+    page.route("**/api/objects", lambda route: held.append(route))
+
+    def accept_and_turn(*keys):
+        page.locator(READY).wait_for()
+        for key in ("Enter", *keys):
+            page.keyboard.press(key)
+        while not held:
+            page.wait_for_timeout(10)
+        return held.pop()
+
     page.mouse.click(*at(page, 45, 30, (60, 90)))
-    page.locator(READY).wait_for()
-    page.keyboard.press("Enter")
+    accept_and_turn("PageDown", "Control+z").abort()
     page.get_by_text("The server does not answer").wait_for()
-    page.locator(READY).wait_for()
-    assert kept(served) == {}
+    page.locator(READY).wait_for()  # the mask is back
+    assert kept(served) == {} and page.locator("#count").inner_text() == "1 of 4, 0 labelled"
+    accept_and_turn("PageDown").continue_()
     page.unroute("**/api/objects")
-    accept(page, 1)
-    assert len(kept(served)["a.png"]) == 1
+    page.get_by_text("2 of 4, 1 labelled").wait_for()
+    is_encoded(page)
+    page.keyboard.press("Control+z")  # nothing was done on this one
+    assert page.locator("#objects li").count() == 0 and len(kept(served)["a.png"]) == 1
 
 
 def test_a_broken_photograph_is_shown_as_such(page, served):

@@ -11,6 +11,24 @@ const token = new URLSearchParams(location.hash.slice(1)).get("token") || "";
 const state = { photos: [], labels: [], label: null, index: -1, objects: [], busy: null, pending: 0, saved: true };
 let past = []; // what was done to the objects of this photograph: {undo, redo}
 let future = [];
+let working = Promise.resolve(); // until all changes so far are made
+let failed = 0; // how many changes were refused
+
+/** Makes changes one after the other; a job handles its own errors. */
+function inTurn(job) {
+  working = working.then(job);
+  return working;
+}
+
+/** Waits until no change is under way. Returns whether all since then were made. */
+async function allMade() {
+  const before = failed;
+  for (let last = null; last !== working; ) {
+    last = working;
+    await last;
+  }
+  return failed === before;
+}
 
 // --- the server ---
 
@@ -70,7 +88,10 @@ const canvas = new SegmentCanvas($("canvas"), transport);
 
 const photo = () => state.photos[state.index];
 
-async function open(index) {
+/** Shows the photograph at the index that `find` gives once what was done here is kept. */
+async function open(find) {
+  if (!(await allMade())) return showPhotos();
+  const index = find();
   if (index < 0 || index >= state.photos.length) return;
   if (canvas.hasDraft) {
     $("photo").value = state.index;
@@ -92,6 +113,8 @@ async function open(index) {
     call("POST", "api/embed", { photo: state.photos[index + 1].name, ahead: true }).catch(() => {});
   }
 }
+
+const turn = (by) => open(() => state.index + by);
 
 async function loadObjects() {
   const asked = photo();
@@ -188,8 +211,11 @@ async function choose(id) {
 
 // --- objects: what is done can be undone ---
 
-/** Does it, and remembers how to undo it. Returns whether it was done. */
-async function act(action) {
+/** Does it in its turn. Returns whether it was done. */
+const act = (action) => inTurn(() => perform(action));
+
+/** Does it now, and remembers how to undo it. Returns whether it was done. */
+async function perform(action) {
   try {
     await action.redo();
     past.push(action);
@@ -204,6 +230,7 @@ async function act(action) {
 }
 
 async function refused(error) {
+  failed += 1;
   toast(error.message);
   if (error.status === 404) await loadObjects(); // another tab has deleted it
 }
@@ -251,13 +278,18 @@ function deleted(object) {
 
 function changed(object, content) {
   let { id } = object;
-  const before = Object.fromEntries(Object.keys(content).map((key) => [key, object[key]]));
+  let before;
   const put = async (values) => {
     const { object: made } = await change("PUT", `api/objects/${id}`, values);
     state.objects = state.objects.map((one) => (one.id === id ? { ...made, hidden: one.hidden } : one));
     showObjects();
   };
-  return { redo: () => put(content), undo: () => put(before), follow: (from, to) => (id = id === from ? to : id) };
+  const redo = () => {
+    const now = state.objects.find((one) => one.id === id) ?? object;
+    before = Object.fromEntries(Object.keys(content).map((key) => [key, now[key]]));
+    return put(content);
+  };
+  return { redo, undo: () => put(before), follow: (from, to) => (id = id === from ? to : id) };
 }
 
 function insert(object) {
@@ -325,14 +357,13 @@ function pixels(count) {
   return count < 1e6 ? `${Math.round(count / 1e3)} k` : `${(count / 1e6).toFixed(1)} M`;
 }
 
-async function undo() {
-  if (canvas.undo()) return;
-  await replay(past, future, "undo");
-}
+const undo = () => stepInTurn(() => canvas.undo() || replay(past, future, "undo"));
+const redo = () => stepInTurn(() => canvas.redo() || replay(future, past, "redo"));
 
-async function redo() {
-  if (canvas.redo()) return;
-  await replay(future, past, "redo");
+/** Takes a step through the history, unless a change before it is refused: it was meant for that. */
+function stepInTurn(step) {
+  const before = failed;
+  inTurn(() => failed === before && step());
 }
 
 async function replay(from, to, how) {
@@ -367,6 +398,7 @@ function showSaved() {
 
 async function save(how) {
   try {
+    await allMade();
     const { save: told } = await call("POST", "api/save", { how });
     showSave(told);
     if (how === "load") await start();
@@ -478,21 +510,21 @@ canvas.addEventListener("busy", ({ detail: { text } }) => {
 canvas.addEventListener("say", ({ detail: { text } }) => speak(text));
 canvas.addEventListener("fail", ({ detail: { text, photo: broken } }) => (broken ? showBroken(text) : toast(text)));
 canvas.addEventListener("pick", ({ detail: { id } }) => edit(id));
-canvas.addEventListener("accept", async ({ detail: { segmentation, score, editing, draft } }) => {
+canvas.addEventListener("accept", ({ detail: { segmentation, score, editing, draft } }) => {
   const object = state.objects.find((one) => one.id === editing);
   const action = object ? changed(object, { segmentation }) : added({ photo: photo().name, segmentation, category_id: state.label, score });
-  const { photo: shown } = canvas;
-  if (!(await act(action)) && canvas.photo === shown) canvas.restore(draft);
+  inTurn(async () => {
+    if (!(await perform(action))) canvas.restore(draft);
+  });
 });
-canvas.addEventListener("accept-proposals", async ({ detail: { proposals } }) => {
-  const { photo: shown } = canvas;
-  for (const [number, { segmentation, score }] of proposals.entries()) {
-    const content = { photo: shown, segmentation, category_id: state.label, score };
-    if (canvas.photo !== shown || !(await act(added(content)))) {
-      if (canvas.photo === shown) canvas.propose([...proposals.slice(number), ...canvas.proposals]);
-      return;
+canvas.addEventListener("accept-proposals", ({ detail: { proposals } }) => {
+  const [{ name }, category_id] = [photo(), state.label];
+  inTurn(async () => {
+    for (const [number, { segmentation, score }] of proposals.entries()) {
+      if (await perform(added({ photo: name, segmentation, category_id, score }))) continue;
+      return canvas.propose([...proposals.slice(number), ...canvas.proposals]);
     }
-  }
+  });
 });
 
 function speak(text) {
@@ -525,8 +557,8 @@ const KEYS = {
   0: () => canvas.fit(),
   "[": () => canvas.setBrush(Math.floor(canvas.brush * 0.8)),
   "]": () => canvas.setBrush(Math.ceil(canvas.brush * 1.25)),
-  pagedown: () => open(state.index + 1),
-  pageup: () => open(state.index - 1),
+  pagedown: () => turn(1),
+  pageup: () => turn(-1),
 };
 
 function removeEdited() {
@@ -555,10 +587,10 @@ document.addEventListener("keydown", (event) => {
 });
 
 const press = (id, act) => $(id).addEventListener("click", act);
-press("prev", () => open(state.index - 1));
-press("next", () => open(state.index + 1));
-press("skip", () => open(state.index + 1));
-press("todo", () => open(firstWithout()));
+press("prev", () => turn(-1));
+press("next", () => turn(1));
+press("skip", () => turn(1));
+press("todo", () => open(firstWithout));
 press("undo", undo);
 press("redo", redo);
 press("zoom-in", () => canvas.zoom(1.25));
@@ -578,7 +610,10 @@ press("save-replace", () => save("replace"));
 for (const tool of document.querySelectorAll("[data-tool]")) {
   tool.addEventListener("click", () => canvas.setTool(tool.dataset.tool));
 }
-$("photo").addEventListener("change", ({ target }) => open(Number(target.value)));
+$("photo").addEventListener("change", ({ target }) => {
+  const index = Number(target.value);
+  open(() => index);
+});
 $("brush").addEventListener("input", ({ target }) => canvas.setBrush(Number(target.value)));
 $("export").addEventListener("change", ({ target }) => {
   if (target.value) exportAll(target.value);
@@ -620,7 +655,7 @@ async function start() {
   showLabels();
   const before = session.photos.findIndex(({ name }) => name === sessionStorage.getItem("photo"));
   canvas.clear();
-  await open(before >= 0 ? before : Math.max(0, firstWithout()));
+  await open(() => (before >= 0 ? before : Math.max(0, firstWithout())));
 }
 
 start();
