@@ -16,7 +16,8 @@ from keras_sam.images import PILLOW_ERRORS, load_image, shown_pixels
 MAX_BYTES = 512 << 20
 MAX_PIXELS = 150_000_000
 _EXIF_ORIENTATION = 274
-# What browsers show as the model sees it. They turn it upright by its EXIF orientation, too.
+_SIDES = (256, 257)  # TIFF's tags of width and height
+# What browsers show as the model sees it, the latter two where nothing is to be turned upright.
 _SHOWN_AS_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
 
@@ -110,6 +111,8 @@ def _size_of(content: bytes, name: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(content)) as picture:
             width, height = picture.size
             orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
+            if picture.format == "TIFF":  # whose size some versions of pillow give upright
+                width, height = (picture.tag_v2[tag] for tag in _SIDES)
     except Image.DecompressionBombError:
         raise _too_large(name) from None
     except PILLOW_ERRORS:
@@ -140,6 +143,8 @@ def _kind_shown_as_is(content: bytes) -> str | None:
             plain = picture.mode in ("L", "RGB") and not getattr(picture, "is_animated", False)
             plain = plain and "transparency" not in picture.info
             plain = plain and ";16" not in str(getattr(picture, "tile", ())[:1])
+            if picture.format != "JPEG":  # others are not turned by every browser
+                plain = plain and picture.getexif().get(_EXIF_ORIENTATION, 1) == 1
             return _SHOWN_AS_IS.get(picture.format) if plain else None
     except PILLOW_ERRORS:
         return None
