@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+_LEFTOVERS_AFTER = 60  # seconds: a younger temporary file may belong to a program that writes now
 
 
 @contextlib.contextmanager
@@ -67,6 +71,19 @@ def whole_folder(path: str | os.PathLike, replaceable: str) -> Iterator[Path]:
     finally:
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_leftovers(folder: str | os.PathLike, names: str) -> None:
+    """Removes what programs that were killed in `whole_file` left in a folder.
+
+    `names` is a regular expression for the names of the files that they were writing.
+    """
+    leftover = re.compile(rf"\.(?:{names})\.[0-9a-f]{{8}}\.part")
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            old = time.time() - entry.stat().st_mtime > _LEFTOVERS_AFTER
+            if old and leftover.fullmatch(entry.name):
+                os.unlink(entry.path)
 
 
 def _beside(path: Path) -> Path:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from pathlib import Path
 
+from keras_sam.files import remove_leftovers
 from keras_sam.models.vit_det_backbone import encoder_fingerprint
 from keras_sam.notices import notice
 from keras_sam.predictor import SAMPredictor
 
-_ENDING = ".safetensors"
+_NAMES = r"[0-9a-f]{32}_[0-9a-f]{16}\.safetensors"  # of our files; a user's own may lie there
 
 
 class EmbeddingCache:
     """A folder of embeddings, of which those that were not used for longest are deleted.
 
     A file is named by the photograph's content, the model and its preprocessing: what has changed
-    is encoded again. A damaged file counts as missing, and a full disk is no error.
+    is encoded again. A damaged file counts as missing, and a full disk is no error. Files of other
+    names are left alone.
 
     Args:
         folder: path, created when needed.
@@ -58,12 +61,13 @@ class EmbeddingCache:
 
     def _path(self, content: bytes) -> Path:
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-        return self.folder / f"{digest}_{self._model}{_ENDING}"
+        return self.folder / f"{digest}_{self._model}.safetensors"
 
     def _trim(self) -> None:
+        remove_leftovers(self.folder, _NAMES)
         files = []
         for entry in os.scandir(self.folder):
-            if entry.name.endswith(_ENDING):
+            if re.fullmatch(_NAMES, entry.name):
                 about = entry.stat()
                 files.append((about.st_mtime_ns, about.st_size, entry.path))
         left = sum(size for _, size, _ in files)

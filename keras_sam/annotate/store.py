@@ -10,8 +10,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,10 +24,8 @@ from keras_sam.annotations.coco import (
     usable_segmentation,
 )
 from keras_sam.annotations.image_annotations import plain, read_json
-from keras_sam.files import whole_file
+from keras_sam.files import remove_leftovers, whole_file
 from keras_sam.masks import mask_area
-
-_LEFTOVERS_AFTER = 60  # seconds: a younger temporary file may belong to a program that writes now
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +81,7 @@ class AnnotationStore:
         self.state = SaveState()
         self._photos, self._wanted, self._polygons = list(photos), list(labels), polygons
         self._lock = threading.RLock()
-        self._remove_leftovers()
+        remove_leftovers(self.path.parent, re.escape(self.path.name))
         self._load()
 
     # --- reading ---
@@ -336,13 +334,6 @@ class AnnotationStore:
         if stamp is None or stamp == self._seen:  # where there is no file, nothing is lost
             return False
         return _digest(self.path.read_bytes()) != self._digest
-
-    def _remove_leftovers(self) -> None:
-        """Removes the temporary files of a program that was killed while it wrote."""
-        with contextlib.suppress(OSError):
-            for leftover in self.path.parent.glob(f".{self.path.name}.*.part"):
-                if time.time() - leftover.stat().st_mtime > _LEFTOVERS_AFTER:
-                    leftover.unlink()
 
     # --- entries ---
 

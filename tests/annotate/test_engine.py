@@ -1,5 +1,6 @@
 """The engine: the answers are the predictor's, and each request gets what it gets alone."""
 
+import os
 import threading
 
 import numpy as np
@@ -109,8 +110,15 @@ def test_embeddings_stay_on_disk_within_the_limit(segmenter, photos, tmp_path):
 
     assert run(10**9, "a.png", "b.jpg", "a.png") == ["model", "model", "memory"]
     assert run(10**9, "a.png", "b.jpg") == ["disk", "disk"]
-    one = max(path.stat().st_size for path in tmp_path.iterdir())
+    ours = list(tmp_path.iterdir())
+    one = max(path.stat().st_size for path in ours)
+    theirs, killed = tmp_path / "own.safetensors", tmp_path / f".{ours[0].name}.0123abcd.part"
+    for path in (theirs, killed):
+        path.write_bytes(b"0")
+        os.utime(path, (0, 0))
     assert run(one, "c.png") == ["model"]
+    assert theirs.exists() and not killed.exists()
+    theirs.unlink()
     (left,) = tmp_path.iterdir()  # those that were used before are gone
     left.write_bytes(left.read_bytes()[:-7])
     assert run(10**9, "c.png", "a.png") == ["model", "model"]  # the damaged one is replaced
