@@ -98,7 +98,8 @@ class Engine:
         self._make_cache, self._cache = cache, None
         self._generator = {**(generator or {}), "output_mode": "coco_rle"}
         self._clicks = Worker("keras_sam clicks", context)
-        self._photos = Worker("keras_sam photographs", context)
+        # Whoever pages through photographs waits for the one that is shown, not for those before.
+        self._photos = Worker("keras_sam photographs", context, newest_first=True)
         self._lock = threading.Lock()
         # Predictors by photograph, and logits by the answers' numbers, those used last at the end.
         self._predictors: collections.OrderedDict[str, SAMPredictor] = collections.OrderedDict()
@@ -241,7 +242,9 @@ class Engine:
     def _everything(self, photo: str) -> list[dict]:
         self._encode(photo)
         generator = SAMAutomaticMaskGenerator(self._in_memory(photo), **self._generator)
-        records = generator.generate(verbose=0)
+        # Crops need the photograph itself; without them its embedding is enough.
+        image = io.BytesIO(self.photos.read(photo)) if generator.crop_n_layers else None
+        records = generator.generate(image, verbose=0)
         return [
             _candidate(record["segmentation"], record["predicted_iou"])
             for record in sorted(records, key=lambda record: -record["area"])

@@ -18,18 +18,24 @@ class Worker:
         name: the thread's name.
         context: a function that gives a context manager, within which the thread works: what is
             chosen per thread, such as a device.
+        newest_first: bool. Of jobs of equal urgency, do the latest first instead of the earliest.
     """
 
-    def __init__(self, name: str, context: Callable = contextlib.nullcontext):
+    def __init__(
+        self,
+        name: str,
+        context: Callable = contextlib.nullcontext,
+        newest_first: bool = False,
+    ):
         self._jobs: list[tuple[int, int, Future, Callable]] = []
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(step=-1 if newest_first else 1)
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, args=(context,), name=name, daemon=True)
         self._thread.start()
 
     def submit(self, job: Callable[[], Any], urgency: int = 0) -> Future:
-        """Queues a job; of equal urgency, the earlier one is done first. Returns its future."""
+        """Queues a job, to be done before those of less urgency. Returns its future."""
         future: Future = Future()
         with self._changed:
             if self._closed:

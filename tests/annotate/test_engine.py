@@ -68,6 +68,30 @@ def test_everything_is_the_generators(engine, segmenter, photos):
     assert found == expected and found
 
 
+def test_everything_in_crops_is_the_generators(segmenter, photos):
+    settings = {**EVERYTHING, "crop_n_layers": 1}
+    engine = Engine(segmenter, photos, generator=settings)
+    try:
+        proposals = engine.everything("c.png").result(SECONDS)
+    finally:
+        engine.close()
+    records = keras_sam.SAMAutomaticMaskGenerator(segmenter, **settings).generate(
+        photos.folder / "c.png"
+    )
+    assert sorted(p["area"] for p in proposals) == sorted(r["area"] for r in records)
+
+
+def test_the_photograph_that_was_asked_for_last_comes_first(engine):
+    hold, done = threading.Event(), []
+    waiting = [engine._photos.submit(hold.wait, urgency=2)]
+    for number, urgency in enumerate([1, 0, 1, 0]):
+        waiting.append(engine._photos.submit(lambda n=number: done.append(n), urgency))
+    hold.set()
+    for future in waiting:
+        future.result(SECONDS)
+    assert done == [2, 0, 3, 1]
+
+
 def test_of_the_waiting_clicks_of_a_canvas_the_newest_is_answered(engine):
     engine.embed("a.png").result(SECONDS)
     engine.embed("b.jpg").result(SECONDS)
