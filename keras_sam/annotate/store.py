@@ -239,6 +239,20 @@ class AnnotationStore:
             self._save()
             return self.state
 
+    def save_aside(self) -> Path:
+        """Writes everything to a new file beside the store's own, and returns its path.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        with self._lock:
+            path, number = self.path.with_suffix(f".unsaved{self.path.suffix}"), 1
+            while os.path.lexists(path):
+                number += 1
+                path = self.path.with_suffix(f".unsaved-{number}{self.path.suffix}")
+            self._write(path)
+            return path
+
     def reload(self) -> SaveState:
         """Takes what is in the file, and drops what is not.
 
@@ -295,12 +309,8 @@ class AnnotationStore:
                 )
                 self.state = SaveState(False, "changed", message)
                 return
-            digest = hashlib.blake2b()
-            with whole_file(self.path, text=True) as file:
-                for part in self._parts():
-                    digest.update(part.encode())
-                    file.write(part)
-            self._seen, self._digest = self._stamp(), digest.digest()
+            digest = self._write(self.path)
+            self._seen, self._digest = self._stamp(), digest
         except OSError as error:
             message = (
                 f"{self.path.name} could not be written: {error.strerror or error}. Your masks are "
@@ -309,6 +319,15 @@ class AnnotationStore:
             self.state = SaveState(False, "failed", message)
         else:
             self.state = SaveState()
+
+    def _write(self, path: Path) -> bytes:
+        """Writes everything, and returns a digest of it."""
+        digest = hashlib.blake2b()
+        with whole_file(path, text=True) as file:
+            for part in self._parts():
+                digest.update(part.encode())
+                file.write(part)
+        return digest.digest()
 
     def _parts(self) -> Iterator[str]:
         yield "{"

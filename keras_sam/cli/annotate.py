@@ -132,13 +132,13 @@ def run(args: argparse.Namespace) -> int:
     parameters = options.read_generator_options(args)
     if not args.folder.is_dir():
         raise CommandError(f"{args.folder}: there is no such folder")
-    photos = {photo.name: photo.path for photo in find_photos([args.folder], args.recursive)}
+    progress = Progress(args.quiet)
+    photos = _named_photos(args.folder, args.recursive, progress)
     out = args.folder / "annotations.json" if args.out is None else args.out
     if out.is_dir():
         raise CommandError(f"--out {out}: is a folder, not a file")
     with bad_input(), writing(out):
         masks = store.AnnotationStore(out, list(photos), args.labels, args.polygons)
-    progress = Progress(args.quiet)
     model.say_limits(args.model, progress)
     with (
         _listen(args.host, args.port) as listening,
@@ -156,7 +156,45 @@ def run(args: argparse.Namespace) -> int:
                 server.make_server(app).run(sockets=[listening])
         finally:
             engine.close()
+            _save_at_last(masks)
     return 0
+
+
+def _save_at_last(masks):
+    """Saves what is in memory alone, beside the file where that cannot be; then it is an error."""
+    if masks.state.saved or masks.save().saved:
+        return
+    changed = masks.state.problem == "changed"
+    reason = "was changed by another program" if changed else "could not be written"
+    try:
+        aside = masks.save_aside()
+    except OSError as error:
+        raise CommandError(
+            f"{masks.path} {reason}, and the masks that were not saved are lost: "
+            f"{error.strerror or error}",
+            code=1,
+        ) from error
+    raise CommandError(f"{masks.path} {reason}; all masks of this page are in {aside}", code=1)
+
+
+def _named_photos(folder, recursive, progress):
+    """The photographs by name, without those whose name no page and no file in UTF-8 can have."""
+    found = find_photos([folder], recursive)
+    photos = {photo.name: photo.path for photo in found if _is_unicode(photo.name)}
+    left_out = f"photographs left out because their names are not UTF-8: {len(found) - len(photos)}"
+    if not photos:
+        raise CommandError(f"{folder}: {left_out}, and there are no others; rename them")
+    if len(photos) < len(found):
+        progress.say(left_out)
+    return photos
+
+
+def _is_unicode(name):
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _make_app(args, parameters, photos, masks, segmenter):

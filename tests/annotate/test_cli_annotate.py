@@ -1,5 +1,6 @@
 """`keras-sam annotate`: what it refuses, and a server that starts, answers and ends."""
 
+import errno
 import json
 import os
 import re
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from keras_sam.annotate import store
 from keras_sam.cli import annotate
+from keras_sam.cli.errors import CommandError
+from keras_sam.cli.progress import Progress
 from tests.annotate.serving import draw_photographs
 
 pytestmark = pytest.mark.once
@@ -54,9 +58,43 @@ def test_missing_folders_and_taken_ports_are_named(cli, folder):
         assert code == 1 and f"--port {number}" in error
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_photographs_whose_names_are_not_utf8_are_left_out_and_said(folder, capsys):
+    (folder / "b.jpg").rename(folder / os.fsdecode(b"caf\xe9.jpg"))
+    photos = annotate._named_photos(folder, False, Progress())
+    assert list(photos) == ["a.png", "broken.jpg", "c.png"]
+    assert capsys.readouterr().err.endswith("names are not UTF-8: 1\n")
+
+
 def test_without_a_port_the_next_free_one_is_taken():
     with annotate._listen("127.0.0.1", None) as one, annotate._listen("127.0.0.1", None) as other:
         assert one.getsockname()[1] != other.getsockname()[1]
+
+
+def test_what_was_not_saved_is_saved_at_the_end(folder, monkeypatch):
+    out, aside = folder / "out.json", folder / "out.unsaved-2.json"
+    masks = store.AnnotationStore(out, ["a.png"])
+    mask = {"segmentation": {"size": [60, 90], "counts": [7, 3, 5390]}, "category_id": 1}
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    masks.add("a.png", (60, 90), mask)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "whole_file", full)
+        masks.add("a.png", (60, 90), mask)
+        with pytest.raises(CommandError, match="lost: No space left"):
+            annotate._save_at_last(masks)
+    annotate._save_at_last(masks)  # by now there is room
+    assert len(json.loads(out.read_text())["annotations"]) == 2
+    (folder / "out.unsaved.json").write_text("of an earlier time")
+    out.write_text("{}")
+    masks.add("a.png", (60, 90), mask)
+    with pytest.raises(CommandError, match=re.escape(f"are in {aside}")) as error:
+        annotate._save_at_last(masks)
+    assert error.value.code == 1 and out.read_text() == "{}"
+    assert len(json.loads(aside.read_text())["annotations"]) == 3
+    assert (folder / "out.unsaved.json").read_text() == "of an earlier time"
 
 
 def test_the_server_starts_keeps_a_mask_and_ends(folder, tmp_path):
