@@ -415,7 +415,7 @@ export class SegmentCanvas extends EventTarget {
 
   choose(index) {
     const { candidates } = this.draft;
-    if (!candidates[index] || index === this.draft.chosen) return;
+    if (!candidates[index] || index === this.draft.chosen || this.draft.waits) return;
     const { score } = candidates[index];
     this._push({ ...this.draft, chosen: index, mask: maskOf(candidates[index]), score, edited: false });
     this._tell("say", { text: `Candidate ${index + 1} of ${candidates.length}` });
@@ -606,6 +606,7 @@ export class SegmentCanvas extends EventTarget {
       this.draft = this.past.pop() || EMPTY; // the click that could not be answered
       this._changed();
       this._tell("fail", { text: error.message });
+      this._ask(); // the one before may wait, too: its answer was superseded
     }
   }
 
