@@ -319,6 +319,7 @@ export class SegmentCanvas extends EventTarget {
     Object.assign(this, { photo: null, image: null, width: 0, height: 0, ready: false });
     Object.assign(this, { draft: EMPTY, past: [], future: [], proposals: [], proposal: -1 });
     Object.assign(this, { cursor: null, pointer: null, drag: null, corner: null });
+    this._held = null; // proposals that came while a mask was being made
   }
 
   // --- what the page around it calls ---
@@ -387,6 +388,15 @@ export class SegmentCanvas extends EventTarget {
   get hasDraft() {
     const { points, box, mask, editing } = this.draft;
     return points.length > 0 || box !== null || mask !== null || editing !== null;
+  }
+
+  /** Whether picking another object would lose something. */
+  get hasWork() {
+    return this.hasDraft && this.draft !== this._picked;
+  }
+
+  get proposalsWait() {
+    return this._held !== null;
   }
 
   get canUndo() {
@@ -473,8 +483,8 @@ export class SegmentCanvas extends EventTarget {
   edit(id) {
     const object = this.objects.find((one) => one.id === id);
     if (!object) return;
-    this.clear();
-    this.draft = { ...EMPTY, mask: object.mask, editing: id, edited: true };
+    this._picked = { ...EMPTY, mask: object.mask, editing: id, edited: true };
+    Object.assign(this, { draft: this._picked, past: [], future: [], corner: null, drag: null });
     this._changed();
   }
 
@@ -484,8 +494,8 @@ export class SegmentCanvas extends EventTarget {
     try {
       const { proposals } = await this.transport.everything(photo);
       if (this.photo !== photo) return;
-      this.clear();
-      this.propose(proposals.map((one) => ({ ...one, mask: Mask.fromRle(one.segmentation) })));
+      this._held = proposals.map((one) => ({ ...one, mask: Mask.fromRle(one.segmentation) }));
+      this._changed();
     } catch (error) {
       if (this.photo === photo) this._tell("fail", { text: error.message });
     } finally {
@@ -844,6 +854,11 @@ export class SegmentCanvas extends EventTarget {
   }
 
   _changed(tell = true) {
+    if (this._held && !this.hasDraft && !this.drag && !this.corner) {
+      const proposals = this._held;
+      this._held = null;
+      this.propose(proposals);
+    }
     if (tell) this._tell("change", {});
     this._frame ??= requestAnimationFrame(() => {
       this._frame = null;

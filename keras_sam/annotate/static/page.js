@@ -335,7 +335,7 @@ function showObjects() {
 }
 
 function edit(id) {
-  if (canvas.hasDraft && canvas.draft.editing === null) {
+  if (canvas.hasWork) {
     toast("Accept this mask first (Enter), or clear it (Esc).");
     return;
   }
@@ -466,6 +466,7 @@ function showDraft(draft) {
 }
 
 function hint(draft) {
+  if (canvas.proposalsWait) return "The proposals are shown once this mask is accepted or cleared.";
   if (draft.editing !== null) return "Click, or use brush and eraser; choose a label; Delete removes it.";
   if (draft.waits) return canvas.ready ? "Segmenting …" : "As soon as the photograph is encoded …";
   if (!canvas.hasDraft) return "Click an object, or drag a box around it.";
