@@ -178,8 +178,7 @@ class AnnotationStore:
             if image is None:
                 number = self._next_image()
                 image = {"id": number, "width": size[1], "height": size[0], "file_name": photo}
-                self._images[number] = image
-                self._ids[photo], self._photo_of[number] = number, photo
+                self._list(image, photo)
             self._last_id += 1
             entry = {"id": self._last_id, "image_id": image["id"], **shape}
             self._put(entry)
@@ -220,10 +219,35 @@ class AnnotationStore:
             entry = self._entry(number)
             del self._entries[number], self._texts[number]
             image = entry["image_id"]
+            if image in self._photo_of:  # else the page never showed it
+                self._removed[number] = entry, self._images[image], self._photo_of[image]
             left = any(other["image_id"] == image for other in self._entries.values())
             if not left and image not in self._listed:  # as if it had never been labelled
                 del self._images[image], self._ids[self._photo_of.pop(image)]
             self._save()
+
+    def restore(self, number: int) -> dict:
+        """Takes back a removal, with all that other programs wrote to the object, and saves.
+
+        Returns:
+            The annotation.
+
+        Raises:
+            KeyError: if no object of this number was removed since the file was loaded.
+        """
+        with self._lock:
+            if number not in self._removed:
+                raise KeyError(f"Object {number} was not deleted here, or is there again.")
+            entry, image, photo = self._removed.pop(number)
+            if photo not in self._ids:  # it was the last one of its image
+                if image["id"] in self._images:
+                    image = {**image, "id": self._next_image()}
+                self._list(image, photo)
+            image = self._images[self._ids[photo]]
+            entry = {**entry, "image_id": image["id"]}
+            self._put(entry)
+            self._save()
+            return self._shown(entry, self._size_in_file(image))
 
     # --- the file ---
 
@@ -286,6 +310,7 @@ class AnnotationStore:
         self._categories = categories
         self._photo_of = _photos_of(images, self._photos)
         self._ids = {name: number for number, name in self._photo_of.items()}
+        self._removed: dict[int, tuple[dict, dict, str]] = {}  # with their images and photographs
         self._entries: dict[int, dict] = {}
         self._texts: dict[int, str] = {}
         for entry in (*entries, *unknown):
@@ -366,7 +391,10 @@ class AnnotationStore:
         return self._entries[number]
 
     def _shown(self, entry: dict, size: tuple[int, int]) -> dict:
-        return {**entry, "segmentation": segmentation_to_rle(entry["segmentation"], size)}
+        segmentation, _ = usable_segmentation(entry.get("segmentation"))
+        if segmentation is None:  # a box without a mask
+            return entry
+        return {**entry, "segmentation": segmentation_to_rle(segmentation, size)}
 
     def _shape(self, record: Mapping, size: tuple[int, int]) -> dict:
         rle = segmentation_to_rle(record["segmentation"], size)
@@ -384,6 +412,10 @@ class AnnotationStore:
 
     def _next_category(self) -> int:
         return max((e["id"] for e in self._categories if isinstance(e["id"], int)), default=0) + 1
+
+    def _list(self, image: dict, photo: str) -> None:
+        self._images[image["id"]] = image
+        self._ids[photo], self._photo_of[image["id"]] = image["id"], photo
 
     def _next_image(self) -> int:
         """An id that no image has, nor annotations of images that are not in the file."""

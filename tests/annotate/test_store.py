@@ -115,7 +115,14 @@ def test_what_other_programs_wrote_stays(folder):
     by_id = {entry["id"]: entry for entry in content["annotations"]}
     for entry in FOREIGN["annotations"]:
         assert {**by_id[entry["id"]], "image_id": None} == {**entry, "image_id": None}
-    store.remove(11)
+    for number in (5, 6, 9, 11):
+        store.remove(number)
+    assert store.restore(6) == shown and store.restore(5)["bbox"] == [1, 1, 2, 2]
+    for number in (6, 9):  # there again, and of an image of another folder
+        with pytest.raises(KeyError, match=str(number)):
+            store.restore(number)
+    entries = json.loads((folder / "out.json").read_text())["annotations"]
+    assert {**entries[-2], "image_id": None} == {**FOREIGN["annotations"][1], "image_id": None}
     assert [i["id"] for i in json.loads((folder / "out.json").read_text())["images"]] == ["7", "8"]
 
 
@@ -164,6 +171,18 @@ def test_boxes_without_masks_are_not_counted_and_ids_stay_apart(folder):
     assert store.counts() == {"a.png": 0, "deep/b.png": 0}
     assert store.add("deep/b.png", SIZE, record())["image_id"] == 3
     assert open_store(folder).counts() == {"a.png": 0, "deep/b.png": 1}
+
+
+def test_what_was_removed_comes_back_with_its_image(folder):
+    store = open_store(folder)
+    first, second = (store.add("a.png", SIZE, record(y=y)) for y in (1, 3))
+    for entry in (first, second):
+        store.remove(entry["id"])
+    other = store.add("deep/b.png", SIZE, record())  # its image takes the number
+    assert other["image_id"] == first["image_id"] and other["id"] == 3
+    restored = [store.restore(entry["id"]) for entry in (first, second)]
+    assert restored == [{**entry, "image_id": 2} for entry in (first, second)]
+    assert open_store(folder).objects("a.png", SIZE) == restored
 
 
 def test_an_image_without_a_size_is_said_until_it_is_known(folder):

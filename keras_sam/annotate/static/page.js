@@ -235,49 +235,35 @@ async function refused(error) {
   if (error.status === 404) await loadObjects(); // another tab has deleted it
 }
 
-/** An object that is made again has another number: what was done to it follows. */
-function renumber(before, now) {
-  for (const action of [...past, ...future]) action.follow(before, now);
-}
-
 function added(content) {
   let id = null;
   return {
     async redo() {
+      if (id !== null) return restore(id);
       const { object } = await change("POST", "api/objects", content);
-      if (id !== null) renumber(id, object.id);
       id = object.id;
       insert(object);
       speak(`${nameOf(object.category_id)} kept`);
     },
-    async undo() {
-      await change("DELETE", `api/objects/${id}`);
-      removed(id);
-    },
-    follow: (before, now) => (id = id === before ? now : id),
+    undo: () => remove(id),
   };
 }
 
-function deleted(object) {
-  let { id } = object;
-  const content = { photo: photo().name, segmentation: object.segmentation, category_id: object.category_id, score: object.score ?? null };
-  return {
-    async redo() {
-      await change("DELETE", `api/objects/${id}`);
-      removed(id);
-    },
-    async undo() {
-      const { object: made } = await change("POST", "api/objects", content);
-      renumber(id, made.id);
-      id = made.id;
-      insert(made);
-    },
-    follow: (before, now) => (id = id === before ? now : id),
-  };
+const deleted = ({ id }) => ({ redo: () => remove(id), undo: () => restore(id) });
+
+async function remove(id) {
+  await change("DELETE", `api/objects/${id}`);
+  state.objects = state.objects.filter((one) => one.id !== id);
+  if (canvas.draft.editing === id) canvas.clear();
+  counted();
+}
+
+async function restore(id) {
+  insert((await change("POST", `api/objects/${id}/restore`)).object);
 }
 
 function changed(object, content) {
-  let { id } = object;
+  const { id } = object;
   let before;
   const put = async (values) => {
     const { object: made } = await change("PUT", `api/objects/${id}`, values);
@@ -289,17 +275,11 @@ function changed(object, content) {
     before = Object.fromEntries(Object.keys(content).map((key) => [key, now[key]]));
     return put(content);
   };
-  return { redo, undo: () => put(before), follow: (from, to) => (id = id === from ? to : id) };
+  return { redo, undo: () => put(before) };
 }
 
 function insert(object) {
   state.objects = [...state.objects, { ...object, hidden: false }];
-  counted();
-}
-
-function removed(id) {
-  state.objects = state.objects.filter((one) => one.id !== id);
-  if (canvas.draft.editing === id) canvas.clear();
   counted();
 }
 
