@@ -87,8 +87,16 @@ def _add_errors(app: Any) -> None:
 
         return handle
 
+    def plainly(status: int, text: str) -> Callable:
+        def handle(request, error):
+            return JSONResponse({"error": text}, status, getattr(error, "headers", None))
+
+        return handle
+
     def malformed(request, error):
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return JSONResponse({"error": "The body must be JSON."}, 422)
         place = ".".join(str(part) for part in first["loc"][1:])
         return JSONResponse({"error": f"`{place or 'body'}`: {first['msg']}."}, 422)
 
@@ -96,6 +104,10 @@ def _add_errors(app: Any) -> None:
     app.add_exception_handler(KeyError, answer(404))
     app.add_exception_handler(SupersededError, answer(_SUPERSEDED))
     app.add_exception_handler(RequestValidationError, malformed)
+    # What the framework says by itself has other forms.
+    app.add_exception_handler(400, plainly(422, "The body must be JSON."))
+    app.add_exception_handler(404, plainly(404, "There is no such address."))
+    app.add_exception_handler(405, plainly(405, "This address does not take this method."))
 
 
 def _add_model_routes(app: Any, engine: Engine) -> None:
@@ -203,6 +215,11 @@ def _add_object_routes(app: Any, photos: PhotoFolder, store: AnnotationStore, ab
         """Deletes an object."""
         store.remove(number)
         return with_state()
+
+    @app.post("/api/objects/{number}/restore", tags=["objects"])
+    def restore_object(number: int) -> dict:
+        """Brings back an object that was deleted since the server began or loaded the file."""
+        return with_state(object=store.restore(number))
 
     @app.post("/api/labels", tags=["objects"], status_code=201)
     def add_label(request: LabelRequest) -> dict:

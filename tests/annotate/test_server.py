@@ -64,6 +64,8 @@ def test_from_click_to_file(served):
         "There is"
     )
     assert served.call("GET", "/api/objects?photo=a.png")["objects"] == []
+    assert served.call("POST", f"/api/objects/{number}/restore")["object"] == shown
+    served.call("DELETE", f"/api/objects/{number}")
 
 
 def test_proposals_and_pictures(served):
@@ -125,8 +127,12 @@ def test_an_export_without_room_is_said_and_stops_nothing(served, monkeypatch):
         ("GET", "/api/picture?photo=%2e%2e%2fout.json", None, 404, "no photograph"),
         ("GET", "/api/picture?photo=%252e%252e%252fout.json", None, 404, "no photograph"),
         ("GET", "/api/picture?photo=/etc/passwd", None, 404, "no photograph"),
-        ("GET", "/static/../server.py", None, 404, ""),
-        ("GET", "/static/%2e%2e/server.py", None, 404, ""),
+        ("GET", "/static/../server.py", None, 404, "no such address"),
+        ("GET", "/static/%2e%2e/server.py", None, 404, "no such address"),
+        ("GET", "/api/predict", None, 405, "method"),
+        ("POST", "/api/predict", b"{", 422, "JSON"),  # cut off
+        ("POST", "/api/predict", b"\xff", 422, "JSON"),  # no text
+        ("POST", "/api/predict", b"[]", 422, "body"),
         ("PUT", "/api/objects/99", {"category_id": 1}, 404, "99"),  # no such object
         ("PUT", "/api/objects/99", {}, 422, "neither"),  # nothing to change
         ("POST", "/api/save", {"how": "somehow"}, 422, "how"),  # unknown
@@ -134,9 +140,11 @@ def test_an_export_without_room_is_said_and_stops_nothing(served, monkeypatch):
     ],
 )
 def test_unusable_requests_get_one_sentence(served, method, path, body, status, said):
-    got, _, content = served.send(method, path, body)
+    kind = {"Content-Type": "application/json"}
+    got, _, content = served.send(method, path, body, kind)
     assert got == status
-    assert said in json.loads(content).get("error", "")
+    error = json.loads(content)["error"]
+    assert said in error and error.endswith(".")
 
 
 OWN = f"Bearer {TOKEN}"
