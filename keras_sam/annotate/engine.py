@@ -101,8 +101,9 @@ class Engine:
         # Whoever pages through photographs waits for the one that is shown, not for those before.
         self._photos = Worker("keras_sam photographs", context, newest_first=True)
         self._lock = threading.Lock()
-        # Predictors by photograph, and logits by the answers' numbers, those used last at the end.
-        self._predictors: collections.OrderedDict[str, SAMPredictor] = collections.OrderedDict()
+        # Predictors by photograph and stamp of its file, and logits by the answers' numbers, those
+        # used last at the end.
+        self._predictors: collections.OrderedDict[tuple, SAMPredictor] = collections.OrderedDict()
         self._logits: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
         self._newest: collections.OrderedDict[str, int] = collections.OrderedDict()
 
@@ -186,6 +187,7 @@ class Engine:
         predictor = self._in_memory(photo)
         if predictor is not None:  # another request was first
             return Encoded(predictor.original_sizes[0], 0.0, "memory")
+        key = photo, self.photos.stamp(photo)  # before it is read, as it may change meanwhile
         self.photos.size(photo)  # refuses what is too large before it is decoded
         content = self.photos.read(photo)
         predictor, source = SAMPredictor(self.segmenter), "disk"
@@ -197,7 +199,7 @@ class Engine:
             if self._cache is not None:
                 self._cache.save(predictor, content)
         with self._lock:
-            self._predictors[photo] = predictor
+            self._predictors[key] = predictor
             while len(self._predictors) > _PHOTOS_IN_MEMORY:
                 self._predictors.popitem(last=False)
         return Encoded(predictor.original_sizes[0], time.monotonic() - began, source)
@@ -207,8 +209,10 @@ class Engine:
         if len(points) > MAX_POINTS:
             raise ValueError(f"An object takes up to {MAX_POINTS} points. Received: {len(points)}.")
         predictor = self._in_memory(photo)
-        if predictor is None:  # so many photographs were asked for that this one was dropped
-            raise ValueError(f"{photo} was opened in too many tabs at once: click again.")
+        if predictor is None:  # its file has changed, or so many were asked for that it was dropped
+            raise ValueError(
+                f"{photo} changed just now, or was opened in too many tabs at once: click again."
+            )
         logits = None
         if mask is not None:
             logits = decode_rle(segmentation_to_rle(dict(mask), predictor.original_sizes[0]))
@@ -253,10 +257,11 @@ class Engine:
     # --- shared by the threads ---
 
     def _in_memory(self, photo: str) -> SAMPredictor | None:
+        key = photo, self.photos.stamp(photo)
         with self._lock:
-            predictor = self._predictors.get(photo)
+            predictor = self._predictors.get(key)
             if predictor is not None:
-                self._predictors.move_to_end(photo)
+                self._predictors.move_to_end(key)
             return predictor
 
     def _take_turn(self, canvas: str | None) -> int | None:

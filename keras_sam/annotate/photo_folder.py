@@ -55,6 +55,13 @@ class PhotoFolder:
         """
         return self._read(name)[0]
 
+    def stamp(self, name: str) -> tuple | None:
+        """What tells a photograph's file from an earlier one; None if there is no such file."""
+        try:
+            return _stamp_of(os.stat(self._paths[name]))
+        except (KeyError, OSError, ValueError):
+            return None
+
     def size(self, name: str) -> tuple[int, int]:
         """Height and width in pixels, upright; raises as `read`."""
         content, stamp = self._read(name)
@@ -100,9 +107,13 @@ class PhotoFolder:
                         f"{name} has {about.st_size / 1e6:.0f} MB; photographs of up to "
                         f"{MAX_BYTES / 1e6:.0f} MB are read."
                     )
-                return file.read(), (about.st_mtime_ns, about.st_size, about.st_ino)
+                return file.read(), _stamp_of(about)
         except OSError as error:
             raise ValueError(f"{name} cannot be read: {error.strerror or error}.") from error
+
+
+def _stamp_of(about: os.stat_result) -> tuple:
+    return about.st_mtime_ns, about.st_size, about.st_ino
 
 
 def _size_of(content: bytes, name: str) -> tuple[int, int]:

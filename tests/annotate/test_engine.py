@@ -92,6 +92,18 @@ def test_the_photograph_that_was_asked_for_last_comes_first(engine):
     assert done == [2, 0, 3, 1]
 
 
+def test_a_photograph_that_changed_is_encoded_again(segmenter, tmp_path):
+    photos = PhotoFolder(tmp_path, draw_photographs(tmp_path))
+    engine = Engine(segmenter, photos)
+    try:
+        assert engine.predict("a.png", **CLICK).result(SECONDS).size == (60, 90)
+        os.replace(tmp_path / "b.jpg", tmp_path / "a.png")
+        assert engine.predict("a.png", **CLICK).result(SECONDS).size == (80, 50)
+        assert engine.embed("a.png").result(SECONDS).source == "memory"
+    finally:
+        engine.close()
+
+
 def test_of_the_waiting_clicks_of_a_canvas_the_newest_is_answered(engine):
     engine.embed("a.png").result(SECONDS)
     engine.embed("b.jpg").result(SECONDS)

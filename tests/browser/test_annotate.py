@@ -130,6 +130,11 @@ def test_click_choose_accept_undo_and_reload(page, served):
     page.keyboard.press("Control+Shift+z")
     page.locator("#objects li").wait_for()
     assert len(kept(served)["a.png"]) == 1
+    page.locator("#labels button").nth(1).click()
+    page.get_by_label("Hide cat, object 1").click()
+    page.locator("#objects li.off").wait_for()
+    focused = "document.activeElement.getAttribute('aria-label')"
+    assert page.evaluate(focused) == "Show cat, object 1"  # where it was
     page.reload()
     is_encoded(page)
     page.locator("#objects li").wait_for()
@@ -180,6 +185,15 @@ def test_the_keyboard_alone(page, served):
     page.locator(READY).wait_for()
     assert asked[-1]["labels"] == [1, 0]
     page.keyboard.press("Escape")
+    page.keyboard.press("b")
+    page.keyboard.press("Space")  # paints at the cross
+    page.locator(READY).wait_for()
+    page.keyboard.press("e")
+    page.keyboard.press("Space")  # and rubs it out
+    page.keyboard.press("Enter")
+    page.get_by_text("The mask is empty.").wait_for()
+    page.keyboard.press("Escape")
+    page.keyboard.press("v")
     page.keyboard.press("x")
     for _ in range(3):
         page.keyboard.press("Shift+ArrowLeft")
@@ -206,7 +220,17 @@ def test_the_keyboard_alone(page, served):
 
 
 def test_proposals_are_accepted_or_dropped(page, served):
+    held = []
+    page.route("**/api/everything", lambda route: held.append(route))
     page.keyboard.press("a")
+    page.keyboard.press("b")
+    page.mouse.click(*at(page, 45, 30, (60, 90)))  # begun meanwhile
+    while not held:
+        page.wait_for_timeout(10)
+    held[0].continue_()
+    page.get_by_text("The proposals are shown once this mask").wait_for()
+    assert page.locator(READY).count() == 1
+    page.keyboard.press("Escape")
     page.locator("#proposals li").first.wait_for()
     count = page.locator("#proposals li").count()
     page.keyboard.press("Enter")
@@ -284,7 +308,12 @@ def test_undo_reaches_what_was_deleted_and_made_again(page, served):
     for keys, count in (("z", 1), ("z", 0), ("Shift+z", 1), ("Shift+z", 0), ("z", 1)):
         page.keyboard.press(f"Control+{keys}")
         page.locator("#objects li" if count else "#no-objects").wait_for()
-        assert len(kept(served).get("a.png", [])) == count
+        assert [record["id"] for record in kept(served).get("a.png", [])] == [1] * count
+    page.get_by_label("Correct cat, object 1").click()
+    page.keyboard.press("b")
+    page.mouse.click(*at(page, 85, 5, (60, 90)))
+    page.get_by_label("Correct cat, object 1").click()  # which would drop what was painted
+    page.get_by_text("Accept this mask first").wait_for()
 
 
 def test_the_page_turns_when_what_was_done_is_kept(page, served):
