@@ -291,7 +291,8 @@ const EMPTY = Object.freeze({
  * The canvas, within `root`, an element with a size of its own.
  *
  * Events, with their `detail`: `change` (draft, tool, view or proposals changed), `busy`
- * ({text} or {text: null}), `say` ({text}, for people who cannot see the canvas), `fail` ({text}),
+ * ({text} or {text: null}), `say` ({text}, for people who cannot see the canvas), `fail` ({text}, and
+ * {photo, error} where a photograph cannot be opened),
  * `accept` ({segmentation, score, editing, draft}), `accept-proposals` ({proposals}), `pick` ({id}).
  */
 export class SegmentCanvas extends EventTarget {
@@ -349,7 +350,7 @@ export class SegmentCanvas extends EventTarget {
     } catch (error) {
       if (this.photo === photo) {
         this._tell("busy", { text: null });
-        this._tell("fail", { text: error.message, photo });
+        this._tell("fail", { text: error.message, photo, error });
       }
       return null;
     }
@@ -397,6 +398,10 @@ export class SegmentCanvas extends EventTarget {
 
   get proposalsWait() {
     return this._held !== null;
+  }
+
+  get painting() {
+    return this.tool === "brush" || this.tool === "eraser";
   }
 
   get canUndo() {
@@ -671,7 +676,7 @@ export class SegmentCanvas extends EventTarget {
     if (event.button === 1 || this.tool === "pan") this.drag = { kind: "pan", last: at };
     else if (event.button !== 0 && event.button !== 2) this.drag = null;
     else if (this.proposals.length) this.drag = { kind: "proposal", background, start: at };
-    else if (this.tool === "brush" || this.tool === "eraser") {
+    else if (this.painting) {
       const erase = (this.tool === "eraser") !== background;
       this._startStroke(at, erase);
     } else this.drag = { kind: "point", background, pick: event.shiftKey, start: at, now: at };
@@ -757,6 +762,14 @@ export class SegmentCanvas extends EventTarget {
     this._stroke(at);
   }
 
+  /** A stroke of one point, by the keyboard. */
+  _dab(at, erase) {
+    const mask = this.draft.mask ? this.draft.mask.clone() : new Mask(this.height, this.width);
+    mask.stroke(at, at, this.brush, erase ? 0 : 1);
+    this._endStroke({ mask, value: erase ? 0 : 1 }, !this.proposals.length);
+    this._tell("say", { text: erase ? "Erased" : "Painted" });
+  }
+
   _stroke(at) {
     const to = this._toImage(at);
     this.drag.mask.stroke(this.drag.last, to, this.brush, this.drag.value);
@@ -818,7 +831,9 @@ export class SegmentCanvas extends EventTarget {
     if (act === undefined) return false;
     if (!this.cursor) this._moveCursor([0, 0], 0);
     const { x, y } = this.cursor;
-    if (act !== "corner") this.click(x, y, event.key === " " && (event.shiftKey || this.background) ? 0 : act);
+    if (act === 1 && event.key === " " && this.painting) {
+      if (!event.repeat) this._dab({ x, y }, (this.tool === "eraser") !== event.shiftKey);
+    } else if (act !== "corner") this.click(x, y, event.key === " " && (event.shiftKey || this.background) ? 0 : act);
     else if (this.corner) {
       const { x: a, y: b } = this.corner;
       this.corner = null;
@@ -987,8 +1002,9 @@ export class SegmentCanvas extends EventTarget {
 
   _drawPointers(context) {
     const pixel = 1 / this.view.scale;
-    if (this.pointer && (this.tool === "brush" || this.tool === "eraser") && !this.proposals.length) {
-      const { x, y } = this._toImage(this.pointer);
+    const at = this.pointer ? this._toImage(this.pointer) : this.cursor;
+    if (at && this.painting && !this.proposals.length) {
+      const { x, y } = at;
       const ring = new Path2D();
       ring.arc(x, y, this.brush, 0, 2 * Math.PI);
       this._line(context, ring, this.tool === "brush" ? "#ffffff" : "#fca5a5", 1.5);

@@ -103,6 +103,7 @@ async function open(find) {
   future = [];
   state.objects = [];
   $("broken").hidden = true;
+  photo().broken = false;
   showPhotos();
   showObjects();
   const { name } = photo();
@@ -125,14 +126,14 @@ async function loadObjects() {
     showSave(answer.save);
     showObjects();
   } catch (error) {
-    if (photo() === asked) showBroken(error.message);
+    if (photo() === asked) showBroken(error);
   }
 }
 
-function showBroken(text) {
-  photo().broken = true;
+function showBroken({ message, status }) {
+  photo().broken = status !== 0; // without an answer nothing is known of the photograph
   $("broken").hidden = false;
-  $("broken-text").textContent = text;
+  $("broken-text").textContent = message;
   showPhotos();
 }
 
@@ -174,6 +175,15 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/** Replaces what is in a list; the focus stays where it was. */
+function fill(list, ...children) {
+  const place = [...list.querySelectorAll("button")].indexOf(document.activeElement);
+  list.replaceChildren(...children);
+  if (place < 0) return;
+  const buttons = [...list.querySelectorAll("button")];
+  (buttons[place] ?? buttons.at(-1) ?? canvas.canvas).focus({ preventScroll: true });
+}
+
 function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
@@ -196,7 +206,7 @@ function showLabels() {
     chip.addEventListener("click", () => choose(id));
     return chip;
   });
-  $("labels").replaceChildren(...chips);
+  fill($("labels"), ...chips);
   canvas.setColour(colourOf(state.label));
 }
 
@@ -309,7 +319,7 @@ function showObjects() {
     row.append(pick, eye, trash);
     return row;
   });
-  $("objects").replaceChildren(...rows);
+  fill($("objects"), ...rows);
   $("no-objects").hidden = rows.length > 0;
   $("objects-title").textContent = rows.length ? `Objects · ${rows.length}` : "Objects";
 }
@@ -409,8 +419,7 @@ function showTools() {
   for (const tool of document.querySelectorAll("[data-tool]")) {
     tool.setAttribute("aria-pressed", tool.dataset.tool === canvas.tool);
   }
-  const painting = canvas.tool === "brush" || canvas.tool === "eraser";
-  $("brush-size").hidden = !painting;
+  $("brush-size").hidden = !canvas.painting;
   $("brush").value = canvas.brush;
   $("brush-value").textContent = `${canvas.brush} px`;
   $("sign").setAttribute("aria-pressed", canvas.background);
@@ -468,7 +477,7 @@ function showProposals() {
       pick.addEventListener("click", () => canvas.highlight(index));
       return element("li", {}, pick, button("check", `Accept ${about}`, () => canvas.settle(index, true)), button("close", `Drop ${about}`, () => canvas.settle(index, false)));
     });
-    list.replaceChildren(...rows);
+    fill(list, ...rows);
   }
   [...list.children].forEach((row, index) => row.classList.toggle("on", index === canvas.proposal));
 }
@@ -489,7 +498,7 @@ canvas.addEventListener("busy", ({ detail: { text } }) => {
   showTools();
 });
 canvas.addEventListener("say", ({ detail: { text } }) => speak(text));
-canvas.addEventListener("fail", ({ detail: { text, photo: broken } }) => (broken ? showBroken(text) : toast(text)));
+canvas.addEventListener("fail", ({ detail: { text, error } }) => (error ? showBroken(error) : toast(text)));
 canvas.addEventListener("pick", ({ detail: { id } }) => edit(id));
 canvas.addEventListener("accept", ({ detail: { segmentation, score, editing, draft } }) => {
   const object = state.objects.find((one) => one.id === editing);
