@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextlib.contextmanager
@@ -67,6 +67,15 @@ def whole_folder(path: str | os.PathLike, replaceable: str) -> Iterator[Path]:
     finally:
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def import_h5py() -> Any:
+    """The module h5py, which comes with Keras alone, or an ImportError with the remedy."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError('HDF5 files need h5py: pip install "keras-sam[keras]"') from error
+    return h5py
 
 
 def _beside(path: Path) -> Path:
