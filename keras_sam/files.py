@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _LEFTOVERS_AFTER = 60  # seconds: a younger temporary file may belong to a program that writes now
 
@@ -81,9 +81,19 @@ def remove_leftovers(folder: str | os.PathLike, names: str) -> None:
     leftover = re.compile(rf"\.(?:{names})\.[0-9a-f]{{8}}\.part")
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
-            old = time.time() - entry.stat().st_mtime > _LEFTOVERS_AFTER
-            if old and leftover.fullmatch(entry.name):
+            if not leftover.fullmatch(entry.name):
+                continue
+            if time.time() - entry.stat().st_mtime > _LEFTOVERS_AFTER:
                 os.unlink(entry.path)
+
+
+def import_h5py() -> Any:
+    """The module h5py, which comes with Keras alone, or an ImportError with the remedy."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError('HDF5 files need h5py: pip install "keras-sam[keras]"') from error
+    return h5py
 
 
 def _beside(path: Path) -> Path:

@@ -34,7 +34,7 @@ def lazy_names(
         if name in homes:
             value = getattr(_import(homes[name], name), name)
         elif name in submodules:
-            value = importlib.import_module(f"{package}.{name}")
+            value = _import(f"{package}.{name}", f"{package}.{name}")
         else:
             # With these, Python names the nearest of `__dir__` below the traceback.
             raise AttributeError(

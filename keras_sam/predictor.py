@@ -61,7 +61,7 @@ class SAMPredictor:
     @refuses_unknown_arguments
     def __init__(self, segmenter: EncodesAndDecodes | str | os.PathLike, preprocessor: Any = None):
         if isinstance(segmenter, (str, os.PathLike)):
-            from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
+            from keras_sam.models import SAMImageSegmenter  # which says so where Keras is missing
 
             segmenter = SAMImageSegmenter.from_preset(segmenter)
         check_segmenter(segmenter)

@@ -66,6 +66,11 @@ class OnnxRuntime:
             self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers)
         except Exception as error:  # onnxruntime's own classes have no common base
             raise _cannot_load(path, f"ONNX Runtime {onnxruntime.__version__}", error) from error
+        if lost := [name for name in providers if name not in self._session.get_providers()]:
+            raise ValueError(
+                f"ONNX Runtime could not start {lost}: the libraries that it needs are missing, or "
+                "there is no such device."
+            )
         self.inputs = {x.name: x.shape for x in self._session.get_inputs()}
         self.outputs = [x.name for x in self._session.get_outputs()]
         self._takes_floats = {

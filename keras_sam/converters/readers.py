@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_sam.converters.tables import Tensor, under_key, widen_bfloat16
 from keras_sam.converters.torch_files import map_file, read_torch, zip_member
+from keras_sam.files import import_h5py
 
 _MAX_HEADER_BYTES = 100 * 10**6  # the safetensors format's own limit
 # The entry in the header's metadata under which our files have their config.
@@ -211,7 +212,7 @@ def read_hdf5(path) -> dict[str, Tensor]:
 
 
 def _read_mapped_hdf5(data):
-    import h5py
+    h5py = import_h5py()
 
     try:
         root = h5py.File(_Window(data), "r")
@@ -224,7 +225,7 @@ def _read_mapped_hdf5(data):
 
 
 def _collect_dataset(tensors, name, entry, data):
-    import h5py
+    h5py = import_h5py()
 
     bfloat16 = isinstance(entry, h5py.Dataset) and entry.attrs.get("dtype") == "bfloat16"
     if not isinstance(entry, h5py.Dataset) or not (bfloat16 or entry.dtype.kind in "fiub"):

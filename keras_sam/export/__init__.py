@@ -1,5 +1,7 @@
 """Models as files for other runtimes: ONNX Runtime, OpenVINO, TensorFlow, LiteRT."""
 
-from keras_sam.export.writing import FORMATS, export_model
+from keras_sam.namespaces import lazy_names
 
-__all__ = ["FORMATS", "export_model"]
+_HOMES = dict.fromkeys(("FORMATS", "export_model"), "keras_sam.export.writing")
+
+__all__, __getattr__, __dir__ = lazy_names(globals(), _HOMES)

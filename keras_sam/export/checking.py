@@ -8,7 +8,6 @@ import numpy as np
 
 from keras_sam.export.graphs import Graph, pixel_statistics
 from keras_sam.predictor import SAMPredictor
-from keras_sam.preprocessing.preprocessor import resizing_preprocessor
 
 # How far the outputs may be off, as a part of the largest value: rounding of float32 in another
 # order, and of what is stored in fewer bits.
@@ -31,14 +30,14 @@ def picture(size: tuple[int, int], channels: int) -> np.ndarray:
 def check_encoder(run: Any, segmenter: Any, image_input: bool, precision: str) -> dict[str, float]:
     """The largest differences of an encoder's outputs, as parts of the largest value of each."""
     height, width, channels = segmenter.image_shape
-    image = picture((height * 3 // 4 + 1, width), channels)
+    image = picture((height * 3 // 2 + 1, width * 2), channels)
+    # Files scale as the default does, however the segmenter's own preprocessor is set.
+    frames = segmenter.default_preprocessor(segmenter.backbone).image_converter.convert([image])[0]
+    expected = segmenter.encode_frames(frames)
     if image_input:
-        expected = segmenter.encode([image])
         outputs = run({"image": image})
     else:
-        frames = resizing_preprocessor(segmenter).image_converter.convert([image])[0]
         mean, std = pixel_statistics(segmenter)
-        expected = segmenter.encode_frames(frames)
         outputs = run({"pixels": ((frames - mean) / std).transpose(0, 3, 1, 2)})
     expected = {
         name: np.transpose(expected[name], (0, 3, 1, 2)) for name in segmenter.feature_shapes
@@ -51,7 +50,7 @@ def check_metas(run: Any, segmenter: Any, settings: dict[str, Any]) -> dict[str,
     """`check_encoder` for Meta's decoder, by the predictor's masks of a picture."""
     height, width, channels = segmenter.image_shape
     image = picture((height // 2 + 3, width * 3 // 4 + 1), channels)
-    predictor = SAMPredictor(segmenter)
+    predictor = SAMPredictor(segmenter, segmenter.default_preprocessor(segmenter.backbone))
     predictor.set_image(image)
     h, w = image.shape[:2]
     clicks = np.float32([[0.3 * w, 0.25 * h], [0.7 * w, 0.45 * h]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -127,7 +128,8 @@ def _write_encoder(encoder, path, format, batch_size, opset=20):
     writing.import_onnx()
     graph = KerasEncoderGraph(encoder, batch_size)
     model = onnx_graphs.trace(graph, opset)
-    with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
+    # On Windows, files that a runtime has mapped cannot be removed yet.
+    with tempfile.TemporaryDirectory(prefix="keras_sam_", ignore_cleanup_errors=True) as place:
         made = Path(place) / path.name
         if format == "onnx":
             names = onnx_graphs.save(model, made)
@@ -137,9 +139,11 @@ def _write_encoder(encoder, path, format, batch_size, opset=20):
             names = [made.name, f"{made.stem}.bin"]
             run = runtimes.OpenVino(made)
         _check(run, graph)
-        for name in reversed(names):  # what says where its weights lie comes last
-            with whole_file(path.with_name(name)) as file:
+        with contextlib.ExitStack() as files:  # both are written before one of them appears
+            for name in names:
+                file = files.enter_context(whole_file(path.with_name(name)))
                 file.write((made.parent / name).read_bytes())
+                file.flush()
 
 
 def _check(run, graph):

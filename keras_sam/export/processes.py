@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import subprocess
@@ -38,16 +39,20 @@ def run_with(
             source = os.path.join(place, "model")
             model.save_to_preset(source)
             model = source
-        task = json.dumps({"model": os.fspath(model), **task})
+        task = {"model": os.fspath(model), **task}
+        task = json.dumps(task, default=lambda x: x.item())  # of numpy's numbers
         ended = subprocess.run(
             [sys.executable, "-c", _CODE, function.__module__, function.__name__, task],
-            env={**os.environ, "KERAS_BACKEND": backend},
+            env={**os.environ, "KERAS_BACKEND": backend, "PYTHONUTF8": "1"},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
     if ended.returncode:
         lines = ended.stderr.strip().splitlines()
         kind, _, message = (lines[-1] if lines else "").partition(": ")
-        known = (ValueError, TypeError, ImportError, OSError, FileExistsError)
-        error = {e.__name__: e for e in known}.get(kind, RuntimeError)
+        error = getattr(builtins, kind, None)
+        known = (ValueError, TypeError, ImportError, OSError)
+        if not (isinstance(error, type) and issubclass(error, known)) or "Unicode" in kind:
+            error = RuntimeError
         raise error(message or f"The export ended with {lines[-5:]}.")

@@ -15,11 +15,13 @@ import numpy as np
 
 from keras_sam import backends, runtimes
 from keras_sam.export import checking, graphs, processes
-from keras_sam.exported.manifest import MANIFEST, MANIFEST_FORMAT, ModelFacts
+from keras_sam.exported.manifest import MANIFEST, MANIFEST_FORMAT, ModelFacts, is_export
 from keras_sam.files import whole_folder
 from keras_sam.framing import ImageFraming
 from keras_sam.preprocessing.preprocessor import resizing_preprocessor
 
+# Settings of an image converter that say how images are passed, and that a file does not have.
+_OF_THE_INPUT = {"channel_order", "data_format", "value_range", "do_convert_rgb"}
 # The backends that can write a format, the best first.
 FORMATS = {
     "onnx": ("torch",),
@@ -142,12 +144,18 @@ def export_model(
         task = {"folder": os.path.abspath(folder), "format": format, **settings}
         processes.run_with(FORMATS[format], format, model, export_model, task)
         return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+    if (Path(folder) / MANIFEST).is_file() and not is_export(folder):
+        raise FileExistsError(
+            f"`{folder}` holds other files, and writing would replace them. Choose a new folder."
+        )
     segmenter = _loaded(model)
+    if image_input:
+        _check_scaling(segmenter)
     with whole_folder(folder, replaceable=MANIFEST) as temporary:
         files = _WRITERS[format](segmenter, temporary, settings)
         manifest = {
             "format": MANIFEST_FORMAT,
-            **_facts(segmenter, format, settings),
+            **_plain(_facts(segmenter, format, settings)),
             "files": {name: _described(temporary, name, about) for name, about in files.items()},
         }
         text = json.dumps(manifest, indent=2)
@@ -161,6 +169,22 @@ def _loaded(model):
     from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 
     return SAMImageSegmenter.from_preset(model)
+
+
+def _check_scaling(segmenter):
+    """Raises where images are not brought to the frame as the graphs do it."""
+    framings = (segmenter.preprocessor, segmenter.default_preprocessor(segmenter.backbone))
+    own, usual = (getattr(x, "image_converter", None) for x in framings)
+    if not isinstance(own, ImageFraming):
+        return
+    own, usual = own.settings(), usual.settings()
+    others = {name for name in own if own[name] != usual[name]} - _OF_THE_INPUT
+    if others:
+        raise ValueError(
+            "`image_input` needs images that are scaled and padded as by the model's default "
+            f"preprocessor. Received: an image converter with other {sorted(others)}. Export "
+            "without `image_input`."
+        )
 
 
 def check_opset(opset: int) -> None:
@@ -216,7 +240,8 @@ def save_openvino(model: Any, path: Path, half: bool = False) -> dict[str, Any]:
         ) from error
     from keras_sam.export import onnx_graphs
 
-    with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
+    # On Windows, files that a runtime has mapped cannot be removed yet.
+    with tempfile.TemporaryDirectory(prefix="keras_sam_", ignore_cleanup_errors=True) as place:
         between = Path(place) / "model.onnx"
         onnx_graphs.save(model, between)
         converted = openvino.convert_model(between)

@@ -150,8 +150,12 @@ def _finite(value):
 
 
 def is_export(path: str | os.PathLike) -> bool:
-    """Whether a path is a folder with the manifest of an export, whatever that says."""
-    return os.path.isfile(os.path.join(path, MANIFEST))
+    """Whether a folder is an export, of any version. Web pages and others have manifests, too."""
+    try:
+        with open(os.path.join(path, MANIFEST), "rb") as file:
+            return str(json.loads(file.read(_LARGEST_MANIFEST))["format"]).startswith(_FAMILY)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -182,7 +186,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"The export in {str(folder)!r} is of another version, {version!r:.40}: this version "
             f"of keras_sam reads {MANIFEST_FORMAT!r}. Export the model again."
         )
-    if manifest["runtime"] not in _ENDINGS:
+    if manifest["runtime"] not in tuple(_ENDINGS):  # which a list may be compared with
         raise ValueError(
             "`folder` must hold ONNX or OpenVINO files. Received: an export as "
             f"{manifest['runtime']!r:.40} in {str(folder)!r}. Export the model with format='onnx'."

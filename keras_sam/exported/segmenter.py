@@ -145,6 +145,10 @@ class ExportedSegmenter(EncodesAndDecodes):
             options = {"providers": providers, "threads": threads}
             encoder, decoder = (OnnxRuntime(path, **options) for path in paths)
         check_parts(paths, encoder, decoder, model)
+        if read_manifest(folder) != manifest:
+            raise ValueError(
+                f"The export in {str(folder)!r} was replaced meanwhile. Load it again."
+            )
         if model.takes_images:
             converter.pad_value = math.nan  # which says where an image ends
         return cls(model, converter, encoder, decoder, runtime)

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_sam import converters
 from keras_sam.converters import Tensor
-from keras_sam.files import whole_file
+from keras_sam.files import import_h5py, whole_file
 from keras_sam.presets.adapt import Preset
 from keras_sam.presets.clients import HubSource, KaggleSource, import_client
 from keras_sam.presets.locate import (
@@ -173,7 +173,7 @@ def save_json(path: str | os.PathLike, content: Any) -> None:
 
 def save_hdf5(path: str | os.PathLike, arrays: dict) -> None:
     """Writes one HDF5 dataset per variable, at its path; bfloat16 as its bits, and an attribute."""
-    import h5py
+    h5py = import_h5py()
 
     # HDF5 opens the temporary file by its name: through a Python file every write would be a call.
     with whole_file(path) as opened, h5py.File(opened.name, "w") as file:

@@ -11,9 +11,11 @@ import keras
 import numpy as np
 import pytest
 
-from keras_sam import ExportedSegmenter
+from keras_sam import ExportedSegmenter, SAMImageSegmenter
 from keras_sam.export import checking, export_model, graphs, onnx_graphs
-from keras_sam.runtimes import OnnxRuntime
+from keras_sam.exported.manifest import is_export
+from keras_sam.framing import ImageFraming
+from keras_sam.runtimes import OnnxRuntime, OpenVino
 from tests.closeness import assert_same
 from tests.meta_oracle import import_segment_anything
 from tests.parity import oracles
@@ -225,6 +227,38 @@ def test_weights_that_one_file_cannot_hold_lie_beside_it(segmenter, tmp_path, mo
         ExportedSegmenter.load(out)
 
 
+@pytest.mark.parametrize("stretch", [False, True])
+def test_images_are_scaled_alike_in_every_runtime(tmp_path, stretch):
+    import onnx
+
+    shape = f"float[1, 3, {FRAME[0]}, {FRAME[1]}]"
+    text = f"identity ({shape} pixels) => ({shape} same) {{ same = Identity (pixels) }}"
+    encoder = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 20]>\n{text}')
+    framing = ImageFraming(FRAME, stretch=stretch, pad_value=0)
+    plan = {"frame": FRAME, "stretch": stretch, "mean": [0.0] * 3, "std": [1.0] * 3}
+    path = tmp_path / "scaling.onnx"
+    onnx_graphs.save(onnx_graphs.with_image_input(encoder, plan, 20), path)
+    for run in (OnnxRuntime(path), OpenVino(path)):
+        for size in (*SIZES, (700, 900)):
+            image = np.random.default_rng(0).integers(0, 256, (*size, 3), "uint8")
+            expected = framing.convert([image])[0].transpose(0, 3, 1, 2)
+            # Rounded to uint8; what is stretched is not, by us.
+            off = np.abs(run({"image": image})["same"] - expected).max()
+            assert off <= (0.501 if stretch else 1)
+
+
+def test_how_images_are_passed_does_not_matter_to_the_files(segmenter, tmp_path):
+    preprocessor = SAMImageSegmenter.default_preprocessor(segmenter.backbone)
+    converter = preprocessor.image_converter
+    converter.channel_order, converter.data_format = "bgr", "channels_first"
+    own = SAMImageSegmenter(segmenter.backbone, preprocessor, mask_threshold=np.float32(0.5))
+    manifest = export_model(own, tmp_path / "out", image_input=True)
+    assert manifest["model"]["mask_threshold"] == 0.5
+    converter.resample = "nearest"
+    with pytest.raises(ValueError, match=r"other \['resample'\].*without `image_input`"):
+        export_model(own, tmp_path / "other", image_input=True)
+
+
 # --- bad input ---
 
 
@@ -252,6 +286,15 @@ def test_other_files_are_not_replaced(segmenter, tmp_path):
     with pytest.raises(FileExistsError, match="holds other files"):
         export_model(segmenter, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_the_manifest_of_a_web_page_makes_no_export(segmenter, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "My page", "format": 3}')
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(FileExistsError, match="holds other files"):
+        export_model(segmenter, tmp_path)
+    assert (tmp_path / "index.html").read_text() == "mine"
+    assert not is_export(tmp_path)
 
 
 def test_a_full_disk_leaves_nothing(segmenter, tmp_path, monkeypatch):

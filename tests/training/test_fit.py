@@ -339,6 +339,7 @@ def test_mixed_bfloat16_trains_float32_weights():
     assert losses[0] == pytest.approx(reference.test_on_batch(x, y)[0], rel=0.05)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_in_half_precision_are_refused_before_the_first_batch(dtype):
     segmenter, (x, y) = small_segmenter(dtype=dtype), ragged_data()
@@ -349,6 +350,7 @@ def test_weights_in_half_precision_are_refused_before_the_first_batch(dtype):
     assert np.isfinite(segmenter.evaluate(x, y, verbose=0)[0])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("train", ["fit", "train_on_batch"])
 def test_nothing_is_said_of_the_layers_for_masks_where_no_prompt_has_one(train, recwarn):
     segmenter, (x, y) = small_segmenter(), ragged_data()

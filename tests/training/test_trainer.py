@@ -71,6 +71,7 @@ def test_rounds_are_as_many_as_in_the_paper(settings, rounds):
     assert tuple(outputs["ambiguous"].shape) == (2, 2, rounds)
 
 
+@pytest.mark.once
 def test_the_papers_eleven_rounds_learn():
     segmenter = small_segmenter()
     trainer = SAMTrainer(segmenter, seed=1)
@@ -83,6 +84,7 @@ def test_the_papers_eleven_rounds_learn():
     assert np.mean(history["loss"][-2:]) < 0.9 * history["loss"][0]
 
 
+@pytest.mark.once
 def test_only_the_first_click_is_ambiguous():
     segmenter = small_segmenter()
     trainer = SAMTrainer(segmenter, num_clicks=1, mask_rounds=False, box_probability=0.5, seed=4)
