@@ -14,9 +14,9 @@ let future = [];
 let working = Promise.resolve(); // until all changes so far are made
 let failed = 0; // how many changes were refused
 
-/** Makes changes one after the other; a job handles its own errors. */
+/** Makes changes one after the other, whatever becomes of those before. */
 function inTurn(job) {
-  working = working.then(job);
+  working = working.then(job, job);
   return working;
 }
 
