@@ -3,9 +3,11 @@
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 
 
-def _import(module, name):
+def import_with_keras(module: str, name: str) -> ModuleType:
+    """A module that may need Keras, or an ImportError that says how `name` can be had."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -32,9 +34,9 @@ def lazy_names(
 
     def get(name):
         if name in homes:
-            value = getattr(_import(homes[name], name), name)
+            value = getattr(import_with_keras(homes[name], name), name)
         elif name in submodules:
-            value = _import(f"{package}.{name}", f"{package}.{name}")
+            value = import_with_keras(f"{package}.{name}", f"{package}.{name}")
         else:
             # With these, Python names the nearest of `__dir__` below the traceback.
             raise AttributeError(

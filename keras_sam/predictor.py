@@ -15,6 +15,7 @@ from keras_sam.encode_decode import EncodesAndDecodes, check_segmenter
 from keras_sam.files import whole_file
 from keras_sam.framing import check_batch
 from keras_sam.geometry import SIZES, ResizePlan
+from keras_sam.namespaces import import_with_keras
 from keras_sam.outputs import EMBEDDINGS
 from keras_sam.prompts import PromptLike, read
 from keras_sam.prompts.nested import to_numpy
@@ -61,9 +62,9 @@ class SAMPredictor:
     @refuses_unknown_arguments
     def __init__(self, segmenter: EncodesAndDecodes | str | os.PathLike, preprocessor: Any = None):
         if isinstance(segmenter, (str, os.PathLike)):
-            from keras_sam.models import SAMImageSegmenter  # which says so where Keras is missing
-
-            segmenter = SAMImageSegmenter.from_preset(segmenter)
+            home = "keras_sam.models.sam_image_segmenter"
+            models = import_with_keras(home, "SAMImageSegmenter")
+            segmenter = models.SAMImageSegmenter.from_preset(segmenter)
         check_segmenter(segmenter)
         self.segmenter = segmenter
         self.preprocessor = segmenter.predicting_preprocessor(preprocessor)
