@@ -200,5 +200,5 @@ def test_a_recomputed_block_has_the_same_gradients(rates):
 
 def test_an_encoder_without_blocks_cannot_be_recomputed(segmenter, monkeypatch):
     monkeypatch.setattr(type(segmenter), "image_encoder", keras.Sequential())
-    with pytest.raises(ValueError, match="WindowedTransformerEncoder.*Received: a Sequential"):
+    with pytest.raises(ValueError, match="`HieraBackbone`. Received: a Sequential"):
         segmenter.checkpoint_gradients()
