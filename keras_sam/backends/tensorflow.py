@@ -3,7 +3,9 @@
 Read literally, the same words give the same numbers, slower.
 """
 
+import functools
 import math
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -123,7 +125,21 @@ def in_strips(function, x, strides, numbers_per_row):
 def _is_for_one_dnn(x):
     """Whether `x` is of a graph of which TensorFlow may give parts to oneDNN."""
     on_cpu = not tf.config.list_logical_devices("GPU")
-    return on_cpu and not tf.executing_eagerly() and x.dtype.name in ("float32", "bfloat16")
+    fits = x.dtype.name == "float32" or (x.dtype.name == "bfloat16" and _multiplies_bfloat16())
+    return on_cpu and not tf.executing_eagerly() and fits
+
+
+@functools.cache
+def _multiplies_bfloat16():
+    """Whether the processor has products of bfloat16.
+
+    Without them oneDNN takes no part, and the forms that are written for it only lose digits.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def compile_program(model, variables, prompts=()):
