@@ -247,7 +247,6 @@ class Runner:
 
     def run(self, steps: list[Step]) -> list[Result]:
         """Runs all steps, the longest first, and reports each as it ends."""
-        self.logs.mkdir(parents=True, exist_ok=True)
         quiet = threading.Event()
         threading.Thread(target=self._heartbeat, args=(quiet,), daemon=True).start()
         order = sorted(steps, key=lambda step: -step.minutes)
@@ -272,6 +271,7 @@ class Runner:
         if self._stopping:
             return Result(step.name, 0, 1, Counter(), 0.0, "not started: the run was stopped")
         began = time.monotonic()
+        self.logs.mkdir(parents=True, exist_ok=True)
         counts = self.logs / f"{step.name}.xml"
         counts.unlink(missing_ok=True)
         reasons = []
