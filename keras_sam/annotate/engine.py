@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sam.annotate.embedding_cache import EmbeddingCache
+from keras_sam.embedding_cache import EmbeddingCache
 from keras_sam.annotate.photo_folder import PhotoFolder
 from keras_sam.annotate.worker import Worker
 from keras_sam.annotations import segmentation_to_rle
