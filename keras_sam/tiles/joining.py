@@ -5,6 +5,8 @@ can show more of it: only the masks of two or three rows of tiles are in memory.
 
 The rule:
 
+0. Of two masks of one tile whose IoU is above `DUPLICATE`, the one with the higher predicted IoU
+   stays. The generator has compared only their boxes, which a stray pixel enlarges.
 1. A mask is *cut* if it reaches an edge of its window that is not an edge of the picture.
 2. Two masks of different tiles are the same object if they agree where their windows overlap: the
    IoU of what both have there is at least `AGREEMENT`. A mask has at most one partner in each other
@@ -29,6 +31,7 @@ from keras_sam.masks import decode_rle, encode_rle, mask_to_box
 from keras_sam.tiles.grid import Box, Tile, TileGrid, around, moved, overlap
 
 AGREEMENT = 0.5
+DUPLICATE = 0.7
 _EDGE = 20  # pixels from which on a mask reaches an edge, as in Meta's generator for crops
 _SEEN = 0.9  # of the pixels at a cut, that a neighbour must have seen
 
@@ -79,7 +82,9 @@ class Joiner:
 
         Yields the records, with run lengths of the picture, of objects that are finished.
         """
-        pieces = [piece for record in records if (piece := self._piece(tile, record))]
+        pieces = _without_duplicates(
+            [piece for record in records if (piece := self._piece(tile, record))]
+        )
         for piece in pieces:
             self._objects[piece] = _Object([piece], piece.box)
         for other, others in self._active:
@@ -231,40 +236,58 @@ class Joiner:
         return encode_rle(mask, crop_box=box, original_size=self.grid.size)
 
 
+def _without_duplicates(pieces: list[_Piece]) -> list[_Piece]:
+    """Masks of one tile of which none is nearly another one, in their order."""
+    if not pieces:
+        return []
+    worse: set[_Piece] = set()
+    ranked = sorted(pieces, key=lambda piece: (-piece.record["predicted_iou"], piece.number))
+    rank = {piece: place for place, piece in enumerate(ranked)}
+    pairs = [
+        sorted((a, b), key=rank.__getitem__)
+        for agreement, a, b in _agreements(pieces, pieces, pieces[0].tile.window)
+        if agreement > DUPLICATE
+    ]
+    for better, other in sorted(pairs, key=lambda pair: (rank[pair[0]], rank[pair[1]])):
+        if better not in worse:
+            worse.add(other)
+    return [piece for piece in pieces if piece not in worse]
+
+
 def _partners(
     some: list[_Piece], others: list[_Piece], shared: Box
 ) -> Iterator[tuple[_Piece, _Piece]]:
     """Pairs of masks of two tiles that are the same object, at most one for each mask."""
-    some, others = (
-        [(piece, box) for piece in pieces if (box := overlap(piece.box, shared))]
-        for pieces in (some, others)
-    )
-    shown: dict[_Piece, tuple[np.ndarray, int]] = {}
-
-    def part(piece, box):
-        if piece not in shown:
-            pixels = piece.pixels(box)
-            shown[piece] = (pixels, int(np.count_nonzero(pixels)))
-        return shown[piece]
-
-    found = []
-    for a, box_a in some:
-        for b, box_b in others:
-            both = overlap(box_a, box_b)
-            if both is None:
-                continue
-            (pixels_a, area_a), (pixels_b, area_b) = part(a, box_a), part(b, box_b)
-            if min(area_a, area_b) < AGREEMENT * max(area_a, area_b):
-                continue
-            common = np.count_nonzero(pixels_a[_slices(both, box_a)] & pixels_b[_slices(both, box_b)])
-            agreement = common / max(1, area_a + area_b - common)
-            if agreement >= AGREEMENT:
-                found.append((agreement, a, b))
     taken: set[_Piece] = set()
+    found = _agreements(some, others, shared)
     for _, a, b in sorted(found, key=lambda pair: (-pair[0], pair[1].number, pair[2].number)):
         if a not in taken and b not in taken:
             taken |= {a, b}
             yield a, b
+
+
+def _agreements(
+    some: list[_Piece], others: list[_Piece], shared: Box
+) -> Iterator[tuple[float, _Piece, _Piece]]:
+    """The IoU in a box of every two masks for which it is at least `AGREEMENT`."""
+    shown: dict[_Piece, tuple[np.ndarray, Box, int]] = {}
+    for piece in (*some, *others):
+        box = overlap(piece.box, shared)
+        if box is not None and piece not in shown:
+            pixels = piece.pixels(box)
+            shown[piece] = (pixels, box, int(np.count_nonzero(pixels)))
+    for a in some:
+        for b in others:
+            if a not in shown or b not in shown or (some is others and a.number >= b.number):
+                continue
+            (pixels_a, box_a, area_a), (pixels_b, box_b, area_b) = shown[a], shown[b]
+            both = overlap(box_a, box_b)
+            if both is None or min(area_a, area_b) < AGREEMENT * max(area_a, area_b):
+                continue
+            common = pixels_a[_slices(both, box_a)] & pixels_b[_slices(both, box_b)]
+            count = int(np.count_nonzero(common))
+            if count and count >= AGREEMENT * (area_a + area_b - count):
+                yield count / (area_a + area_b - count), a, b
 
 
 def _slices(box: Box, of: Box) -> tuple[slice, slice]:
