@@ -44,6 +44,26 @@ def whole_file(path: str | os.PathLike, text: bool = False) -> Iterator[IO]:
 
 
 @contextlib.contextmanager
+def whole_place(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a path for a program to write a file at, which appears at `path` when the block ends
+    well.
+
+    The name is that of the file, in a temporary folder beside it: some programs take the format
+    from its ending, or write more files.
+    """
+    path = Path(path)
+    folder = _beside(path)
+    try:
+        folder.mkdir(parents=True)
+        yield folder / path.name
+        os.replace(folder / path.name, path)
+    except OSError as error:
+        _raise_with_path(error, path, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def whole_folder(path: str | os.PathLike, replaceable: str) -> Iterator[Path]:
     """Makes a folder that appears at `path` only when the block ends well.
 

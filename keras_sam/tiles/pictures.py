@@ -261,7 +261,7 @@ def _open_path(path: Path) -> tuple[Any, str | None, dict]:
         raise FileNotFoundError(f"There is no picture at {name}.")
     about = {"name": name, "path": path}
     if path.is_dir():
-        zarr = _module("zarr", "a zarr folder")
+        zarr = import_for("tiff", "zarr", "A zarr folder")
         try:
             opened = zarr.open(str(path), mode="r")
         except Exception as error:  # of any of its stores
@@ -320,7 +320,7 @@ def _ome_zarr(group: Any) -> tuple[Any, str | None, dict]:
 
 
 def _open_tiff(path: Path, about: dict) -> tuple[Any, str | None, dict]:
-    tifffile = _module("tifffile", "a TIFF by windows")
+    tifffile = import_for("tiff", "tifffile", "A TIFF read by windows")
     name = about["name"]
     try:
         file = tifffile.TiffFile(path)
@@ -352,7 +352,7 @@ def _open_tiff(path: Path, about: dict) -> tuple[Any, str | None, dict]:
             f"{name} is compressed by {page.compression.name}: pip install imagecodecs, or "
             '"keras-sam[geo]".'
         )
-    zarr = _module("zarr", "a TIFF by windows")
+    zarr = import_for("tiff", "zarr", "A TIFF read by windows")
     array = zarr.open(series.levels[0].aszarr(), mode="r")
     array = array if hasattr(array, "shape") else array["0"]
     return array, series.axes, about | _tiff_pixel_size(file, tagged)
@@ -421,8 +421,12 @@ def _rasterio_picture(dataset: Any) -> Picture:
     )
 
 
-def _module(name: str, purpose: str) -> Any:
+def import_for(extra: str, name: str, purpose: str) -> Any:
+    """A module of an optional package, or an ImportError that names the extra which brings it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f'To read {purpose} needs {name}: pip install "keras-sam[tiff]"') from error
+        package = name.split(".")[0]
+        raise ImportError(
+            f'{purpose} needs {package}: pip install "keras-sam[{extra}]"'
+        ) from error
