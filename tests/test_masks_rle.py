@@ -60,7 +60,9 @@ def test_a_part_is_decoded_as_the_whole_is(seed):
 
 
 def test_a_part_outside_the_picture_is_refused():
-    with pytest.raises(ValueError, match=r"crop_box=\(0, 0, 3, 2\), and run lengths of size \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"crop_box=\(0, 0, 3, 2\), and run lengths of size \(2, 2\)"
+    ):
         tools.decode_rle({"size": [2, 2], "counts": [4]}, crop_box=[0, 0, 3, 2])
 
 

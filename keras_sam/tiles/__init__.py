@@ -11,6 +11,7 @@ HOMES = {
     "TileGrid": "keras_sam.tiles.grid",
     "TiledMaskGenerator": "keras_sam.tiles.generator",
     "TiledPredictor": "keras_sam.tiles.predictor",
+    "open_labels": "keras_sam.tiles.label_maps",
     "open_picture": "keras_sam.tiles.pictures",
     "write_label_tiff": "keras_sam.tiles.label_maps",
     "write_polygons": "keras_sam.tiles.polygons",

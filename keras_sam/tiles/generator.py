@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -113,12 +114,12 @@ class TiledMaskGenerator:
             stamp = picture.path.stat()
             about = {"bytes": stamp.st_size, "changed": stamp.st_mtime_ns}
         return {
-            "picture": {**about, "size": list(grid.size), "channels": picture.num_channels},
-            "tile_shape": list(grid.tile_shape),
-            "halo": list(grid.halo),
-            "model": generator.segmenter.encoder_fingerprint(),
+            "picture": {**about, "size": grid.size, "channels": picture.channels},
+            "tile_shape": grid.tile_shape,
+            "halo": grid.halo,
+            "model": _fingerprint(generator.segmenter),
             "value_range": generator.predictor.preprocessor.image_converter.value_range,
-            "thresholds": dataclasses.asdict(generator.thresholds),
+            **dataclasses.asdict(generator.thresholds),
             "clicks": f"{len(clicks[0])} of {_short_hash(clicks)}",
             "crops": [generator.crop_n_layers, generator.crop_overlap_ratio],
             "use_m2m": generator.use_m2m,
@@ -141,7 +142,9 @@ class TiledMaskGenerator:
             yield from records if len(grid) == 1 else joiner.add(tile, records)
             progress(1)
 
-    def _segment(self, picture: Picture, tile: Tile, value_range: Any, is_alone: bool) -> list[dict]:
+    def _segment(
+        self, picture: Picture, tile: Tile, value_range: Any, is_alone: bool
+    ) -> list[dict]:
         """The records of one window."""
         values = picture.read(tile.window)
         if not is_alone and is_blank(values):
@@ -161,7 +164,16 @@ def is_blank(values: np.ndarray) -> bool:
     return known.size == 0 or bool(known.min() == known.max())
 
 
-def _short_hash(value: Any) -> str:
-    import hashlib
+def _fingerprint(segmenter: EncodesAndDecodes) -> str:
+    """A hash of the model, its decoder included, which may be fine-tuned alone."""
+    parts = [segmenter.encoder_fingerprint()]
+    if hasattr(segmenter, "backbone"):
+        from keras_sam.models.vit_det_backbone import hash_model
 
+        backbone = segmenter.backbone
+        parts += [hash_model(part, "") for part in (backbone.prompt_encoder, backbone.mask_decoder)]
+    return _short_hash(parts)
+
+
+def _short_hash(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()

@@ -88,6 +88,15 @@ class TileGrid:
         (x1, x2), (left, right) = self._span(1, column)
         return Tile(row, column, (x1, y1, x2, y2), (left, top, right, bottom))
 
+    def at(self, x: float, y: float) -> Tile:
+        """The tile whose core holds a point of the picture."""
+        places = zip((y, x), self.tile_shape, self.halo, self.shape)
+        row, column = (
+            min(max(int((place - halo) // tile), 0), count - 1)
+            for place, tile, halo, count in places
+        )
+        return self.tile(row, column)
+
     def cut_sides(self, tile: Tile) -> tuple[bool, bool, bool, bool]:
         """On which sides, left top right bottom, a window ends within the picture."""
         x1, y1, x2, y2 = tile.window

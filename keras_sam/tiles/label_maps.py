@@ -159,6 +159,11 @@ def write_label_tiff(path: str | os.PathLike, labels: Any, picture: Picture) -> 
         )
 
 
+def open_labels(path: str | os.PathLike) -> Any:
+    """The zarr array `(H0, W0)` of a label map, which is read as it is sliced."""
+    return import_for("tiff", "zarr", "Label maps in zarr").open_array(str(path), mode="r")
+
+
 def attributes_of(picture: Picture) -> dict:
     """What a label map keeps of its picture, ready for JSON."""
     attributes: dict[str, Any] = {}
@@ -191,8 +196,10 @@ def _write_geotiff(place, labels, picture, places):
         for block in places:
             values = np.asarray(labels[_slices(block)])
             (rows, columns) = _slices(block)
-            window = ((rows.start, rows.start + values.shape[0]),
-                      (columns.start, columns.start + values.shape[1]))
+            window = (
+                (rows.start, rows.start + values.shape[0]),
+                (columns.start, columns.start + values.shape[1]),
+            )
             file.write(values, 1, window=window)
 
 

@@ -44,6 +44,7 @@ class Picture:
         pixel_size: optional pair of floats, height and width of a pixel in `unit`.
         unit: optional str, such as `"µm"`.
         path: optional, the file or folder.
+        channels: optional tuple of ints, the chosen channels.
     """
 
     size: tuple[int, int]
@@ -56,6 +57,7 @@ class Picture:
     pixel_size: tuple[float, float] | None = None
     unit: str | None = None
     path: Path | None = None
+    channels: tuple[int, ...] | None = None
 
     def whole_range(self, value_range: Any) -> Any:
         """Which values become 0..255 in every window of the picture, of a setting of `value_range`.
@@ -197,11 +199,13 @@ def _checked_axes(axes: str | None, shape: tuple[int, ...], name: str) -> str:
             f"channels first. Received: {name} of shape={shape}, whose axes have no names."
         )
     letters = axes.upper().replace("S", "C")
-    others = [n for letter, n in zip(letters, shape) if letter not in "YXC"]
-    if len(letters) != len(shape) or any(letters.count(a) != 1 for a in "YX") or max(others, default=1) > 1 or letters.count("C") > 1:
+    planes = [n for letter, n in zip(letters, shape) if letter not in "YXC"]
+    counts = [letters.count(axis) for axis in "YXC"]
+    usable = len(letters) == len(shape) and counts[:2] == [1, 1] and counts[2] < 2
+    if not usable or max(planes, default=1) > 1:
         raise ValueError(
-            "`axes` must have one letter per axis of the picture, Y and X once, C at most once, and "
-            "other axes of length 1: select a plane first. Received: "
+            "`axes` must have one letter per axis of the picture: Y and X once, C at most once, "
+            "and others for axes of length 1, so select a plane first. Received: "
             f"axes={axes!r}, shape={shape}."
         )
     return letters
@@ -230,7 +234,7 @@ def _choose(picture: Picture, channels: Any, reader: Callable | None = None) -> 
             return whole(box)[..., list(chosen)]
     else:
         read = reader(chosen)
-    return dataclasses.replace(picture, num_channels=len(chosen), read=read)
+    return dataclasses.replace(picture, num_channels=len(chosen), read=read, channels=chosen)
 
 
 def _dimension_names(array: Any) -> str | None:
@@ -305,8 +309,8 @@ def _ome_zarr(group: Any) -> tuple[Any, str | None, dict]:
     scales = attributes.get("ome", attributes).get("multiscales")
     if not scales:
         raise ValueError(
-            "A zarr group must be an OME-Zarr picture, with `multiscales`, or pass one array of it. "
-            f"Received: a group of {sorted(group.array_keys())}."
+            "A zarr group must be an OME-Zarr picture, with `multiscales`; or pass one array of "
+            f"it. Received: {sorted(group.array_keys())}."
         )
     axes = [axis if isinstance(axis, str) else axis["name"] for axis in scales[0].get("axes", ())]
     finest = scales[0]["datasets"][0]
@@ -378,10 +382,10 @@ def _tiff_pixel_size(file: Any, tags: Any) -> dict:
 
 
 def _with_gdal(path: Path) -> Picture:
+    import warnings
+
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
-
-    import warnings
 
     try:
         with warnings.catch_warnings():
@@ -427,6 +431,4 @@ def import_for(extra: str, name: str, purpose: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.split(".")[0]
-        raise ImportError(
-            f'{purpose} needs {package}: pip install "keras-sam[{extra}]"'
-        ) from error
+        raise ImportError(f'{purpose} needs {package}: pip install "keras-sam[{extra}]"') from error

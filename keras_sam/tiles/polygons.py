@@ -8,7 +8,6 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -123,8 +122,10 @@ def _write_geopackage(path, features, picture):
             some = list(itertools.islice(features, _BATCH))
             if not some and count:
                 return count
-            columns = [np.array([fields[name] for _, fields in some], kind)
-                       for name, kind in _FIELDS.items()]
+            columns = [
+                np.array([fields[name] for _, fields in some], kind)
+                for name, kind in _FIELDS.items()
+            ]
             pyogrio.write(
                 str(place),
                 geometry=np.array([_well_known_bytes(polygons) for polygons, _ in some], object),

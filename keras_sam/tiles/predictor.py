@@ -232,10 +232,7 @@ class TiledPredictor:
         if window is not None:
             return next(tile for tile in grid if tile.window == tuple(window))
         x, y = (extent[0] + extent[2]) / 2, (extent[1] + extent[3]) / 2
-        (rows, columns), ((tile_y, tile_x), (halo_y, halo_x)) = grid.shape, (grid.tile_shape, grid.halo)
-        row = min(max(int((y - halo_y) // tile_y), 0), rows - 1)
-        column = min(max(int((x - halo_x) // tile_x), 0), columns - 1)
-        return grid.tile(row, column)
+        return grid.at(x, y)
 
     def _holds(self, level, tile, box):
         """Whether a box stays away from the edges that cut objects."""

@@ -25,6 +25,7 @@ def test_cores_divide_the_picture_within_windows_of_one_size(size, tile, halo):
         x1, y1, x2, y2 = one.core
         times[y1:y2, x1:x2] += 1
         left, top, right, bottom = one.window
+        assert grid.at(x1, y1) == grid.at(x2 - 0.5, y2 - 0.5) == one
         shapes.add((bottom - top, right - left))
         gaps = (x1 - left, y1 - top, right - x2, bottom - y2)
         halos = (grid.halo[1], grid.halo[0]) * 2

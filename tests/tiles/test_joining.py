@@ -30,8 +30,7 @@ def seen(masks, tile, missing=()):
     return [
         record_of(part)
         for number, mask in enumerate(masks)
-        if (part := mask[y1:y2, x1:x2]).any()
-        and (number, tile.row, tile.column) not in missing
+        if (part := mask[y1:y2, x1:x2]).any() and (number, tile.row, tile.column) not in missing
     ]
 
 
