@@ -7,7 +7,7 @@ import pytest
 
 import keras_sam
 from keras_sam.masks import decode_rle
-from keras_sam.tiles import TiledMaskGenerator, open_picture
+from keras_sam.tiles import TiledMaskGenerator
 from tests.scenes import scene
 
 pytestmark = pytest.mark.once
@@ -22,7 +22,7 @@ SIZE = (300, 420)
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return keras_sam.SAMImageSegmenter.from_preset("sam_tiny_demo")
+    return keras_sam.SAMImageSegmenter.from_preset("sam_tiny_demo", image_shape=(256, 256))
 
 
 @pytest.fixture
@@ -59,13 +59,33 @@ def records(tiled, mosaic, folder):
     return list(tiled.stream(mosaic[0], folder=folder))
 
 
-def overlaps(masks, others):
-    """Pixels that masks share, `(A, B)`, and the areas of both."""
+def ious(masks, others):
     a, b = (np.stack([m.reshape(-1) for m in some]).astype("float32") for some in (masks, others))
-    return a @ b.T, a.sum(1)[:, None], b.sum(1)[None]
+    shared = a @ b.T
+    return shared / (a.sum(1)[:, None] + b.sum(1)[None] - shared)
 
 
-def test_each_object_is_found_once_and_none_is_cut(mosaic, records, tiled):
+def duplicates(masks):
+    """Pairs of masks that are nearly the same."""
+    return int((np.triu(ious(masks, masks), 1) > 0.7).sum())
+
+
+def cuts(masks, grid):
+    """Masks with a straight edge of 10 pixels on a border of cores or windows."""
+    count = 0
+    for mask in masks:
+        lines = []
+        for tile in grid:
+            for x1, y1, x2, y2 in (tile.core, tile.window):
+                for x in {x1, x2} - {0, SIZE[1]}:
+                    lines.append(mask[:, x - 1] != mask[:, x])
+                for y in {y1, y2} - {0, SIZE[0]}:
+                    lines.append(mask[y - 1] != mask[y])
+        count += any(np.convolve(line, np.ones(10), "valid").max() > 9.5 for line in lines)
+    return count
+
+
+def test_each_object_is_found_once_and_none_is_cut(mosaic, records, tiled, folder):
     image, objects = mosaic
     grid = tiled.grid(image)
     borders = np.zeros(SIZE, bool)
@@ -73,18 +93,24 @@ def test_each_object_is_found_once_and_none_is_cut(mosaic, records, tiled):
         x, y = tile.core[:2]
         borders[y, :] |= y > 0
         borders[:, x] |= x > 0
-    at_border = np.array([(mask & borders).any() for mask in objects])
-    assert len(grid) == 8 and at_border.sum() >= 8 and (~at_border).sum() >= 4
+    assert len(grid) == 8
+    assert sum((mask & borders).any() for mask in objects) >= 7
     masks = decode_rle([record["segmentation"] for record in records])
-    shared, areas, of_objects = overlaps(masks, objects)
-    ious = shared / (areas + of_objects - shared)
-    found = (ious > 0.7).sum(axis=0)
-    assert (found == 1).all()
-    # No piece of an object, and no two masks that are nearly the same.
-    pieces = (shared > 0.9 * areas) & (shared < 0.7 * of_objects)
-    assert not pieces.any()
-    shared, areas, others = overlaps(masks, masks)
-    assert np.triu(shared / (areas + others - shared) > 0.7, 1).sum() == 0
+    found = ious(masks, objects)
+    assert (found.max(axis=0) > 0.5).all()  # every object
+    assert (found > 0.7).sum(axis=0).max() == 1  # none of them twice
+    assert duplicates(masks) == 0
+    assert cuts(masks, grid) == 0
+    # What tiles find by themselves is full of both.
+    alone = []
+    for tile in grid:
+        x1, y1, x2, y2 = tile.window
+        path = folder / f"tile_{tile.row}_{tile.column}.json"
+        for record in json.loads(path.read_text()):
+            whole = np.zeros(SIZE, bool)
+            whole[y1:y2, x1:x2] = decode_rle(record["segmentation"])
+            alone.append(whole)
+    assert duplicates(alone) > 20 and cuts(alone, grid) > 20
 
 
 def test_records_are_of_the_picture(records):
@@ -142,16 +168,15 @@ def test_windows_without_content_are_not_segmented(tiled, encoded):
     assert list(tiled.stream(empty)) == []
 
 
-def test_reading_is_by_windows(tiled, mosaic):
-    picture, most = open_picture(mosaic[0]), []
+def test_reading_is_by_windows(tiled):
+    most = []
 
     class Watched:
-        shape, dtype = mosaic[0].shape, mosaic[0].dtype
+        shape, dtype = (5000, 4000, 3), np.dtype("uint8")
 
         def __getitem__(self, index):
-            most.append(mosaic[0][index].size)
-            return mosaic[0][index]
+            most.append(np.prod([axis.stop - axis.start for axis in index]))
+            return np.zeros([axis.stop - axis.start for axis in index], "uint8")
 
-    assert tiled.grid(picture) == tiled.grid(Watched())
-    next(tiled.stream(Watched()))
-    assert max(most) == 190 * 190 * 3 and len(most) == 4  # the first row of tiles
+    assert list(tiled.stream(Watched())) == []
+    assert len(most) == len(tiled.grid(Watched())) and max(most) == 190 * 190 * 3
