@@ -94,16 +94,20 @@ def whole_folder(path: str | os.PathLike, replaceable: str) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | os.PathLike, names: str) -> None:
-    """Removes what programs that were killed in `whole_file` left in a folder.
+    """Removes what programs that were killed while they wrote left in a folder.
 
-    `names` is a regular expression for the names of the files that they were writing.
+    `names` is a regular expression for the names of the files and folders that they were writing.
     """
     leftover = re.compile(rf"\.(?:{names})\.[0-9a-f]{{8}}\.part")
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             if not leftover.fullmatch(entry.name):
                 continue
-            if time.time() - entry.stat().st_mtime > _LEFTOVERS_AFTER:
+            if time.time() - entry.stat().st_mtime <= _LEFTOVERS_AFTER:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
                 os.unlink(entry.path)
 
 

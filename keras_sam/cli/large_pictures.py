@@ -3,16 +3,15 @@
 import argparse
 import json
 import os
+import re
 import shutil
-import tempfile
 import time
-from pathlib import Path
 
 from keras_sam.cli import model, options
 from keras_sam.cli.errors import CommandError, bad_input, writing
 from keras_sam.cli.output import check_nothing_is_lost, check_output_folder
 from keras_sam.cli.progress import Progress
-from keras_sam.files import whole_file
+from keras_sam.files import remove_leftovers, whole_file, whole_place
 from keras_sam.tiles.tile_folder import SETTINGS_FILE
 
 _DONE = "results.json"
@@ -160,6 +159,7 @@ def _segment(args, generator, name, picture, advance, summary):
         summary["skipped"] += 1
         summary["masks"] += done[args.format]
         return
+    remove_leftovers(args.out, re.escape(result.name))
     with writing(args.out), bad_input():
         counted = _Counted(records)
         _write(args.format, result, counted, picture)
@@ -216,10 +216,10 @@ def _write(form, path, records, picture):
         _paint(path, records, picture)
     else:
         # The tiles of a TIFF are written once each, in their order: it is painted elsewhere before.
-        with tempfile.TemporaryDirectory(prefix=".labels_", dir=path.parent) as folder:
-            painted = Path(folder) / "labels.zarr"
+        with whole_place(path) as place:
+            painted = place.with_name("labels.zarr")
             _paint(painted, records, picture)
-            tiles.write_label_tiff(path, tiles.open_labels(painted), picture)
+            tiles.write_label_tiff(place, tiles.open_labels(painted), picture)
 
 
 def _paint(path, records, picture):

@@ -54,9 +54,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(label_maps, "_BLOCKS", 2)
 
 
-def test_a_label_map_is_that_of_all_masks_at_once(
-    records, georeferenced, small_blocks, tmp_path
-):
+def test_a_label_map_is_that_of_all_masks_at_once(records, georeferenced, small_blocks, tmp_path):
     labels = painted(tmp_path / "labels.zarr", records, georeferenced)
     expected = masks_to_label_map(records)
     np.testing.assert_array_equal(labels[:], expected)
