@@ -125,7 +125,7 @@ def measured(options, side):
     }
 
 
-def main():
+def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sides", type=int, nargs="+", default=[5000, 10000, 20000, 40000])
     parser.add_argument("--folder", type=Path, required=True, help="for pictures and results")
@@ -135,7 +135,11 @@ def main():
     parser.add_argument("--pred-iou-thresh", type=float, default=0.3)
     parser.add_argument("--stability-score-thresh", type=float, default=0.3)
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main():
+    options = parse()
     options.folder.mkdir(parents=True, exist_ok=True)
     for side in options.sides:
         if options.in_process:

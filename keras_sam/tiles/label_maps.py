@@ -49,7 +49,7 @@ class LabelMap:
 
     ```python
     picture = keras_sam.tiles.open_picture(image)
-    record = {"segmentation": {"size": list(picture.size), "counts": [3, 2, 10795]}, "area": 2,
+    record = {"segmentation": {"size": list(picture.size), "counts": [3, 2, 239995]}, "area": 2,
               "bbox": [0, 3, 0, 1]}
     with keras_sam.tiles.LabelMap("labels.zarr", picture) as labels:
         labels.paint(record)  # 1

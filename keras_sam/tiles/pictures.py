@@ -123,13 +123,14 @@ def open_picture(
     Example:
 
     ```python
-    picture = keras_sam.tiles.open_picture(np.zeros((5, 300, 400), "uint16"), channels=(3, 1, 0))
+    satellite = np.zeros((5, 300, 400), "uint16")
+    picture = keras_sam.tiles.open_picture(satellite, axes="CYX", channels=(3, 1, 0))
     picture.read((0, 0, 40, 30)).shape  # (30, 40, 3)
     ```
     """
     if isinstance(source, Picture):
         return source
-    about: dict[str, Any] = {"name": f"a {type(source).__name__}"}
+    about: dict[str, Any] = {"name": f"a picture, {type(source).__name__},"}
     if isinstance(source, (str, os.PathLike)):
         source, found_axes, about = _open_path(Path(os.path.expanduser(source)))
     elif hasattr(source, "shape") and hasattr(source, "__getitem__"):

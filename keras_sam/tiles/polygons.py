@@ -69,7 +69,7 @@ def _features(records: Iterable[dict], picture: Picture) -> Iterator[tuple[list,
     """The polygons of each record, each a list of rings of x y pairs, and its fields."""
     features = import_for("geo", "rasterio.features", "Polygons")
     affine = import_for("geo", "rasterio", "Polygons").Affine
-    to_system = affine(*picture.transform) if picture.transform is not None else affine.identity()
+    a, b, c, d, e, f = picture.transform or (1, 0, 0, 0, 1, 0)
     for label, record in enumerate(records, start=1):
         x, y, width, height = record["bbox"]
         crop_box = (x, y, x + width + 1, y + height + 1)
@@ -78,7 +78,7 @@ def _features(records: Iterable[dict], picture: Picture) -> Iterator[tuple[list,
             mask.astype("uint8"),
             mask=mask,
             connectivity=4,
-            transform=to_system @ affine.translation(x, y),
+            transform=affine(a, b, a * x + b * y + c, d, e, d * x + e * y + f),
         )
         polygons = [_turned(shape["coordinates"]) for shape, _ in shapes]
         values = {"label": label, **record}
