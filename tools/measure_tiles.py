@@ -10,6 +10,7 @@ there are, and every window is read, encoded, decoded, joined and written all th
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 CHUNK = 512
 CELL = 160  # pixels between the objects' centres
+PERIOD = 5120  # a multiple of 8 cells and of a chunk
 
 
 def make(path, height, width):
@@ -40,14 +42,15 @@ def make(path, height, width):
     )
     for y in range(0, height, CHUNK):
         for x in range(0, width, CHUNK):
-            part = drawn(x, y, min(CHUNK, width - x), min(CHUNK, height - y))
+            part = drawn(x % PERIOD, y % PERIOD)[: height - y, : width - x]
             array[y : y + part.shape[0], x : x + part.shape[1]] = part
 
 
-def drawn(x0, y0, width, height):
-    """A part of the endless picture: every pixel depends on its place alone."""
+@functools.lru_cache(maxsize=(PERIOD // CHUNK) ** 2)
+def drawn(x0, y0):
+    """A chunk of the picture, which repeats every `PERIOD` pixels."""
     rng = np.random.default_rng([x0, y0])
-    y, x = np.mgrid[y0 : y0 + height, x0 : x0 + width]
+    y, x = np.mgrid[y0 : y0 + CHUNK, x0 : x0 + CHUNK]
     row, column = y // CELL, x // CELL
     # A hash of the cell gives its object's radii and colour; some are larger than a halo.
     key = (row * 73856093) ^ (column * 19349663)
@@ -75,8 +78,9 @@ def measured(options, side):
     from keras_sam.tiles import LabelMap, TiledMaskGenerator, open_labels, write_label_tiff
 
     path = options.folder / f"picture_{side}.zarr"
+    segmenter = keras_sam.SAMImageSegmenter.from_preset("sam_tiny_demo", image_shape=options.frame)
     generator = TiledMaskGenerator(
-        "sam_tiny_demo",
+        segmenter,
         tile_shape=options.tile,
         halo=options.halo,
         points_per_side=options.points,
@@ -131,6 +135,7 @@ def parse(arguments=None):
     parser.add_argument("--folder", type=Path, required=True, help="for pictures and results")
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--halo", type=int, default=256)
+    parser.add_argument("--frame", type=int, default=512, help="side of the model's frame")
     parser.add_argument("--points", type=int, default=4, help="clicks along each side of a window")
     parser.add_argument("--pred-iou-thresh", type=float, default=0.3)
     parser.add_argument("--stability-score-thresh", type=float, default=0.3)
