@@ -78,7 +78,9 @@ def measured(options, side):
     from keras_sam.tiles import LabelMap, TiledMaskGenerator, open_labels, write_label_tiff
 
     path = options.folder / f"picture_{side}.zarr"
-    segmenter = keras_sam.SAMImageSegmenter.from_preset("sam_tiny_demo", image_shape=options.frame)
+    segmenter = keras_sam.SAMImageSegmenter.from_preset(
+        "sam_tiny_demo", image_shape=(options.frame, options.frame)
+    )
     generator = TiledMaskGenerator(
         segmenter,
         tile_shape=options.tile,
