@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_sam.geometry import size_pair
 from keras_sam.images import is_image_file, is_pillow_image, is_tiff, load_image
-from keras_sam.pixel_values import to_pixel_values
+from keras_sam.pixel_values import percentile_range, to_pixel_values
 from keras_sam.tiles.grid import Box
 
 _SAMPLES = 8  # windows along each side, from which the range of values of a picture is taken
@@ -70,9 +70,8 @@ class Picture:
             return value_range
         sample = self._sample()
         if value_range == "percentile":
-            known = np.ma.compressed(np.ma.masked_invalid(sample)).astype("float32")
-            low, high = np.percentile(known, (0.5, 99.5)) if known.size else (0, 1)
-            return float(low), float(max(high, low + 1e-6))
+            low, high = percentile_range(np.ma.compressed(sample).astype("float32"))
+            return low, high if high > low else low + 1
         known = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
         if not known.size:
             return 0.0, 1.0
