@@ -53,6 +53,7 @@ LEVELS = {
     "export": 3,
     "mask_generator": 3,
     "predictor": 3,
+    "ray": 3,
     "training": 3,
     "visualization": 3,
     # 4: surfaces
@@ -82,7 +83,9 @@ OPTIONAL = {
     "onnxruntime",
     "openvino",
     "pandas",
+    "pyarrow",
     "pycocotools",
+    "ray",
     "scipy",
     "skimage",
     "supervision",
