@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 
@@ -137,6 +138,10 @@ def _run(args, progress, cluster, plan, photos, results):
     began = time.monotonic()
     quiet = contextlib.nullcontext if args.debug else quiet_stderr
     with contextlib.ExitStack() as stack:
+        if not args.debug:
+            # Ray prints there what it thinks of workers that die; `bar.say` tells of them.
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
         try:
             where = "" if args.ray == "local" else f" at {args.ray}"
             needed = (plan.workers or 1) * plan.processors

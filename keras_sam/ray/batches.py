@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from keras_sam.ray.engine import (
+    DEATHS,
     Everything,
     Prompts,
     as_image,
+    deadly,
     open_segmenter,
     reason_of,
     segment,
@@ -21,7 +23,6 @@ from keras_sam.ray.engine import (
 )
 
 IMAGE_COLUMNS = ("image", "bytes", "path")  # as `ray.data` calls them
-DEATHS = 2  # of workers with the same photograph, before it is left out
 
 
 class _Segment:
@@ -69,8 +70,7 @@ class _Segment:
             return {"sha256": None, "error": reason_of(error)}
         with self._attempts.trying(sha256(image)) as deaths:
             if deaths >= DEATHS:
-                reason = f"{deaths} workers died while they segmented it"
-                return {"sha256": sha256(image), "error": reason}
+                return {"sha256": sha256(image), "error": deadly(deaths)}
             return segment(self._engine, image, prompts)
 
     def _find(self, columns):

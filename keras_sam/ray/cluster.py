@@ -90,6 +90,8 @@ def connected(address: str, processors: int | None = None) -> Iterator[Any]:
         ClusterError: if no cluster answers.
     """
     ray = import_ray()
+    if address != LOCAL:
+        _check(address)
     if ray.is_initialized():
         yield ray
         return
@@ -97,7 +99,6 @@ def connected(address: str, processors: int | None = None) -> Iterator[Any]:
         with _started(ray, max(processors or 1, os.cpu_count() or 1)):
             yield ray
         return
-    _check(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # of many kinds, by how it failed
@@ -114,6 +115,7 @@ def _started(ray, processors):
     place = tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp"
     folder = tempfile.mkdtemp(prefix="ray", dir=place if os.path.isdir(place) else None)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # none of them would be ours
     try:
         for attempt in range(1, _ATTEMPTS + 1):
             try:

@@ -22,6 +22,7 @@ from keras_sam.mask_generator.generator import SAMAutomaticMaskGenerator, Unfini
 from keras_sam.masks import encode_rle, mask_area, mask_to_box
 from keras_sam.predictor import SAMPredictor
 
+DEATHS = 2  # of workers with the same photograph, before it is left out
 BOXES_AT_ONCE = 16  # whose masks are in memory at the photograph's size
 
 # A property of a mask in a record, and the column that lists it. The prefix keeps them apart from
@@ -122,6 +123,11 @@ def segment(engine: Everything | Prompts, image: Any, prompts: Any = None) -> di
         return {**row, "error": reason_of(error)}
 
 
+def deadly(deaths: int) -> str:
+    """Why a photograph is left out with which workers die."""
+    return f"{deaths} workers died while they segmented it"
+
+
 def reason_of(error: BaseException) -> str:
     """An error in one line."""
     return " ".join(str(error).split())[:600] or type(error).__name__
@@ -141,6 +147,10 @@ class File(io.BytesIO):
         super().__init__(data)
         if name is not None:
             self.name = name
+
+    def __repr__(self) -> str:
+        """As pillow's messages have it."""
+        return repr(getattr(self, "name", f"{self.getbuffer().nbytes} bytes"))
 
 
 def as_image(value: Any) -> Any:

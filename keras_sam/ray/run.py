@@ -7,6 +7,7 @@ repeats a batch whose worker died for ever, or gives it up with all of its photo
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +15,11 @@ from typing import Any
 
 from keras_sam import __version__
 from keras_sam.ray.cluster import ClusterError, runtime_env
-from keras_sam.ray.engine import reason_of
+from keras_sam.ray.engine import DEATHS, deadly, reason_of
 from keras_sam.ray.results import Results
 from keras_sam.ray.sources import Photo
 from keras_sam.ray.worker import Worker
 
-DEATHS = 3  # of workers with the same photograph, before it is left out
 STARTS = 3  # of workers in a row that die before they are ready, before the run ends
 AHEAD = 2  # photographs that a worker has, so that it never waits for the next
 READY_SECONDS = 900  # for the first worker
@@ -97,12 +97,12 @@ class Run:
             ValueError: if there is no such model, or a parameter is out of range.
         """
         todo = self._todo(photos)
-        waiting = next(todo, None)
+        waiting: deque[Photo] = deque()
         began, was_ready = time.monotonic(), False
         try:
-            while waiting is not None or self._suspects or self._at_work():
-                self._start(waiting is not None)
-                waiting = self._give(todo, waiting)
+            while self._look_ahead(todo, waiting) or self._suspects or self._at_work():
+                self._start(len(waiting) + len(self._suspects))
+                self._give(waiting)
                 done, _ = self._ray.wait(list(self._owners), timeout=5.0)
                 for returned in done:
                     if returned in self._owners:  # not of a worker that has died since
@@ -129,16 +129,23 @@ class Run:
     def _at_work(self):
         return any(hand.photos for hand in self._hands)
 
-    def _start(self, more):
+    def _look_ahead(self, todo, waiting):
+        """Finds as many photographs as workers have room for, and returns how many there are."""
+        free = sum(max(0, AHEAD - len(hand.photos)) for hand in self._hands if hand.ready)
+        waiting.extend(itertools.islice(todo, max(0, max(free, self._wanted) - len(waiting))))
+        return len(waiting)
+
+    def _start(self, needed):
         """Starts workers, no more than there is work for."""
-        wanted = self._wanted if more else min(self._wanted, len(self._suspects))
-        while len(self._hands) < wanted:
+        starting = [hand for hand in self._hands if not hand.ready]
+        while len(self._hands) < self._wanted and len(starting) < needed:
             hand = _Hand(self._class.remote(self._plan.options, self._plan.parameters))
+            starting.append(hand)
             self._hands.add(hand)
             self._owners[hand.actor.version.remote()] = hand
 
-    def _give(self, todo, waiting):
-        """Gives each worker what it has room for; returns the next photograph, if there is one."""
+    def _give(self, waiting):
+        """Gives each worker what it has room for."""
         for hand in self._hands:
             if hand.ready and not hand.photos and self._suspects:
                 # Alone: should the worker die, it is known with which photograph.
@@ -146,10 +153,8 @@ class Run:
                 continue
             alone = any(photo.path in self._deaths for photo in hand.photos.values())
             ahead = 1 if self._suspects else AHEAD  # a worker must come to rest for a suspect
-            while waiting is not None and hand.ready and not alone and len(hand.photos) < ahead:
-                self._hand_over(hand, waiting)
-                waiting = next(todo, None)
-        return waiting
+            while waiting and hand.ready and not alone and len(hand.photos) < ahead:
+                self._hand_over(hand, waiting.popleft())
 
     def _hand_over(self, hand, photo):
         returned = hand.actor.segment.remote(photo)
@@ -223,7 +228,7 @@ class Run:
         for photo in hand.photos.values():
             deaths = self._deaths[photo.path] = self._deaths.get(photo.path, 0) + 1
             if deaths >= DEATHS:
-                self._fail(photo, f"{deaths} workers died while they segmented it")
+                self._fail(photo, deadly(deaths))
             else:
                 self._suspects.append(photo)
         self._say(f"a worker died; its photographs are tried again ({len(hand.photos)})")

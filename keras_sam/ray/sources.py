@@ -68,12 +68,10 @@ def open_filesystem(place: str) -> tuple[Any, str, str]:
         return filesystem, path, ""
     # One file system for all files of a bucket: it keeps connections.
     root, rest = re.fullmatch(r"([^:]+://[^/]*)/?(.*)", address, re.S).groups()
-    try:
-        filesystem, base = _filesystem_of(root + mark + options)
-    except ValueError:  # a scheme without hosts, such as file systems of fsspec
-        filesystem, base = _filesystem_of(f"{root}/{mark}{options}")
-    path = posixpath.join(base, rest) if base.strip("/") else f"{base}{rest}"
-    return filesystem, path.rstrip("/") or base, f"{root}\n{base}\n{mark}{options}"
+    whole = root + "/" if root.endswith("://") else root  # of schemes without hosts
+    filesystem, base = _filesystem_of(whole + mark + options)
+    path = posixpath.join(base, rest.rstrip("/")) if rest else base
+    return filesystem, path, f"{root}\n{base}\n{mark}{options}"
 
 
 def place_of(path: str, origin: str) -> str:
