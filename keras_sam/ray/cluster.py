@@ -65,9 +65,10 @@ def runtime_env(threads: int = 1, backend: str | None = None) -> dict[str, Any]:
     backend = backend or os.environ.get("KERAS_BACKEND")
     if backend:
         variables["KERAS_BACKEND"] = backend
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "XLA_FLAGS", "KERAS_HOME"):
-        if name in os.environ:
-            variables[name] = os.environ[name]
+    passed = ("KERAS_", "XLA_", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "TF_FORCE_GPU_ALLOW_GROWTH")
+    for name, value in os.environ.items():
+        if name.startswith(passed):
+            variables.setdefault(name, value)
     if (_ROOT / "pyproject.toml").is_file():  # a checkout
         paths = [str(_ROOT), os.environ.get("PYTHONPATH")]
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

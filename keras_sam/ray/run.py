@@ -89,6 +89,11 @@ class Run:
             runtime_env=runtime_env(max(1, int(plan.processors)), plan.options.get("backend")),
         )
 
+    @property
+    def ready(self) -> int:
+        """How many workers have their model."""
+        return sum(hand.ready for hand in self._hands)
+
     def segment(self, photos: Iterable[Photo]) -> None:
         """Segments what is not done; every photograph ends in the results, or in what failed.
 
@@ -107,7 +112,7 @@ class Run:
                 for returned in done:
                     if returned in self._owners:  # not of a worker that has died since
                         self._take(returned)
-                was_ready = was_ready or any(hand.ready for hand in self._hands)
+                was_ready = was_ready or self.ready > 0
                 if not was_ready and time.monotonic() - began > READY_SECONDS:
                     raise ClusterError(self._no_room())
         finally:
