@@ -76,7 +76,7 @@ def local(tmp_path_factory):
 
         def with_deaths(*arguments):
             found = plain(*arguments)
-            found["env_vars"]["DIED_ONCE"] = str(folder / "died")
+            found["env_vars"] |= {"DIED_ONCE": str(folder / "died"), "TMPDIR": str(folder)}
             return found
 
         patch.setattr(cluster, "runtime_env", with_deaths)

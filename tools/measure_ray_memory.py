@@ -9,6 +9,7 @@ in one cluster, and samples the anonymous memory of this process, in which nothi
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -73,22 +74,23 @@ def main() -> int:
 
 
 def write_model(folder: Path) -> str:
-    from tests.tiny import tiny_segmenter
-
-    tiny_segmenter().save_to_preset(folder)
+    """In a process of its own: the driver has no Keras."""
+    code = "import sys; from tests.tiny import tiny_segmenter; "
+    code += "tiny_segmenter().save_to_preset(sys.argv[1])"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(folder)], check=True, cwd=ROOT)
     return str(folder)
 
 
 def write_photos(folder: Path, count: int) -> Path:
     """Links to one small photograph: each is read, hashed and segmented as any other."""
+    import numpy as np
     from PIL import Image
-
-    from tests.tiny import photograph
 
     photos = folder / f"photos{count}"
     photos.mkdir()
     first = folder / f"first{count}.png"
-    Image.fromarray(photograph((60, 90))).save(first)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), "uint8")
+    Image.fromarray(pixels).save(first)
     for number in range(count):
         os.link(first, photos / f"{number:07d}.png")
     return photos

@@ -51,7 +51,8 @@ EXAMPLES = """\
 examples:
   keras-sam everything photos --model sam_base_sa1b --out masks --format coco
   keras-sam everything truck.jpg --model sam_vit_b_01ec64.pth --out masks --format png \\
-      --points-per-side 16 --crop-n-layers 1 --min-mask-region-area 100"""
+      --points-per-side 16 --crop-n-layers 1 --min-mask-region-area 100
+  keras-sam everything photos --ray --workers 8 --out masks --model sam_base_sa1b"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -117,27 +117,39 @@ def _started(ray, processors):
     folder = tempfile.mkdtemp(prefix="ray", dir=place if os.path.isdir(place) else None)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # none of them would be ours
+    settings = {
+        "address": LOCAL,
+        "num_cpus": processors,
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "object_store_memory": _OBJECT_STORE,
+        "_temp_dir": folder,
+    }
     try:
         for attempt in range(1, _ATTEMPTS + 1):
+            before = _processes()
             try:
-                ray.init(
-                    address=LOCAL,
-                    num_cpus=processors,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    object_store_memory=_OBJECT_STORE,
-                    _temp_dir=folder,
-                )
+                ray.init(**settings)
                 break
             except Exception as error:  # Ray's own class for a slow start is Exception
                 ray.shutdown()
+                for process in _processes() - before:  # which Ray leaves until this one ends
+                    process.kill()
+                    process.wait()
                 if attempt == _ATTEMPTS:
                     raise ClusterError(f"Ray does not start here: {_brief(error)}") from error
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _processes():
+    """Those that this one has started."""
+    import psutil  # Ray brings it
+
+    return set(psutil.Process().children())
 
 
 def _check(address):
