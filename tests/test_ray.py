@@ -37,9 +37,11 @@ sys.modules.update(dict.fromkeys(("jax", "matplotlib", "tensorflow")))
 opened = PIL.Image.open
 def deadly(file, *args, **kwargs):
     name = str(getattr(file, "name", ""))
-    once = os.environ["DIED_ONCE"]
-    if "always" in name or ("once" in name and not os.path.exists(once)):
-        open(once, "w").close()
+    died = os.environ["DIED_ONCE"]
+    if "once" in name and not os.path.exists(died):
+        open(died, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "always" in name:
         os.kill(os.getpid(), signal.SIGKILL)
     return opened(file, *args, **kwargs)
 PIL.Image.open = deadly
