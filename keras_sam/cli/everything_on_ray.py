@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, parameters: dict, settings: dict) -> int:
     out = str(args.out)
     with bad_input():
         photos = source_of([str(place) for place in args.photos], args.recursive, out)
-        first = next(iter(photos), None)  # a mistake in a source is found before Ray starts
+        first = next(_listed(photos), None)  # a mistake in a source is found before Ray starts
     del first
     names = ("model", "dtype", "image_shape", "mask_threshold", "value_range")
     told = {name: getattr(args, name) for name in names}
@@ -162,12 +162,22 @@ def _run(args, progress, cluster, plan, photos, results):
     return 2 if job.failed else 0
 
 
+def _listed(photos):
+    """The photographs, as they are found; an error is then not taken for one about results."""
+    try:
+        yield from photos
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CommandError(f"cannot find the photographs: {error}", code=1) from error
+
+
 def _segment(job, photos, results):
     """Runs the job; whatever ends it, its finished photographs are kept. Whether it was Ctrl-C."""
     is_complete = False
     try:
         with bad_input():
-            job.segment(photos)
+            job.segment(_listed(photos))
         is_complete = True
     except KeyboardInterrupt:
         return True

@@ -76,10 +76,13 @@ def segment(job, workers, shared):
             made = Run(connected, plan, results, advanced=advanced)
             made.segment(Source([str(folder)]))
             results.finish()
+            shards = sum(path.stat().st_size for path in Path(out).rglob("*.parquet"))
+            masks = results.totals()[1]
         if made.failed:
             raise RuntimeError(f"{made.failed} photographs failed")
         spent = (done[-1] - done[0]) / (len(done) - 1)
         load = round(os.getloadavg()[0], 1)
-        return {"photographs": len(done) - 1, "load": load, "measured": {"seconds": spent}}
+        facts = {"photographs": len(done) - 1, "masks": masks, "bytes": shards, "load": load}
+        return {**facts, "measured": {"seconds": spent}}
 
     return run
