@@ -86,6 +86,8 @@ def run(args: argparse.Namespace, parameters: dict, settings: dict) -> int:
     names = ("model", "dtype", "image_shape", "mask_threshold", "value_range")
     told = {name: getattr(args, name) for name in names}
     told |= {"backend": backend, "providers": args.provider}
+    if os.path.exists(args.model):
+        told["model"] = os.path.abspath(args.model)  # workers have folders of their own
     plan = plan_of(told, parameters, args.workers, args.worker_cpus or 1, args.worker_gpus or 0.0)
     # One format: the COCO file is made of the same shards.
     settings = json.loads(json.dumps({**settings, "format": "parquet"}))
