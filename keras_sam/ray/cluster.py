@@ -17,7 +17,7 @@ from typing import Any
 LOCAL = "local"
 _CONNECT_SECONDS = 5
 _ANSWER_SECONDS = 40  # of a command of Ray, which takes seconds to start
-_ATTEMPTS = 3  # a busy machine may take longer to start Ray's processes than Ray waits
+_ATTEMPTS = 4  # Ray gives its own processes 15 s, which a busy machine may need
 _OBJECT_STORE = 512 << 20
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
