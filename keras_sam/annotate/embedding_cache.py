@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 from keras_sam.files import remove_leftovers
-from keras_sam.models.vit_det_backbone import encoder_fingerprint
 from keras_sam.notices import notice
 from keras_sam.predictor import SAMPredictor
 
@@ -31,9 +30,8 @@ class EmbeddingCache:
 
     def __init__(self, folder: str | os.PathLike, predictor: SAMPredictor, limit: int):
         self.folder, self.limit = Path(folder), limit
-        config = predictor.preprocessor.image_converter.get_config()
-        frame = repr(sorted((k, v) for k, v in config.items() if k not in ("name", "trainable")))
-        model = encoder_fingerprint(predictor.segmenter.image_encoder)
+        frame = sorted(predictor.preprocessor.image_converter.settings().items())
+        model = predictor.segmenter.encoder_fingerprint()
         self._model = hashlib.blake2b(f"{model} {frame}".encode(), digest_size=8).hexdigest()
 
     def load(self, predictor: SAMPredictor, content: bytes) -> bool:

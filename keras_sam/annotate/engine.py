@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from keras_sam.annotate.embedding_cache import EmbeddingCache
+from keras_sam.annotate.given_images import GivenImages
 from keras_sam.annotate.photo_folder import PhotoFolder
 from keras_sam.annotate.worker import Worker
 from keras_sam.annotations import segmentation_to_rle
+from keras_sam.encode_decode import EncodesAndDecodes
 from keras_sam.geometry import xyxy_to_xywh
 from keras_sam.mask_generator import SAMAutomaticMaskGenerator
 from keras_sam.masks import decode_rle, encode_rle, mask_area, mask_to_box
-from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.predictor import SAMPredictor
 
 MAX_POINTS = 256  # of one object: more are a mistake, and would take long
@@ -79,22 +80,25 @@ class Engine:
     """Answers requests about photographs, from any number of pages at once.
 
     Args:
-        segmenter: a `SAMImageSegmenter`.
-        photos: the `PhotoFolder`.
+        segmenter: a `SAMImageSegmenter` or an `ExportedSegmenter`.
+        photos: the `PhotoFolder`, or `GivenImages`.
         cache: optional function of a `SAMPredictor` that makes an `EmbeddingCache`.
         generator: optional dict of arguments of `SAMAutomaticMaskGenerator`, for `everything`.
         context: function that gives a context manager for each thread that runs the model.
+        preprocessor: optional `SAMImageSegmenterPreprocessor`. Defaults to the segmenter's own.
     """
 
     def __init__(
         self,
-        segmenter: SAMImageSegmenter,
-        photos: PhotoFolder,
+        segmenter: EncodesAndDecodes,
+        photos: PhotoFolder | GivenImages,
         cache: Callable[[SAMPredictor], EmbeddingCache] | None = None,
         generator: Mapping[str, Any] | None = None,
         context: Callable = contextlib.nullcontext,
+        preprocessor: Any = None,
     ):
         self.segmenter, self.photos = segmenter, photos
+        self._preprocessor = preprocessor
         self._make_cache, self._cache = cache, None
         self._generator = {**(generator or {}), "output_mode": "coco_rle"}
         self._clicks = Worker("keras_sam clicks", context)
@@ -190,11 +194,11 @@ class Engine:
         key = photo, self.photos.stamp(photo)  # before it is read, as it may change meanwhile
         self.photos.size(photo)  # refuses what is too large before it is decoded
         content = self.photos.read(photo)
-        predictor, source = SAMPredictor(self.segmenter), "disk"
+        predictor, source = SAMPredictor(self.segmenter, self._preprocessor), "disk"
         if self._make_cache is not None and self._cache is None:
             self._cache = self._make_cache(predictor)
         if self._cache is None or not self._cache.load(predictor, content):
-            predictor.set_image(io.BytesIO(content))
+            predictor.set_image(_opened(content))
             source = "model"
             if self._cache is not None:
                 self._cache.save(predictor, content)
@@ -228,7 +232,7 @@ class Engine:
             labels=labels if points else None,
             boxes=None if box is None else list(box),
             masks=logits,
-            multimask_output=wanted and self.segmenter.mask_decoder.num_mask_tokens > 1,
+            multimask_output=wanted and self.segmenter.num_mask_tokens > 1,
         )
         number = secrets.token_hex(8)
         with self._lock:
@@ -247,7 +251,7 @@ class Engine:
         self._encode(photo)
         generator = SAMAutomaticMaskGenerator(self._in_memory(photo), **self._generator)
         # Crops need the photograph itself; without them its embedding is enough.
-        image = io.BytesIO(self.photos.read(photo)) if generator.crop_n_layers else None
+        image = _opened(self.photos.read(photo)) if generator.crop_n_layers else None
         records = generator.generate(image, verbose=0)
         return [
             _candidate(record["segmentation"], record["predicted_iou"])
@@ -273,6 +277,11 @@ class Engine:
             while len(self._newest) > _CANVASES:
                 self._newest.popitem(last=False)
             return turn
+
+
+def _opened(content: Any) -> Any:
+    """A file as an open one: short content would be taken for a path. Else the image itself."""
+    return io.BytesIO(content) if isinstance(content, bytes) else content
 
 
 def _candidate(rle: dict, score: float) -> dict:

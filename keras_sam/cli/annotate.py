@@ -113,7 +113,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="size that this folder may have; 0 keeps none (default: 4)",
     )
     options.add_generator_options(parser)
-    options.add_model_options(parser)
+    options.add_model_options(parser, runs_exports=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     model.say_limits(args.model, progress)
     with (
         _listen(args.host, args.port) as listening,
-        model.open_segmenter(args, progress, _ORDER) as segmenter,
+        model.open_any_segmenter(args, progress, _ORDER) as segmenter,
     ):
         from keras_sam.annotate import server
 
