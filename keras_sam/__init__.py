@@ -55,6 +55,7 @@ _MODULES = (
     "prompts",
     "training",
     "visualization",
+    "widget",
 )
 __all__, __getattr__, __dir__ = lazy_names(globals(), _HOMES, _MODULES)
 __all__ += ["__version__"]

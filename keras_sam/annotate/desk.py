@@ -5,12 +5,13 @@ The server asks by HTTP, the widget by messages of a notebook.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from keras_sam.annotate.engine import Engine, SupersededError
 from keras_sam.annotate.store import AnnotationStore
+from keras_sam.annotate.worker import pass_on
 
 
 class Desk:
@@ -38,9 +39,9 @@ class Desk:
 
     # --- the model ---
 
-    def embed(self, photo: str, ahead: bool = False) -> Future:
-        """Encodes a photograph, or only queues it with `ahead`."""
-        future = self.engine.embed(photo, ahead)
+    def embed(self, photo: str, ahead: bool = False, canvas: str | None = None) -> Future:
+        """Encodes a photograph, or only queues it with `ahead`; see `Engine.embed`."""
+        future = self.engine.embed(photo, ahead, canvas)
         if ahead:
             future = Future()
             future.set_result({"queued": True})
@@ -55,20 +56,17 @@ class Desk:
             prompt: as `Engine.predict` takes it.
         """
         earlier = None if refine is None else (refine["number"], refine["candidate"])
-        return _with(
-            self.engine.predict(refine=earlier, **prompt),
-            lambda answer: {
-                "number": answer.number,
-                **_sides(answer.size),
-                "candidates": answer.candidates,
-                "best": answer.best,
-                "seconds": answer.seconds,
-            },
-        )
+
+        def told(answer):
+            names = ("number", "candidates", "best", "seconds")
+            return {**_sides(answer.size), **{name: getattr(answer, name) for name in names}}
+
+        return pass_on(self.engine.predict(refine=earlier, **prompt), Future(), told)
 
     def everything(self, photo: str) -> Future:
         """All masks of a photograph, the largest first."""
-        return _with(self.engine.everything(photo), lambda found: {"proposals": found})
+        found = self.engine.everything(photo)
+        return pass_on(found, Future(), lambda proposals: {"proposals": proposals})
 
     # --- photographs and what is kept of them ---
 
@@ -150,20 +148,6 @@ STATUSES: Mapping[type[Exception], int] = {ValueError: 422, KeyError: 404, Super
 def text_of(error: BaseException) -> str:
     """What a person is told of an error; a KeyError's own text would have quotes around it."""
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-
-
-def _with(source: Future, change: Callable[[Any], Any]) -> Future:
-    """A future of what `change` makes of another one's result."""
-    changed: Future = Future()
-
-    def finish(done: Future):
-        try:
-            changed.set_result(change(done.result()))
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-            changed.set_exception(error)
-
-    source.add_done_callback(finish)
-    return changed
 
 
 def _sides(size: tuple[int, int]) -> dict[str, int]:

@@ -22,7 +22,7 @@ import numpy as np
 from keras_sam.annotate.embedding_cache import EmbeddingCache
 from keras_sam.annotate.given_images import GivenImages
 from keras_sam.annotate.photo_folder import PhotoFolder
-from keras_sam.annotate.worker import Worker
+from keras_sam.annotate.worker import Worker, pass_on
 from keras_sam.annotations import segmentation_to_rle
 from keras_sam.encode_decode import EncodesAndDecodes
 from keras_sam.geometry import xyxy_to_xywh
@@ -116,20 +116,28 @@ class Engine:
         self._clicks.close()
         self._photos.close()
 
-    def embed(self, photo: str, ahead: bool = False) -> Future:
+    def embed(self, photo: str, ahead: bool = False, canvas: str | None = None) -> Future:
         """Encodes a photograph, unless that was done before. Gives a future `Encoded`.
 
         Args:
             photo: its name.
             ahead: bool. Only when nothing else waits: for the photograph that comes next.
+            canvas: optional string. Of the photographs that wait for one canvas, only the newest
+                is encoded, for nobody looks at the others; they raise a `SupersededError`.
         """
+        turns = None if canvas is None else f"photograph {canvas}"
+        turn = self._take_turn(turns)
         predictor = self._in_memory(photo)
         if predictor is not None:
             done: Future = Future()
             done.set_result(Encoded(predictor.original_sizes[0], 0.0, "memory"))
             return done
-        urgency = _AHEAD if ahead else _ASKED_FOR
-        return self._photos.submit(lambda: self._encode(photo), urgency)
+
+        def encode():
+            self._check_turn(turns, turn, "Another photograph was opened.")
+            return self._encode(photo)
+
+        return self._photos.submit(encode, _AHEAD if ahead else _ASKED_FOR)
 
     def predict(
         self,
@@ -165,8 +173,7 @@ class Engine:
         prompt = (list(points), list(labels), box, refine, mask, multimask)
 
         def decode():
-            if canvas is not None and self._newest.get(canvas, turn) != turn:
-                raise SupersededError("A newer click has replaced this one.")
+            self._check_turn(canvas, turn, "A newer click has replaced this one.")
             return self._decode(photo, *prompt)
 
         def after_encoding(encoded: Future):
@@ -175,7 +182,7 @@ class Engine:
             except BaseException as error:  # noqa: BLE001 - whoever waits gets it
                 result.set_exception(error)
             else:
-                _pass_on(self._clicks.submit(decode), result)
+                pass_on(self._clicks.submit(decode), result)
 
         self.embed(photo).add_done_callback(after_encoding)
         return result
@@ -278,6 +285,10 @@ class Engine:
                 self._newest.popitem(last=False)
             return turn
 
+    def _check_turn(self, canvas: str | None, turn: int | None, reason: str) -> None:
+        if canvas is not None and self._newest.get(canvas, turn) != turn:
+            raise SupersededError(reason)
+
 
 def _opened(content: Any) -> Any:
     """A file as an open one: short content would be taken for a path. Else the image itself."""
@@ -288,15 +299,3 @@ def _candidate(rle: dict, score: float) -> dict:
     box = xyxy_to_xywh(mask_to_box(rle, inclusive=False)).tolist()
     score = round(score, 4) if np.isfinite(score) else None
     return {"segmentation": rle, "score": score, "area": int(mask_area(rle)), "bbox": box}
-
-
-def _pass_on(source: Future, target: Future) -> None:
-    """Gives `target` the result of `source` as soon as it is there."""
-
-    def finish(done: Future):
-        try:
-            target.set_result(done.result())
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-            target.set_exception(error)
-
-    source.add_done_callback(finish)
