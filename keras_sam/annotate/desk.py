@@ -46,7 +46,12 @@ class Desk:
             future = Future()
             future.set_result({"queued": True})
             return future
-        return _with(future, lambda x: {**_sides(x.size), "seconds": x.seconds, "source": x.source})
+
+        def told(encoded):
+            about = {"seconds": encoded.seconds, "source": encoded.source}
+            return {**_sides(encoded.size), **about}
+
+        return pass_on(future, Future(), told)
 
     def predict(self, refine: Mapping | None = None, **prompt: Any) -> Future:
         """Masks of the object that points and a box show; see `Engine.predict`.

@@ -1,6 +1,7 @@
 """Click to segment in a notebook.
 
-Needs `pip install "keras-sam[widget]"`: anywidget, which JupyterLab, VS Code, Colab and marimo show.
+Needs `pip install "keras-sam[widget]"`: anywidget, which JupyterLab, VS Code, Colab and marimo
+show.
 """
 
 from keras_sam.namespaces import lazy_names

@@ -164,7 +164,7 @@ class ClickToSegment(anywidget.AnyWidget):
             self._read_objects()
 
     def _answer_later(self, number: str, future: Future) -> None:
-        """Answers in this thread where it has an event loop, as in notebooks, else in the model's."""
+        """Answers in this thread if it has an event loop, as in notebooks, else in the model's."""
 
         def finish(done: Future) -> None:
             error = done.exception()

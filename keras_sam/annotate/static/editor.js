@@ -380,17 +380,6 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
       const { save: told } = await server.save({ how });
       showSave(told);
       if (how === "load") await start();
-  return {
-    /** Whether closing it loses something. */
-    get holdsWork() {
-      return canvas.hasDraft || !state.saved || state.pending > 0;
-    },
-    close() {
-      clearInterval(state.timer);
-      clearTimeout(state.toast);
-      canvas.destroy();
-    },
-  };
     } catch (error) {
       toast(error.message);
     }
@@ -648,4 +637,15 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
   }
 
   start();
+  return {
+    /** Whether closing it loses something. */
+    get holdsWork() {
+      return canvas.hasDraft || !state.saved || state.pending > 0;
+    },
+    close() {
+      clearInterval(state.timer);
+      clearTimeout(state.toast);
+      canvas.destroy();
+    },
+  };
 }
