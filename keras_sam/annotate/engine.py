@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import io
 import secrets
 import threading
 import time
@@ -21,7 +20,7 @@ import numpy as np
 
 from keras_sam.annotate.embedding_cache import EmbeddingCache
 from keras_sam.annotate.given_images import GivenImages
-from keras_sam.annotate.photo_folder import PhotoFolder
+from keras_sam.annotate.photo_folder import PhotoFolder, opened
 from keras_sam.annotate.worker import Worker, pass_on
 from keras_sam.annotations import segmentation_to_rle
 from keras_sam.encode_decode import EncodesAndDecodes
@@ -205,7 +204,7 @@ class Engine:
         if self._make_cache is not None and self._cache is None:
             self._cache = self._make_cache(predictor)
         if self._cache is None or not self._cache.load(predictor, content):
-            predictor.set_image(_opened(content))
+            predictor.set_image(opened(content))
             source = "model"
             if self._cache is not None:
                 self._cache.save(predictor, content)
@@ -258,7 +257,7 @@ class Engine:
         self._encode(photo)
         generator = SAMAutomaticMaskGenerator(self._in_memory(photo), **self._generator)
         # Crops need the photograph itself; without them its embedding is enough.
-        image = _opened(self.photos.read(photo)) if generator.crop_n_layers else None
+        image = opened(self.photos.read(photo)) if generator.crop_n_layers else None
         records = generator.generate(image, verbose=0)
         return [
             _candidate(record["segmentation"], record["predicted_iou"])
@@ -288,11 +287,6 @@ class Engine:
     def _check_turn(self, canvas: str | None, turn: int | None, reason: str) -> None:
         if canvas is not None and self._newest.get(canvas, turn) != turn:
             raise SupersededError(reason)
-
-
-def _opened(content: Any) -> Any:
-    """A file as an open one: short content would be taken for a path. Else the image itself."""
-    return io.BytesIO(content) if isinstance(content, bytes) else content
 
 
 def _candidate(rle: dict, score: float) -> dict:

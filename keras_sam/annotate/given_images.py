@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-from keras_sam.annotate.photo_folder import shown_picture
+from keras_sam.annotate.photo_folder import opened, shown_picture
 from keras_sam.images import load_image
 
 
@@ -63,7 +63,13 @@ class GivenImages:
     def size(self, name: str) -> tuple[int, int]:
         """Height and width in pixels, upright; raises as `read`."""
         if name not in self._sizes:
-            self._sizes[name] = load_image(self.read(name), value_range=None).shape[:2]
+            try:
+                pixels = load_image(opened(self.read(name)), value_range=None)
+            except OSError as error:
+                raise ValueError(f"{name} cannot be read: {error}.") from error
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            self._sizes[name] = pixels.shape[:2]
         return self._sizes[name]
 
     def picture(self, name: str) -> tuple[bytes, str]:

@@ -103,6 +103,11 @@ class PhotoFolder:
             raise ValueError(f"{name} cannot be read: {error.strerror or error}.") from error
 
 
+def opened(image: Any) -> Any:
+    """A file's content as an open file: short content would be taken for a path. Else the image."""
+    return io.BytesIO(image) if isinstance(image, bytes) else image
+
+
 def shown_picture(image: Any, name: str, value_range: Any) -> tuple[bytes, str]:
     """A picture for browsers with the pixels that the model sees, and its media type.
 
@@ -118,9 +123,8 @@ def shown_picture(image: Any, name: str, value_range: Any) -> tuple[bytes, str]:
         kind = _kind_shown_as_is(image) if value_range == "auto" else None
         if kind is not None:
             return image, kind
-        image = io.BytesIO(image)
     try:
-        pixels = shown_pixels(image, value_range)
+        pixels = shown_pixels(opened(image), value_range)
     except (ValueError, OSError) as error:
         raise ValueError(f"{name} cannot be read: its content is damaged.") from error
     file = io.BytesIO()

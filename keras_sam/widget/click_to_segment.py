@@ -86,6 +86,7 @@ class ClickToSegment(anywidget.AnyWidget):
     height = traitlets.Int(560, min=200).tag(sync=True)
     objects = traitlets.List(read_only=True)
     masks = _Masks()
+    _engine: Engine | None = None
 
     def __init__(
         self,
@@ -136,7 +137,8 @@ class ClickToSegment(anywidget.AnyWidget):
 
     def close(self) -> None:
         """Ends the widget and its threads; objects and masks can still be read."""
-        self._engine.close()
+        if self._engine is not None:  # it was made whole
+            self._engine.close()
         super().close()
 
     # --- messages of the widget's JavaScript ---
@@ -147,7 +149,7 @@ class ClickToSegment(anywidget.AnyWidget):
         content = message.get("content") or {}
         try:
             if question == "picture":
-                picture, kind = self._engine.photos.picture(**content)
+                picture, kind = self._engine.photos.picture(content["photo"])
                 self._answer(number, {"type": kind}, [picture])
                 return
             if question not in _QUESTIONS:

@@ -595,8 +595,13 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
     if (target.value) exportAll(target.value);
     target.value = "";
   });
-  $("new-label").addEventListener("submit", async (event) => {
-    event.preventDefault();
+  // No form: notebooks do not let all of them be submitted.
+  press("add-label", addLabel);
+  $("label-name").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.isComposing) addLabel();
+  });
+
+  async function addLabel() {
     const name = $("label-name").value.trim();
     if (!name) return;
     try {
@@ -607,7 +612,7 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
     } catch (error) {
       toast(error.message);
     }
-  });
+  }
 
   // --- start ---
 
