@@ -135,10 +135,10 @@ def browser_step() -> Step:
     """What the tests need is no part of the environment: a browser is the system's."""
     tests = pytest_step(
         "browser",
-        "the example page in Chromium, which apt-get installs; its pictures are in .check/browser/",
+        "pages and widget in Chromium, which apt-get installs; their pictures are in .check/browser/",
         "--backend=torch",
         BROWSER,
-        minutes=2.5,
+        minutes=3.5,
     )
     return dataclasses.replace(tests, commands=(("{python}", "tools/browser.py"), *tests.commands))
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import secrets
+import signal
 import socket
 import webbrowser
 from pathlib import Path
@@ -21,7 +22,7 @@ Starts a server on this machine and prints the address of its page, where photog
 a click or a box is a mask, more clicks correct it, Enter keeps it.
 
 Every mask that is kept is in --out at once, a COCO file, which is continued when it is there, and
-which `keras-sam train --data FOLDER/annotations.json` reads. Ctrl-C ends the server."""
+which `keras-sam train --data FOLDER/annotations.json` reads. Ctrl-C or SIGTERM ends the server."""
 
 EXAMPLES = """\
 examples:
@@ -152,12 +153,22 @@ def run(args: argparse.Namespace) -> int:
         if args.open:
             webbrowser.open(address)
         try:
-            with contextlib.suppress(KeyboardInterrupt):  # which is how it ends
+            with contextlib.suppress(KeyboardInterrupt), _ends_as_by_ctrl_c():
                 server.make_server(app).run(sockets=[listening])
         finally:
             engine.close()
             _save_at_last(masks)
     return 0
+
+
+@contextlib.contextmanager
+def _ends_as_by_ctrl_c():
+    """SIGTERM is a KeyboardInterrupt, too. uvicorn ends at both, and then raises them again."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _save_at_last(masks):

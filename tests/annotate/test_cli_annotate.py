@@ -97,7 +97,7 @@ def test_what_was_not_saved_is_saved_at_the_end(folder, monkeypatch):
     assert (folder / "out.unsaved.json").read_text() == "of an earlier time"
 
 
-def test_the_server_starts_keeps_a_mask_and_ends(folder, tmp_path):
+def test_the_server_starts_keeps_a_mask_and_saves_at_sigterm(folder, tmp_path):
     words = ["annotate", folder, "--model", "sam_tiny_demo", "--labels", "cat,dog", "--port", "0"]
     words += ["--cache", tmp_path / "cache", "--backend", "torch"]
     command = [sys.executable, "-m", "keras_sam", *map(str, words)]
@@ -121,9 +121,21 @@ def test_the_server_starts_keeps_a_mask_and_ends(folder, tmp_path):
         kept = {"photo": "a.png", "segmentation": mask, "category_id": 2}
         assert post("/api/objects", kept)["save"]["saved"]
         assert list((tmp_path / "cache").iterdir())
+        (entry,) = json.loads((folder / "annotations.json").read_text())["annotations"]
+        assert (entry["category_id"], entry["segmentation"]) == (2, mask)
+        (folder / "annotations.json").write_text("{}")
+        assert post("/api/objects", kept)["save"]["problem"] == "changed"
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         code = process.wait(60)
-    assert code == 0
-    (entry,) = json.loads((folder / "annotations.json").read_text())["annotations"]
-    assert (entry["category_id"], entry["segmentation"]) == (2, mask)
+    assert code == 1  # as all masks are beside the file
+    aside = json.loads((folder / "annotations.unsaved.json").read_text())
+    assert len(aside["annotations"]) == 2
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signals_end_it_alike(name):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), annotate._ends_as_by_ctrl_c():
+        signal.raise_signal(getattr(signal, name))
+    assert signal.getsignal(signal.SIGTERM) is before
