@@ -5,8 +5,8 @@
 
 Chromium is the system's own; where it is missing, apt-get installs it, if it may. JupyterLab is for
 the widget and goes into this Python's environment. The npm packages are those of
-examples/browser/'s lock file and go to `.check/browser/`. Where npm is missing, pip installs it, too.
-What is there already stays.
+examples/browser/'s lock file and go to `.check/browser/`. Where npm is missing, pip installs it
+into the environment, too. What is there already stays.
 """
 
 from __future__ import annotations

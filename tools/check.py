@@ -135,7 +135,7 @@ def browser_step() -> Step:
     """What the tests need is no part of the environment: a browser is the system's."""
     tests = pytest_step(
         "browser",
-        "pages and widget in Chromium, which apt-get installs; their pictures are in .check/browser/",
+        "pages and widget in Chromium, which apt-get installs; their pictures: .check/browser/",
         "--backend=torch",
         BROWSER,
         minutes=3.5,

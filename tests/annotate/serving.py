@@ -3,9 +3,12 @@
 import contextlib
 import http.client
 import json
+import re
 import socket
+import subprocess
 import threading
 import time
+import urllib.request
 
 from PIL import Image
 
@@ -77,3 +80,28 @@ def serving(segmenter, folder, out, labels=("cat", "dog"), cache=None, generator
         server.should_exit = True
         thread.join(20)
         engine.close()
+
+
+@contextlib.contextmanager
+def started(command, folder):
+    """Starts a `keras-sam annotate` and gives its process and a function that posts; then ends it.
+
+    Args:
+        command: list of words.
+        folder: path where it is started.
+    """
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        assert "photographs" in process.stdout.readline()
+        address, token = re.fullmatch(r"(.*)/#token=(.*)\n", process.stdout.readline()).groups()
+
+        def post(path, body):
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            request = urllib.request.Request(address + path, json.dumps(body).encode(), headers)
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return json.load(answer)
+
+        yield process, post
+    finally:
+        process.terminate()
+        process.wait(60)
