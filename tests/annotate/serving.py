@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import re
-import socket
 import subprocess
 import threading
 import time
@@ -16,6 +15,7 @@ from keras_sam.annotate.engine import Engine
 from keras_sam.annotate.photo_folder import PhotoFolder
 from keras_sam.annotate.server import create_app, make_server
 from keras_sam.annotate.store import AnnotationStore
+from keras_sam.cli.annotate import _listen
 from tests.tiny import photograph
 
 TOKEN = "a-token-of-tests"
@@ -68,7 +68,7 @@ def serving(segmenter, folder, out, labels=("cat", "dog"), cache=None, generator
     store = AnnotationStore(out, list(photos), labels)
     engine = Engine(segmenter, PhotoFolder(folder, photos), cache, generator)
     server = make_server(create_app(engine, store, TOKEN, {"model": "tiny"}))
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = _listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
