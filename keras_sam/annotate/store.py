@@ -345,9 +345,10 @@ class AnnotationStore:
             digest = self._write(self.path)
             self._seen, self._digest = self._stamp(), digest
         except OSError as error:
+            reason = error if error.errno is None else os.strerror(error.errno)
             message = (
-                f"{self.path.name} could not be written: {error.strerror or error}. Your masks are "
-                "kept in memory: make room or allow writing, and save again."
+                f"{self.path.name} could not be written: {reason}. Your masks are kept in memory: "
+                "make room or allow writing, and save again."
             )
             self.state = SaveState(False, "failed", message)
         else:
