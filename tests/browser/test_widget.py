@@ -29,13 +29,14 @@ READ = """\
 (first, second), masks = widget.objects, widget.masks
 print("kept", [record["label"] for record in first], masks[0].shape, masks[0].sum() > 300,
       len(second), masks[1].shape, seen, len(widget.to_coco()["annotations"]))"""
-# JupyterLab shall ask nobody for news, and nobody whether it may.
-QUIET = {
+# JupyterLab shall ask nobody for news, and nobody whether it may. Its theme is not the browser's.
+SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {
         "fetchNews": "false",
         "checkForUpdates": False,
         "doNotDisturbMode": True,
-    }
+    },
+    "@jupyterlab/apputils-extension:themes": {"theme": "JupyterLab Dark"},
 }
 
 
@@ -59,7 +60,7 @@ def notebook(tmp_path_factory):
     command += [f"--ServerApp.root_dir={folder}", f"--IdentityProvider.token={TOKEN}"]
     settings = place / "config" / "labconfig" / "default_setting_overrides.json"
     settings.parent.mkdir(parents=True)
-    settings.write_text(json.dumps(QUIET))
+    settings.write_text(json.dumps(SETTINGS))
     names = ("config", "data", "runtime")
     own = {f"JUPYTER_{name.upper()}_DIR": str(place / name) for name in names}
     paths = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
@@ -86,6 +87,7 @@ def test_clicks_in_a_notebook_come_to_python(notebook, new_page, photograph_of):
     page.keyboard.press("Shift+Enter")
     page.locator("#photo option").first.wait_for(state="attached")
     page.locator("#progress").wait_for(state="hidden")
+    assert page.locator(".widget").evaluate("(e) => getComputedStyle(e).colorScheme") == "dark"
     canvas = page.locator(".segment-canvas")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
