@@ -57,6 +57,7 @@ _MODULES = (
     "tiles",
     "training",
     "visualization",
+    "widget",
 )
 __all__, __getattr__, __dir__ = lazy_names(globals(), _HOMES, _MODULES)
 __all__ += ["__version__"]

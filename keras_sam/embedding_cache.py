@@ -30,8 +30,7 @@ class EmbeddingCache:
 
     def __init__(self, folder: str | os.PathLike, predictor: SAMPredictor, limit: int):
         self.folder, self.limit = Path(folder), limit
-        config = predictor.preprocessor.image_converter.get_config()
-        frame = repr(sorted((k, v) for k, v in config.items() if k not in ("name", "trainable")))
+        frame = sorted(predictor.preprocessor.image_converter.settings().items())
         model = predictor.segmenter.encoder_fingerprint()
         self._model = hashlib.blake2b(f"{model} {frame}".encode(), digest_size=8).hexdigest()
 

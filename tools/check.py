@@ -135,10 +135,10 @@ def browser_step() -> Step:
     """What the tests need is no part of the environment: a browser is the system's."""
     tests = pytest_step(
         "browser",
-        "the example page in Chromium, which apt-get installs; its pictures are in .check/browser/",
+        "pages and widget in Chromium, which apt-get installs; their pictures: .check/browser/",
         "--backend=torch",
         BROWSER,
-        minutes=2.5,
+        minutes=3.5,
     )
     return dataclasses.replace(tests, commands=(("{python}", "tools/browser.py"), *tests.commands))
 
@@ -212,7 +212,7 @@ def install(environment: Environment) -> None:
     plain_x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "darwin"
     tensorflow = "tensorflow-cpu" if plain_x86 else "tensorflow"
     environment.pip(*pinned, tensorflow, "jax", "openvino", what=f"{tensorflow}, jax, openvino")
-    extras = "keras,kaggle,hub,plot,train,export,annotate,tiff,geo,ray,test"
+    extras = "keras,kaggle,hub,plot,train,export,annotate,widget,tiff,geo,ray,test"
     environment.pip(*pinned, "-e", f".[{extras}]", what="keras-sam and the test oracles")
     # They ask for an unpinned torchvision, which would replace the torch that is installed.
     for oracle in ("segment-anything-py", "mobilesam-mirror", "segment-anything-hq"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import io
 import secrets
 import threading
 import time
@@ -19,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from keras_sam.annotate.photo_folder import PhotoFolder
-from keras_sam.annotate.worker import Worker
+from keras_sam.annotate.given_images import GivenImages
+from keras_sam.annotate.photo_folder import PhotoFolder, opened
+from keras_sam.annotate.worker import Worker, pass_on
 from keras_sam.annotations import segmentation_to_rle
 from keras_sam.embedding_cache import EmbeddingCache
+from keras_sam.encode_decode import EncodesAndDecodes
 from keras_sam.geometry import xyxy_to_xywh
 from keras_sam.mask_generator import SAMAutomaticMaskGenerator
 from keras_sam.masks import decode_rle, encode_rle, mask_area, mask_to_box
-from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 from keras_sam.predictor import SAMPredictor
 
 MAX_POINTS = 256  # of one object: more are a mistake, and would take long
@@ -79,22 +79,25 @@ class Engine:
     """Answers requests about photographs, from any number of pages at once.
 
     Args:
-        segmenter: a `SAMImageSegmenter`.
-        photos: the `PhotoFolder`.
+        segmenter: a `SAMImageSegmenter` or an `ExportedSegmenter`.
+        photos: the `PhotoFolder`, or `GivenImages`.
         cache: optional function of a `SAMPredictor` that makes an `EmbeddingCache`.
         generator: optional dict of arguments of `SAMAutomaticMaskGenerator`, for `everything`.
         context: function that gives a context manager for each thread that runs the model.
+        preprocessor: optional `SAMImageSegmenterPreprocessor`. Defaults to the segmenter's own.
     """
 
     def __init__(
         self,
-        segmenter: SAMImageSegmenter,
-        photos: PhotoFolder,
+        segmenter: EncodesAndDecodes,
+        photos: PhotoFolder | GivenImages,
         cache: Callable[[SAMPredictor], EmbeddingCache] | None = None,
         generator: Mapping[str, Any] | None = None,
         context: Callable = contextlib.nullcontext,
+        preprocessor: Any = None,
     ):
         self.segmenter, self.photos = segmenter, photos
+        self._preprocessor = preprocessor
         self._make_cache, self._cache = cache, None
         self._generator = {**(generator or {}), "output_mode": "coco_rle"}
         self._clicks = Worker("keras_sam clicks", context)
@@ -112,20 +115,28 @@ class Engine:
         self._clicks.close()
         self._photos.close()
 
-    def embed(self, photo: str, ahead: bool = False) -> Future:
+    def embed(self, photo: str, ahead: bool = False, canvas: str | None = None) -> Future:
         """Encodes a photograph, unless that was done before. Gives a future `Encoded`.
 
         Args:
             photo: its name.
             ahead: bool. Only when nothing else waits: for the photograph that comes next.
+            canvas: optional string. Of the photographs that wait for one canvas, only the newest
+                is encoded, for nobody looks at the others; they raise a `SupersededError`.
         """
+        turns = None if canvas is None else f"photograph {canvas}"
+        turn = self._take_turn(turns)
         predictor = self._in_memory(photo)
         if predictor is not None:
             done: Future = Future()
             done.set_result(Encoded(predictor.original_sizes[0], 0.0, "memory"))
             return done
-        urgency = _AHEAD if ahead else _ASKED_FOR
-        return self._photos.submit(lambda: self._encode(photo), urgency)
+
+        def encode():
+            self._check_turn(turns, turn, "Another photograph was opened.")
+            return self._encode(photo)
+
+        return self._photos.submit(encode, _AHEAD if ahead else _ASKED_FOR)
 
     def predict(
         self,
@@ -161,8 +172,7 @@ class Engine:
         prompt = (list(points), list(labels), box, refine, mask, multimask)
 
         def decode():
-            if canvas is not None and self._newest.get(canvas, turn) != turn:
-                raise SupersededError("A newer click has replaced this one.")
+            self._check_turn(canvas, turn, "A newer click has replaced this one.")
             return self._decode(photo, *prompt)
 
         def after_encoding(encoded: Future):
@@ -171,7 +181,7 @@ class Engine:
             except BaseException as error:  # noqa: BLE001 - whoever waits gets it
                 result.set_exception(error)
             else:
-                _pass_on(self._clicks.submit(decode), result)
+                pass_on(self._clicks.submit(decode), result)
 
         self.embed(photo).add_done_callback(after_encoding)
         return result
@@ -190,11 +200,11 @@ class Engine:
         key = photo, self.photos.stamp(photo)  # before it is read, as it may change meanwhile
         self.photos.size(photo)  # refuses what is too large before it is decoded
         content = self.photos.read(photo)
-        predictor, source = SAMPredictor(self.segmenter), "disk"
+        predictor, source = SAMPredictor(self.segmenter, self._preprocessor), "disk"
         if self._make_cache is not None and self._cache is None:
             self._cache = self._make_cache(predictor)
         if self._cache is None or not self._cache.load(predictor, content):
-            predictor.set_image(io.BytesIO(content))
+            predictor.set_image(opened(content))
             source = "model"
             if self._cache is not None:
                 self._cache.save(predictor, content)
@@ -228,7 +238,7 @@ class Engine:
             labels=labels if points else None,
             boxes=None if box is None else list(box),
             masks=logits,
-            multimask_output=wanted and self.segmenter.mask_decoder.num_mask_tokens > 1,
+            multimask_output=wanted and self.segmenter.num_mask_tokens > 1,
         )
         number = secrets.token_hex(8)
         with self._lock:
@@ -247,7 +257,7 @@ class Engine:
         self._encode(photo)
         generator = SAMAutomaticMaskGenerator(self._in_memory(photo), **self._generator)
         # Crops need the photograph itself; without them its embedding is enough.
-        image = io.BytesIO(self.photos.read(photo)) if generator.crop_n_layers else None
+        image = opened(self.photos.read(photo)) if generator.crop_n_layers else None
         records = generator.generate(image, verbose=0)
         return [
             _candidate(record["segmentation"], record["predicted_iou"])
@@ -274,20 +284,12 @@ class Engine:
                 self._newest.popitem(last=False)
             return turn
 
+    def _check_turn(self, canvas: str | None, turn: int | None, reason: str) -> None:
+        if canvas is not None and self._newest.get(canvas, turn) != turn:
+            raise SupersededError(reason)
+
 
 def _candidate(rle: dict, score: float) -> dict:
     box = xyxy_to_xywh(mask_to_box(rle, inclusive=False)).tolist()
     score = round(score, 4) if np.isfinite(score) else None
     return {"segmentation": rle, "score": score, "area": int(mask_area(rle)), "bbox": box}
-
-
-def _pass_on(source: Future, target: Future) -> None:
-    """Gives `target` the result of `source` as soon as it is there."""
-
-    def finish(done: Future):
-        try:
-            target.set_result(done.result())
-        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-            target.set_exception(error)
-
-    source.add_done_callback(finish)

@@ -79,16 +79,7 @@ class PhotoFolder:
         """
         content = self.read(name)
         _size_of(content, name)
-        kind = _kind_shown_as_is(content) if self.value_range == "auto" else None
-        if kind is not None:
-            return content, kind
-        try:
-            pixels = shown_pixels(io.BytesIO(content), self.value_range)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{name} cannot be read: its content is damaged.") from error
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=92, subsampling=0)
-        return file.getvalue(), "image/jpeg"
+        return shown_picture(content, name, self.value_range)
 
     def _read(self, name: str) -> tuple[bytes, tuple]:
         if name not in self._paths:
@@ -110,6 +101,35 @@ class PhotoFolder:
                 return file.read(), _stamp_of(about)
         except OSError as error:
             raise ValueError(f"{name} cannot be read: {error.strerror or error}.") from error
+
+
+def opened(image: Any) -> Any:
+    """A file's content as an open file: short content would be taken for a path. Else the image."""
+    return io.BytesIO(image) if isinstance(image, bytes) else image
+
+
+def shown_picture(image: Any, name: str, value_range: Any) -> tuple[bytes, str]:
+    """A picture for browsers with the pixels that the model sees, and its media type.
+
+    Args:
+        image: a file's content, which stays as it is where browsers show it; or another image.
+        name: what errors call it.
+        value_range: which values become 0..255, as `SAMImageConverter` takes it.
+
+    Raises:
+        ValueError: if it is no picture.
+    """
+    if isinstance(image, bytes):
+        kind = _kind_shown_as_is(image) if value_range == "auto" else None
+        if kind is not None:
+            return image, kind
+    try:
+        pixels = shown_pixels(opened(image), value_range)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{name} cannot be read: its content is damaged.") from error
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=92, subsampling=0)
+    return file.getvalue(), "image/jpeg"
 
 
 def _stamp_of(about: os.stat_result) -> tuple:

@@ -12,6 +12,7 @@ class EmbedRequest:
 
     photo: str
     ahead: bool = False  # only when nothing else waits, and without waiting for it
+    canvas: str | None = None  # drops what waits for the same canvas
 
 
 @dataclasses.dataclass

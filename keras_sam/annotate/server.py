@@ -10,9 +10,9 @@ from typing import Any
 
 from keras_sam import __version__
 from keras_sam.annotate import exports
-from keras_sam.annotate.engine import Answer, Engine, SupersededError
+from keras_sam.annotate.desk import STATUSES, Desk, text_of
+from keras_sam.annotate.engine import Engine
 from keras_sam.annotate.guard import LOOPBACK, Guard
-from keras_sam.annotate.photo_folder import PhotoFolder
 from keras_sam.annotate.requests import (
     ChangedObject,
     EmbedRequest,
@@ -26,7 +26,6 @@ from keras_sam.annotate.store import AnnotationStore
 
 _STATIC = Path(__file__).parent / "static"
 _MEDIA = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-_SUPERSEDED = 409
 
 
 def create_app(
@@ -60,8 +59,9 @@ def create_app(
         redoc_url=None,
     )
     _add_errors(app)
-    _add_model_routes(app, engine)
-    _add_object_routes(app, engine.photos, store, about or {})
+    desk = Desk(engine, store, about, list(exports.FORMATS))
+    _add_model_routes(app, desk)
+    _add_object_routes(app, desk)
     _add_pages(app)
     return Guard(app, token, hosts, any_address)
 
@@ -82,8 +82,7 @@ def _add_errors(app: Any) -> None:
 
     def answer(status: int) -> Callable:
         def handle(request, error):
-            text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-            return JSONResponse({"error": str(text)}, status)
+            return JSONResponse({"error": text_of(error)}, status)
 
         return handle
 
@@ -100,9 +99,8 @@ def _add_errors(app: Any) -> None:
         place = ".".join(str(part) for part in first["loc"][1:])
         return JSONResponse({"error": f"`{place or 'body'}`: {first['msg']}."}, 422)
 
-    app.add_exception_handler(ValueError, answer(422))
-    app.add_exception_handler(KeyError, answer(404))
-    app.add_exception_handler(SupersededError, answer(_SUPERSEDED))
+    for kind, status in STATUSES.items():
+        app.add_exception_handler(kind, answer(status))
     app.add_exception_handler(RequestValidationError, malformed)
     # What the framework says by itself has other forms.
     app.add_exception_handler(400, plainly(422, "The body must be JSON."))
@@ -110,7 +108,7 @@ def _add_errors(app: Any) -> None:
     app.add_exception_handler(405, plainly(405, "This address does not take this method."))
 
 
-def _add_model_routes(app: Any, engine: Engine) -> None:
+def _add_model_routes(app: Any, desk: Desk) -> None:
     @app.get("/api/health", tags=["model"])
     def health() -> dict:
         """Whether the server runs. Needs no token."""
@@ -119,11 +117,7 @@ def _add_model_routes(app: Any, engine: Engine) -> None:
     @app.post("/api/embed", tags=["model"])
     async def embed(request: EmbedRequest) -> dict:
         """Encodes a photograph, or only queues it with `ahead`; predictions do so by themselves."""
-        future = engine.embed(request.photo, request.ahead)
-        if request.ahead:
-            return {"queued": True}
-        encoded = await asyncio.wrap_future(future)
-        return {**_sides(encoded.size), "seconds": encoded.seconds, "source": encoded.source}
+        return await asyncio.wrap_future(desk.embed(**vars(request)))
 
     @app.post("/api/predict", tags=["model"])
     async def predict(request: PredictRequest) -> dict:
@@ -132,118 +126,70 @@ def _add_model_routes(app: Any, engine: Engine) -> None:
         Of the waiting requests with the same `canvas`, only the newest is answered; the others
         get status 409. `refine` names an answer by its `number`, and one of its candidates.
         """
-        refine = request.refine and (request.refine.number, request.refine.candidate)
-        answer: Answer = await asyncio.wrap_future(
-            engine.predict(
-                request.photo,
-                request.points,
-                request.labels,
-                request.box,
-                refine,
-                request.mask,
-                request.multimask,
-                request.canvas,
-            )
-        )
-        return {
-            "number": answer.number,
-            **_sides(answer.size),
-            "candidates": answer.candidates,
-            "best": answer.best,
-            "seconds": answer.seconds,
-        }
+        refine = request.refine and vars(request.refine)
+        return await asyncio.wrap_future(desk.predict(**{**vars(request), "refine": refine}))
 
     @app.post("/api/everything", tags=["model"])
     async def everything(request: PhotoRequest) -> dict:
         """All masks of a photograph, the largest first."""
-        return {"proposals": await asyncio.wrap_future(engine.everything(request.photo))}
+        return await asyncio.wrap_future(desk.everything(request.photo))
 
     @app.get("/api/picture", tags=["photographs"])
     def picture(photo: str):
         """A photograph as the model sees it, in a format that browsers show."""
         from fastapi import Response
 
-        content, kind = engine.photos.picture(photo)
+        content, kind = desk.engine.photos.picture(photo)
         return Response(content, media_type=kind)
 
 
-def _add_object_routes(app: Any, photos: PhotoFolder, store: AnnotationStore, about: dict) -> None:
-    def with_state(**content) -> dict:
-        state = store.state
-        told = {"saved": state.saved, "problem": state.problem, "message": state.message}
-        return {**content, "save": told}
-
+def _add_object_routes(app: Any, desk: Desk) -> None:
     @app.get("/api/session", tags=["photographs"])
     def session() -> dict:
         """The photographs with their numbers of objects, the labels, and what is saved where."""
-        counts = store.counts()
-        return with_state(
-            folder=photos.folder.name,
-            file=store.path.name,
-            labels=store.labels,
-            photos=[{"name": name, "objects": counts[name]} for name in photos.names],
-            formats=list(exports.FORMATS),
-            about=about,
-        )
+        return {"folder": desk.engine.photos.folder.name, **desk.session()}
 
     @app.get("/api/objects", tags=["objects"])
     def objects(photo: str) -> dict:
         """The objects of a photograph, and its size."""
-        size = photos.size(photo)
-        return with_state(**_sides(size), objects=store.objects(photo, size))
+        return desk.objects(photo)
 
     @app.post("/api/objects", tags=["objects"], status_code=201)
     def add_object(request: NewObject) -> dict:
         """Keeps an object. It is in the file when the answer comes, unless `save` says why not."""
-        record = {"segmentation": request.segmentation, "category_id": request.category_id}
-        if request.score is not None:
-            record["score"] = request.score
-        entry = store.add(request.photo, photos.size(request.photo), record)
-        return with_state(object=entry)
+        return desk.keep(**vars(request))
 
     @app.put("/api/objects/{number}", tags=["objects"])
     def change_object(number: int, request: ChangedObject) -> dict:
         """Changes the mask or the label of an object."""
-        changes = {"segmentation": request.segmentation, "category_id": request.category_id}
-        changes = {name: value for name, value in changes.items() if value is not None}
-        if not changes:
-            raise ValueError("`segmentation` or `category_id` must be given. Received: neither.")
-        return with_state(object=store.replace(number, changes))
+        return desk.change(number, **vars(request))
 
     @app.delete("/api/objects/{number}", tags=["objects"])
     def remove_object(number: int) -> dict:
         """Deletes an object."""
-        store.remove(number)
-        return with_state()
+        return desk.remove(number)
 
     @app.post("/api/objects/{number}/restore", tags=["objects"])
     def restore_object(number: int) -> dict:
         """Brings back an object that was deleted since the server began or loaded the file."""
-        return with_state(object=store.restore(number))
+        return desk.restore(number)
 
     @app.post("/api/labels", tags=["objects"], status_code=201)
     def add_label(request: LabelRequest) -> dict:
         """Adds a label."""
-        return with_state(label=store.add_label(request.name))
+        return desk.label(request.name)
 
     @app.post("/api/save", tags=["objects"])
     def save(request: SaveRequest) -> dict:
         """Saves again after an error, or settles what to do about a file changed meanwhile."""
-        if request.how == "load":
-            try:
-                store.reload()
-            except OSError as error:
-                raise ValueError(f"{store.path.name} cannot be read: {error.strerror}.") from error
-        else:
-            store.save(overwrite=request.how == "replace")
-        return with_state()
+        return desk.save(request.how)
 
     @app.get("/api/export", tags=["objects"])
     def export(format: str):
         """All masks as a zip file: `coco`, `yolo`, `label-map` or `sa1b`."""
         from fastapi import Response
 
-        content = exports.export(store, format)
+        content = exports.export(desk.store, format)
         name = f'attachment; filename="masks-{format}.zip"'
         return Response(content, 200, {"content-disposition": name}, "application/zip")
 
@@ -262,7 +208,3 @@ def _add_pages(app: Any) -> None:
 
     for address, name in {**pages, **{f"/static/{name}": name for name in files}}.items():
         app.get(address, include_in_schema=False)(send(files[name]))
-
-
-def _sides(size: tuple[int, int]) -> dict[str, int]:
-    return {"width": size[1], "height": size[0]}

@@ -51,7 +51,7 @@ class AnnotationStore:
     matched to photographs by `file_name`, or by the last part of it where that is unique.
 
     Args:
-        path: the COCO file, which need not exist.
+        path: the COCO file, which need not exist; or None to keep everything in memory.
         photos: the photographs' names, paths inside their folder with `/` on every system.
         labels: names of categories, added to those of the file. Without any there is `"object"`.
         polygons: bool. Write outlines instead of run lengths.
@@ -72,16 +72,17 @@ class AnnotationStore:
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike | None,
         photos: Sequence[str],
         labels: Sequence[str] = (),
         polygons: bool = False,
     ):
-        self.path = Path(path)
+        self.path = None if path is None else Path(path)
         self.state = SaveState()
         self._photos, self._wanted, self._polygons = list(photos), list(labels), polygons
         self._lock = threading.RLock()
-        remove_leftovers(self.path.parent, re.escape(self.path.name))
+        if self.path is not None:
+            remove_leftovers(self.path.parent, re.escape(self.path.name))
         self._load()
 
     # --- reading ---
@@ -140,6 +141,11 @@ class AnnotationStore:
                     size = self._size_in_file(image)
                     images.append(ImageAnnotations(name, size, self.objects(name, size)))
         return iter(images)
+
+    def coco(self) -> dict:
+        """Everything as COCO has it, with what the file has besides: what is written to it."""
+        with self._lock:
+            return json.loads("".join(self._parts()))
 
     # --- changing ---
 
@@ -296,7 +302,7 @@ class AnnotationStore:
         if stamp is not None:
             content = read_json(self.path)
             digest = _digest(self.path.read_bytes())
-        by_image, unknown = _images_of(content, self.path)
+        by_image, unknown = _images_of(content, str(self.path))
         rest = {k: v for k, v in content.items() if k not in _SECTIONS}
         images = {entry["id"]: dict(entry) for entry in content.get("images", [])}
         entries: list[dict] = []
@@ -326,6 +332,8 @@ class AnnotationStore:
 
     def _save(self) -> None:
         """Writes the file, and says in `state` why if that is not possible."""
+        if self.path is None:
+            return
         try:
             if self._changed_elsewhere():
                 message = (
@@ -337,9 +345,10 @@ class AnnotationStore:
             digest = self._write(self.path)
             self._seen, self._digest = self._stamp(), digest
         except OSError as error:
+            reason = error if error.errno is None else os.strerror(error.errno)
             message = (
-                f"{self.path.name} could not be written: {error.strerror or error}. Your masks are "
-                "kept in memory: make room or allow writing, and save again."
+                f"{self.path.name} could not be written: {reason}. Your masks are kept in memory: "
+                "make room or allow writing, and save again."
             )
             self.state = SaveState(False, "failed", message)
         else:
@@ -367,6 +376,8 @@ class AnnotationStore:
 
     def _stamp(self) -> tuple | None:
         """What tells a file apart from an earlier one of the same name; None if there is none."""
+        if self.path is None:
+            return None
         try:
             about = os.stat(self.path)
         except FileNotFoundError:
@@ -378,6 +389,10 @@ class AnnotationStore:
         if stamp is None or stamp == self._seen:  # where there is no file, nothing is lost
             return False
         return _digest(self.path.read_bytes()) != self._digest
+
+    @property
+    def _name(self) -> str:
+        return "The store" if self.path is None else self.path.name
 
     # --- entries ---
 
@@ -429,7 +444,7 @@ class AnnotationStore:
         if not image.get("height") or not image.get("width"):
             name = self._photo_of[image["id"]]
             raise ValueError(
-                f"{self.path.name} does not say how large {name} is: open that photograph once."
+                f"{self._name} does not say how large {name} is: open that photograph once."
             )
         return int(image["height"]), int(image["width"])
 
@@ -441,7 +456,7 @@ class AnnotationStore:
             known = (int(image.get("height") or size[0]), int(image.get("width") or size[1]))
             if known != tuple(size):
                 raise ValueError(
-                    f"{self.path.name} has masks of {photo} for {known[1]} x {known[0]} pixels, "
+                    f"{self._name} has masks of {photo} for {known[1]} x {known[0]} pixels, "
                     f"but it has {size[1]} x {size[0]}. Give the masks another file with --out."
                 )
             image |= {"height": size[0], "width": size[1]}
@@ -459,7 +474,7 @@ def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content).digest()
 
 
-def _images_of(content: Any, path: Path) -> tuple[list[list[dict]], list[dict]]:
+def _images_of(content: Any, path: str) -> tuple[list[list[dict]], list[dict]]:
     if not isinstance(content, dict):
         raise ValueError(f"`{path}` must be a COCO instances file. Received: no JSON object.")
     content = {"annotations": [], "images": [], "categories": [], **content}

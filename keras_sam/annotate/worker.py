@@ -68,3 +68,19 @@ class Worker:
                         future.set_result(job())
                     except BaseException as error:  # noqa: BLE001 - whoever waits gets it
                         future.set_exception(error)
+
+
+def pass_on(source: Future, target: Future, change: Callable[[Any], Any] = lambda x: x) -> Future:
+    """Gives `target` what `change` makes of the result of `source`, once it is there, or its error.
+
+    Returns `target`.
+    """
+
+    def finish(done: Future):
+        try:
+            target.set_result(change(done.result()))
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            target.set_exception(error)
+
+    source.add_done_callback(finish)
+    return target

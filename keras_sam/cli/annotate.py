@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import secrets
+import signal
 import socket
 import webbrowser
 from pathlib import Path
@@ -21,7 +22,7 @@ Starts a server on this machine and prints the address of its page, where photog
 a click or a box is a mask, more clicks correct it, Enter keeps it.
 
 Every mask that is kept is in --out at once, a COCO file, which is continued when it is there, and
-which `keras-sam train --data FOLDER/annotations.json` reads. Ctrl-C ends the server."""
+which `keras-sam train --data FOLDER/annotations.json` reads. Ctrl-C or SIGTERM ends the server."""
 
 EXAMPLES = """\
 examples:
@@ -113,7 +114,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="size that this folder may have; 0 keeps none (default: 4)",
     )
     options.add_generator_options(parser)
-    options.add_model_options(parser)
+    options.add_model_options(parser, runs_exports=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
     model.say_limits(args.model, progress)
     with (
         _listen(args.host, args.port) as listening,
-        model.open_segmenter(args, progress, _ORDER) as segmenter,
+        model.open_any_segmenter(args, progress, _ORDER) as segmenter,
     ):
         from keras_sam.annotate import server
 
@@ -152,12 +153,22 @@ def run(args: argparse.Namespace) -> int:
         if args.open:
             webbrowser.open(address)
         try:
-            with contextlib.suppress(KeyboardInterrupt):  # which is how it ends
+            with contextlib.suppress(KeyboardInterrupt), _ends_as_by_ctrl_c():
                 server.make_server(app).run(sockets=[listening])
         finally:
             engine.close()
             _save_at_last(masks)
     return 0
+
+
+@contextlib.contextmanager
+def _ends_as_by_ctrl_c():
+    """SIGTERM is a KeyboardInterrupt, too. uvicorn ends at both, and then raises them again."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _save_at_last(masks):
@@ -235,7 +246,9 @@ def _listen(host: str, wanted: int | None) -> socket.socket:
     for number in [wanted] if wanted is not None else range(_PORT, _PORT + _PORTS):
         try:
             family, *_, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
-            listening = socket.socket(family, socket.SOCK_STREAM)
+            # By its protocol asyncio knows that answers shall not wait for the browser's receipt of
+            # their heads, which comes 40 ms later.
+            listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         except OSError as error:
             raise CommandError(f"--host {host}: {error.strerror or error}") from error
         if os.name == "posix":  # elsewhere it would let two servers have one port

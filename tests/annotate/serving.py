@@ -3,9 +3,11 @@
 import contextlib
 import http.client
 import json
-import socket
+import re
+import subprocess
 import threading
 import time
+import urllib.request
 
 from PIL import Image
 
@@ -13,6 +15,7 @@ from keras_sam.annotate.engine import Engine
 from keras_sam.annotate.photo_folder import PhotoFolder
 from keras_sam.annotate.server import create_app, make_server
 from keras_sam.annotate.store import AnnotationStore
+from keras_sam.cli.annotate import _listen
 from tests.tiny import photograph
 
 TOKEN = "a-token-of-tests"
@@ -65,7 +68,7 @@ def serving(segmenter, folder, out, labels=("cat", "dog"), cache=None, generator
     store = AnnotationStore(out, list(photos), labels)
     engine = Engine(segmenter, PhotoFolder(folder, photos), cache, generator)
     server = make_server(create_app(engine, store, TOKEN, {"model": "tiny"}))
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = _listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
@@ -77,3 +80,28 @@ def serving(segmenter, folder, out, labels=("cat", "dog"), cache=None, generator
         server.should_exit = True
         thread.join(20)
         engine.close()
+
+
+@contextlib.contextmanager
+def started(command, folder):
+    """Starts a `keras-sam annotate` and gives its process and a function that posts; then ends it.
+
+    Args:
+        command: list of words.
+        folder: path where it is started.
+    """
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        assert "photographs" in process.stdout.readline()
+        address, token = re.fullmatch(r"(.*)/#token=(.*)\n", process.stdout.readline()).groups()
+
+        def post(path, body):
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            request = urllib.request.Request(address + path, json.dumps(body).encode(), headers)
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return json.load(answer)
+
+        yield process, post
+    finally:
+        process.terminate()
+        process.wait(60)

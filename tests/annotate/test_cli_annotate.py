@@ -6,9 +6,7 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from keras_sam.annotate import store
 from keras_sam.cli import annotate
 from keras_sam.cli.errors import CommandError
 from keras_sam.cli.progress import Progress
-from tests.annotate.serving import draw_photographs
+from tests.annotate.serving import draw_photographs, started
 
 pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,33 +95,29 @@ def test_what_was_not_saved_is_saved_at_the_end(folder, monkeypatch):
     assert (folder / "out.unsaved.json").read_text() == "of an earlier time"
 
 
-def test_the_server_starts_keeps_a_mask_and_ends(folder, tmp_path):
+def test_the_server_starts_keeps_a_mask_and_saves_at_sigterm(folder, tmp_path):
     words = ["annotate", folder, "--model", "sam_tiny_demo", "--labels", "cat,dog", "--port", "0"]
     words += ["--cache", tmp_path / "cache", "--backend", "torch"]
     command = [sys.executable, "-m", "keras_sam", *map(str, words)]
-    environment = {**os.environ, "KERAS_BACKEND": "torch"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert "4 photographs" in process.stdout.readline()
-        address, token = re.fullmatch(r"(.*)/#token=(.*)\n", process.stdout.readline()).groups()
-
-        def post(path, body):
-            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-            request = urllib.request.Request(address + path, json.dumps(body).encode(), headers)
-            with urllib.request.urlopen(request, timeout=120) as answer:
-                return json.load(answer)
-
+    with started(command, ROOT) as (process, post):
         click = {"photo": "a.png", "points": [[45, 30]], "labels": [1]}
         answer = post("/api/predict", click)
         mask = max(answer["candidates"], key=lambda candidate: candidate["area"])["segmentation"]
         kept = {"photo": "a.png", "segmentation": mask, "category_id": 2}
         assert post("/api/objects", kept)["save"]["saved"]
         assert list((tmp_path / "cache").iterdir())
-    finally:
-        process.send_signal(signal.SIGINT)
-        code = process.wait(60)
-    assert code == 0
-    (entry,) = json.loads((folder / "annotations.json").read_text())["annotations"]
-    assert (entry["category_id"], entry["segmentation"]) == (2, mask)
+        (entry,) = json.loads((folder / "annotations.json").read_text())["annotations"]
+        assert (entry["category_id"], entry["segmentation"]) == (2, mask)
+        (folder / "annotations.json").write_text("{}")
+        assert post("/api/objects", kept)["save"]["problem"] == "changed"
+    assert process.returncode == 1  # as all masks are beside the file
+    aside = json.loads((folder / "annotations.unsaved.json").read_text())
+    assert len(aside["annotations"]) == 2
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signals_end_it_alike(name):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), annotate._ends_as_by_ctrl_c():
+        signal.raise_signal(getattr(signal, name))
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -92,6 +92,21 @@ def test_the_photograph_that_was_asked_for_last_comes_first(engine):
     assert done == [2, 0, 3, 1]
 
 
+def test_photographs_that_nobody_looks_at_any_more_are_not_encoded(engine):
+    hold = threading.Event()
+    engine._photos.submit(hold.wait, urgency=2)
+    engine._predictors.clear()
+    passed = [engine.embed("a.png", canvas="pages"), engine.embed("b.jpg", True, "pages")]
+    shown = engine.embed("c.png", canvas="pages")
+    other = engine.embed("b.jpg", canvas="another")
+    hold.set()
+    assert shown.result(SECONDS).source == other.result(SECONDS).source == "model"
+    for future in passed:
+        with pytest.raises(SupersededError, match="Another photograph"):
+            future.result(SECONDS)
+    assert [name for name, _ in engine._predictors] in (["b.jpg", "c.png"], ["c.png", "b.jpg"])
+
+
 def test_a_photograph_that_changed_is_encoded_again(segmenter, tmp_path):
     photos = PhotoFolder(tmp_path, draw_photographs(tmp_path))
     engine = Engine(segmenter, photos)

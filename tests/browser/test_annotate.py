@@ -316,6 +316,21 @@ def test_undo_reaches_what_was_deleted_and_made_again(page, served):
     page.get_by_text("Accept this mask first").wait_for()
 
 
+def test_an_object_kept_before_the_list_has_come_stays(page, served):
+    held = []
+    page.route("**/api/objects?photo=c.png", lambda route: held.append(route))
+    choose_photo(page, "c.png")
+    page.mouse.click(*at(page, 20, 20, (40, 40)))
+    page.locator(READY).wait_for()
+    answer = held[0].fetch()  # what the server said before the mask was kept
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(300)
+    held[0].fulfill(response=answer)
+    page.locator("#objects li").wait_for()
+    page.wait_for_timeout(300)
+    assert page.locator("#objects li").count() == 1 and len(kept(served)["c.png"]) == 1
+
+
 def test_the_page_turns_when_what_was_done_is_kept(page, served):
     held = []
     page.route("**/api/objects", lambda route: held.append(route))

@@ -17,6 +17,8 @@ from keras_sam import ExportedSegmenter, SAMAutomaticMaskGenerator, SAMPredictor
 from keras_sam.export.graphs import ImageEncoderGraph, PromptDecoderGraph, pixel_statistics
 from keras_sam.exported.manifest import ModelFacts, check_parts
 from keras_sam.exported.segmenter import ExportedSegmenter as Exported
+from keras_sam.masks import decode_rle
+from tests.annotate.serving import started
 from tests.closeness import assert_same, assert_same_outputs
 from tests.models.test_sam_hq import hq_segmenter
 from tests.tiny import photograph, tiny_sam2_segmenter
@@ -248,6 +250,22 @@ def test_the_commands_run_without_keras_and_any_backend(predictors, pixels_folde
             assert_same(np.array(picture) > 0, masks[i])
         assert abs(row["score"] - scores[i]) < BOUND
     assert json.loads((tmp_path / "all" / "annotations.json").read_text())["images"]
+
+
+def test_the_page_runs_without_keras_and_any_backend(predictors, pixels_folder, tmp_path):
+    pytest.importorskip("fastapi")
+    image = photograph((53, 80))
+    Image.fromarray(image).save(tmp_path / "photo.png")
+    code = ALONE.split("folder, photo")[0] + "main(sys.argv[1:])"
+    words = ["annotate", tmp_path, "--model", pixels_folder, "--port", "0"]
+    call = [sys.executable, "-c", code, *map(str, words), "--cache", str(tmp_path / "cache")]
+    with started(call, ROOT) as (_, post):
+        click = {"photo": "photo.png", "points": [[40, 30]], "labels": [1]}
+        answer = post("/api/predict", click)
+    masks, *_ = predictors[0].predict(**CLICK)
+    rles = [candidate["segmentation"] for candidate in answer["candidates"]]
+    assert_same(decode_rle(rles), masks)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_from_preset_says_what_loads_an_export(pixels_folder):

@@ -2,7 +2,8 @@
 //
 // It knows no addresses: everything that needs the model is asked of `transport`, an object with
 //   picture(photo)   -> Promise of what createImageBitmap takes, a Blob for instance
-//   embed(photo)     -> Promise of {width, height}, once the photograph can be clicked on
+//   embed(photo, id) -> Promise of {width, height}, once the photograph can be clicked on; what waits
+//                       for the canvas of this id and another photograph may be dropped
 //   predict(request) -> Promise of {number, candidates: [{segmentation, score}], best}, or of null
 //                       where a newer request has taken its place
 //   everything(photo)-> Promise of {proposals: [{segmentation, score}]}
@@ -296,9 +297,9 @@ const EMPTY = Object.freeze({
  * `accept` ({segmentation, score, editing, draft}), `accept-proposals` ({proposals}), `pick` ({id}).
  */
 export class SegmentCanvas extends EventTarget {
-  constructor(root, transport, { colour = "#3b82f6", name = "Photograph" } = {}) {
+  constructor(root, transport, { colour = "#3b82f6", name = "Photograph", wheelZooms = true } = {}) {
     super();
-    Object.assign(this, { root, transport, colour });
+    Object.assign(this, { root, transport, colour, wheelZooms });
     this.canvas = document.createElement("canvas");
     this.canvas.tabIndex = 0;
     this.canvas.setAttribute("role", "application");
@@ -330,25 +331,26 @@ export class SegmentCanvas extends EventTarget {
     this._reset();
     this.objects = [];
     this.photo = photo;
+    const opened = (this._opened = {}); // the same photograph may be opened again meanwhile
     this._changed();
     this._tell("busy", { text: "Opening" });
     try {
       const picture = await this.transport.picture(photo);
       const image = await createImageBitmap(picture);
-      if (this.photo !== photo) return null;
+      if (this._opened !== opened) return null;
       Object.assign(this, { image, width: image.width, height: image.height });
       this.brush = Math.max(2, Math.round(Math.max(image.width, image.height) / 80));
       this.fit();
       this._tell("busy", { text: "Encoding" });
-      const size = await this.transport.embed(photo);
-      if (this.photo !== photo) return null;
+      const size = await this.transport.embed(photo, this.id);
+      if (this._opened !== opened) return null;
       this.ready = true;
       this._tell("busy", { text: null });
       this._changed();
       this._ask();
       return size;
     } catch (error) {
-      if (this.photo === photo) {
+      if (this._opened === opened) {
         this._tell("busy", { text: null });
         this._tell("fail", { text: error.message, photo, error });
       }
@@ -782,10 +784,12 @@ export class SegmentCanvas extends EventTarget {
   }
 
   _wheel(event) {
+    const steps = !event.ctrlKey && !event.shiftKey && this.draft.candidates.length > 1;
+    if (!this.wheelZooms && !event.ctrlKey && !steps) return;
     event.preventDefault();
     if (!this.image) return;
     const pixels = event.deltaY * (event.deltaMode === 1 ? 16 : 1);
-    if (!event.ctrlKey && !event.shiftKey && this.draft.candidates.length > 1) {
+    if (steps) {
       this._wheeled = (this._wheeled || 0) + pixels;
       if (Math.abs(this._wheeled) >= WHEEL_STEP) {
         this.step(Math.sign(this._wheeled));
@@ -798,7 +802,7 @@ export class SegmentCanvas extends EventTarget {
 
   /** Does what a key is for. Returns whether it is for anything. */
   key(event) {
-    const focused = document.activeElement === this.canvas;
+    const focused = this.canvas.getRootNode().activeElement === this.canvas;
     const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if ((event.ctrlKey || event.metaKey) || !this.image) return false;
     if (event.key === "Escape" && (this.hasDraft || this.corner || this.proposals.length)) {

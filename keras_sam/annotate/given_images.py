@@ -1,0 +1,90 @@
+"""Images that a program has, in the place of a folder of photographs."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+from keras_sam.annotate.photo_folder import opened, shown_picture
+from keras_sam.images import load_image
+
+
+class GivenImages:
+    """Images by names of their own, as `PhotoFolder` has photographs.
+
+    Files are called by their paths' last parts, other images `image 1`, `image 2`. Of images with
+    the same name, the later ones get a number.
+
+    Args:
+        images: sequence of paths, arrays `(H0, W0, 3)` or `(H0, W0)`, or pillow images.
+        value_range: which values become 0..255, as `SAMImageConverter` takes it.
+
+    Raises:
+        ValueError: if there is no image.
+    """
+
+    def __init__(self, images: Sequence[Any], value_range: Any = "auto"):
+        if not len(images):
+            raise ValueError("`image` must be an image or a list of some. Received: an empty list.")
+        self.value_range = value_range
+        self._images = dict(zip(_names(images), images, strict=True))
+        self._sizes: dict[str, tuple[int, int]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The names, in order."""
+        return list(self._images)
+
+    def read(self, name: str) -> Any:
+        """An image: a file's content, or what was given.
+
+        Raises:
+            KeyError: if there is no image of that name.
+            ValueError: if its file cannot be read.
+        """
+        if name not in self._images:
+            raise KeyError(f"There is no image {name!r}.")
+        image = self._images[name]
+        if not isinstance(image, (str, os.PathLike)):
+            return image
+        try:
+            with open(image, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read: {error.strerror or error}.") from error
+
+    def stamp(self, name: str) -> bool | None:
+        """Images do not change; None if there is none of that name."""
+        return True if name in self._images else None
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Height and width in pixels, upright; raises as `read`."""
+        if name not in self._sizes:
+            try:
+                pixels = load_image(opened(self.read(name)), value_range=None)
+            except OSError as error:
+                raise ValueError(f"{name} cannot be read: {error}.") from error
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            self._sizes[name] = pixels.shape[:2]
+        return self._sizes[name]
+
+    def picture(self, name: str) -> tuple[bytes, str]:
+        """What a browser shows, as `PhotoFolder.picture`."""
+        return shown_picture(self.read(name), name, self.value_range)
+
+
+def _names(images: Sequence[Any]) -> list[str]:
+    names: list[str] = []
+    met: Counter[str] = Counter()
+    for number, image in enumerate(images, start=1):
+        is_path = isinstance(image, (str, os.PathLike))
+        name = PurePath(image).name if is_path else f"image {number}"
+        met[name] += 1
+        while name in names:
+            name = f"{name} ({met[name]})"
+        names.append(name)
+    return names

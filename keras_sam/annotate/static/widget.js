@@ -1,0 +1,101 @@
+// The editor in a notebook: a widget of anywidget, which asks Python by messages.
+//
+// `keras_sam.widget` puts this file behind canvas.js and editor.js, as one module, and before them two
+// constants: MARKUP, the body of index.html, and STYLE, page.css.
+
+import { openEditor } from "./editor.js";
+
+const PATIENCE = 5; // seconds, after which it is said that nothing is answered
+const QUESTIONS = ["session", "embed", "predict", "everything", "objects", "keep", "change", "remove", "restore", "label", "save"];
+
+class KernelError extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Asks Python; answers come with the number of their question, to all views of a widget. */
+function connect(model) {
+  const waiting = new Map();
+  const view = crypto.getRandomValues(new Uint32Array(2)).join("-");
+  let count = 0;
+  function hear({ number, answer, error, status }, buffers) {
+    const asked = waiting.get(number);
+    if (!waiting.delete(number)) return;
+    if (error === undefined) asked.resolve({ answer, buffers });
+    else asked.reject(new KernelError(error, status));
+  }
+  function ask(question, content) {
+    const number = `${view}-${count++}`;
+    return new Promise((resolve, reject) => {
+      waiting.set(number, { resolve, reject });
+      model.send({ number, question, content });
+    });
+  }
+  model.on("msg:custom", hear);
+  const server = Object.fromEntries(
+    QUESTIONS.map((question) => [question, async (content = {}) => (await ask(question, content)).answer]),
+  );
+  server.picture = async (content) => {
+    const { answer, buffers } = await ask("picture", content);
+    return new Blob([buffers[0]], { type: answer.type });
+  };
+  return { server, disconnect: () => model.off("msg:custom", hear) };
+}
+
+/** Whether what is behind an element is dark: notebooks have themes of their own. */
+function isDark(element) {
+  for (let at = element; at; at = at.parentElement) {
+    const found = /^rgba?\(([\d.]+), ([\d.]+), ([\d.]+)(?:, ([\d.]+))?\)$/.exec(getComputedStyle(at).backgroundColor);
+    if (!found) continue;
+    const [red, green, blue, alpha = 1] = found.slice(1).map((part) => (part === undefined ? undefined : Number(part)));
+    if (alpha > 0.5) return 0.299 * red + 0.587 * green + 0.114 * blue < 128;
+  }
+  return matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function render({ model, el }) {
+  const host = document.createElement("div");
+  host.setAttribute("data-lm-suppress-shortcuts", ""); // JupyterLab would take letters for commands
+  el.append(host);
+  const root = host.attachShadow({ mode: "open" });
+  const style = document.createElement("style");
+  style.textContent = STYLE;
+  const body = document.createElement("div");
+  body.className = "editor widget";
+  body.innerHTML = MARKUP;
+  root.append(style, body);
+
+  const resize = () => (host.style.height = `${model.get("height")}px`);
+  const shade = () => (host.style.colorScheme = isDark(el) ? "dark" : "light");
+  resize();
+  shade();
+  requestAnimationFrame(shade); // once the element is in the page
+  model.on("change:height", resize);
+  const themes = new MutationObserver(shade);
+  for (const one of [document.documentElement, document.body]) themes.observe(one, { attributes: true });
+
+  const { server, disconnect } = connect(model);
+  const silent = setTimeout(() => {
+    root.getElementById("broken").hidden = false;
+    root.getElementById("broken-text").textContent = "Python does not answer. If no cell is running, run this one again.";
+  }, PATIENCE * 1000);
+  const { session } = server;
+  server.session = async () => {
+    const answer = await session();
+    clearTimeout(silent);
+    body.classList.toggle("single", answer.photos.length === 1);
+    return answer;
+  };
+  const editor = openEditor(root, server, { wheelZooms: false });
+  return () => {
+    clearTimeout(silent);
+    themes.disconnect();
+    model.off("change:height", resize);
+    disconnect();
+    editor.close();
+  };
+}
+
+export default { render };
