@@ -1,0 +1,61 @@
+"""What MkDocs asks while it builds the site: the pages that are no files of `docs/`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import notebooks  # noqa: E402
+import reference  # noqa: E402
+
+# Pages of the repository's own folder.
+DOCUMENTS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+
+
+def on_config(config):
+    """Lists the modules of the reference in the navigation."""
+    pages = [{name.removesuffix(".md").partition("/")[2]: name} for name in reference.pages()]
+    pages.sort(key=lambda page: (next(iter(page)) != "index", next(iter(page))))
+    for entry in config.nav:
+        if entry.get("API reference") == "reference/":
+            entry["API reference"] = ["reference/index.md", *pages[1:]]
+    return config
+
+
+def on_files(files, config):
+    """Adds the reference, the notebooks and the repository's documents."""
+    made = {**reference.pages(), **notebooks.pages()}
+    for name in DOCUMENTS:
+        made[name] = (ROOT / name).read_text(encoding="utf-8")
+    for name, content in made.items():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Links that are right in the repository, `docs/models.md` and `../README.md`, on the site.
+
+    A file that is no page, such as a source or a folder, is named without a link.
+    """
+    here = page.file.src_uri
+    if here in DOCUMENTS:
+        markdown = re.sub(r"\]\(docs/", "](", markdown)
+    return re.sub(
+        r"\[([^\]]+)\]\(((?:\.\./)+|)((?:examples|tools|tests|presets|keras_sam)/[^)#]*|LICENSE)"
+        r"(#[^)]*)?\)",
+        _as_text,
+        markdown,
+    )
+
+
+def _as_text(match):
+    label, place = match[1], match[3]
+    if place.endswith(".ipynb"):
+        return f"[{label}](notebooks/{Path(place).stem}.md)"
+    return label if place.strip("/") in label else f"{label} (`{place}`)"
