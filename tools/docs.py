@@ -23,7 +23,12 @@ from pathlib import Path
 
 from environment import ROOT, Environment, SetupError, clean, require_python
 
-PACKAGES = ("mkdocs-material", "mkdocstrings[python]", "nbconvert", "ruff")  # the last formats signatures
+PACKAGES = (
+    "mkdocs-material",
+    "mkdocstrings[python]",
+    "nbconvert",
+    "ruff",
+)  # the last formats signatures
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
