@@ -54,7 +54,6 @@ FILES = {
     "decoder.pth": lambda path: write_meta_checkpoint(path, "decoder"),
     "parameters.pth": lambda path: write_meta_checkpoint(path, "parameters"),
     "facebook/sam-vit-base": lambda path: write_transformers_folder(path),
-    "MaskFolder(\"photos\"": lambda path: write_photos_and_masks(path.parent),
     "--masks masks": lambda path: write_photos_and_masks(path.parent),
 }
 
