@@ -21,15 +21,19 @@ DOCUMENTS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 def on_config(config):
     """Lists the modules of the reference in the navigation."""
-    pages = [{name.removesuffix(".md").partition("/")[2]: name} for name in reference.pages()]
-    pages.sort(key=lambda page: (next(iter(page)) != "index", next(iter(page))))
+    ours, others = [], []
+    for space in sorted(reference.contents()):
+        name = space.removeprefix("keras_sam.")
+        stands_in = name.startswith("compat")
+        (others if stands_in else ours).append({name.removeprefix("compat."): reference.page_name(space)})
+    ours.append({"compat": others})
     config.nav[:] = [entry for entry in config.nav if not _missing(config, entry)]
     for entry in config.nav:
         for below in entry.values():
             if isinstance(below, list):
                 below[:] = [page for page in below if not _missing(config, page)]
         if entry.get("API reference") == "reference/":
-            entry["API reference"] = ["reference/index.md", *pages[1:]]
+            entry["API reference"] = ["reference/index.md", *ours]
     return config
 
 

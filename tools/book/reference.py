@@ -225,7 +225,7 @@ def pages() -> dict[str, str]:
 def page(space: str, names: dict[str, str], homes: dict[str, tuple[str, str]]) -> str:
     """One public module: what it is for, its names, and what each of them does."""
     parts = [f"# {space}", summary(space)]
-    table = ["| | |", "|---|---|"]
+    table = ["| name | |", "|---|---|"]
     blocks = []
     for name, place in sorted(names.items(), key=lambda item: item[0].lower()):
         where, label = homes[place]
@@ -246,14 +246,15 @@ def _relative(space: str) -> str:
 
 
 def _entry(space: str, name: str, place: str) -> str:
-    heading = f"## {name} {{ #{space}.{name} .name data-toc-label='{name}' }}"
-    if not place.startswith(PACKAGE) or _definition(place) is None:
+    """A heading that can be linked to by the public name, the signature, and the docstring."""
+    if _definition(place) is None:
         home = module(place.rpartition(".")[0])
         value = _value(home, name) if home else None
-        shown = f"`{name} = {ast.unparse(value)}`" if value is not None else f"`{place}`"
-        return f"{heading}\n\n{shown}"
-    options = "    options:\n      show_root_heading: false\n      show_root_toc_entry: false"
-    return f"{heading}\n\n::: {place}\n{options}"
+        shown = ast.unparse(value) if value is not None else place
+        return f"## {name} {{ #{space}.{name} }}\n\n```python\n{name} = {shown}\n```"
+    options = {"heading": name, "toc_label": name, "heading_level": 2, "show_root_heading": "true"}
+    lines = [f"      {key}: {value}" for key, value in options.items()]
+    return "\n".join([f"[](){{ #{space}.{name} }}\n", f"::: {place}", "    options:", *lines])
 
 
 def index(everything: dict[str, dict[str, str]]) -> str:
