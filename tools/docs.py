@@ -24,11 +24,10 @@ from pathlib import Path
 from environment import ROOT, Environment, SetupError, clean, require_python
 
 PACKAGES = (
-    "mkdocs-material",
-    "mkdocstrings[python]",
-    "nbconvert",
-    "ruff",
-)  # the last formats signatures
+    *("mkdocs-material", "mkdocstrings[python]", "nbconvert"),
+    "ruff",  # formats signatures
+    *("numpy", "pillow", "safetensors", "rich"),  # the command line prints its own help
+)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -45,8 +44,7 @@ def install(environment: Environment) -> None:
 
 def build(environment: Environment, out: Path) -> int:
     """Builds the site; gives the exit code."""
-    # The theme's announcement of its successor is no fault of ours.
-    variables = clean(NO_MKDOCS_2_WARNING="1", DISABLE_MKDOCS_2_WARNING="true")
+    variables = clean(NO_MKDOCS_2_WARNING="1")  # the theme's announcement of its successor
     command = [str(environment.python), "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
     return subprocess.call(command, cwd=ROOT, env=variables)
 

@@ -11,6 +11,8 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import command_line  # noqa: E402
+import messages  # noqa: E402
 import notebooks  # noqa: E402
 import reference  # noqa: E402
 
@@ -25,7 +27,9 @@ def on_config(config):
     for space in sorted(reference.contents()):
         name = space.removeprefix("keras_sam.")
         stands_in = name.startswith("compat")
-        (others if stands_in else ours).append({name.removeprefix("compat."): reference.page_name(space)})
+        (others if stands_in else ours).append(
+            {name.removeprefix("compat."): reference.page_name(space)}
+        )
     ours.append({"compat": others})
     config.nav[:] = [entry for entry in config.nav if not _missing(config, entry)]
     for entry in config.nav:
@@ -59,6 +63,10 @@ def on_page_markdown(markdown, page, config, files):
     A file that is no page, such as a source or a folder, is named without a link.
     """
     here = page.file.src_uri
+    if here == "errors.md":
+        markdown = markdown.replace("<!-- messages -->", messages.markdown())
+    if here == "command_line.md":
+        markdown += command_line.markdown()
     if here in DOCUMENTS:
         markdown = re.sub(r"\]\(docs/", "](", markdown)
     return re.sub(
