@@ -224,7 +224,8 @@ def pages() -> dict[str, str]:
 
 def page(space: str, names: dict[str, str], homes: dict[str, tuple[str, str]]) -> str:
     """One public module: what it is for, its names, and what each of them does."""
-    parts = [f"# {space}", summary(space)]
+    # Guides come first where both have what is searched for.
+    parts = ["---\nsearch:\n  boost: 0.4\n---", f"# {space}", summary(space)]
     table = ["| name | |", "|---|---|"]
     blocks = []
     for name, place in sorted(names.items(), key=lambda item: item[0].lower()):
