@@ -6,6 +6,7 @@ Numpy only: the models of Keras and exported files share it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,20 @@ from keras_sam.geometry import (
     plan_of_sizes,
     sizes_of,
 )
-from keras_sam.outputs import EMBEDDINGS, join_batches, named_features, select_masks
+from keras_sam.outputs import select_masks
 from keras_sam.prompts import KEYS, PromptDict, Prompts, read, read_canonical
 from keras_sam.prompts.nested import check_at_least_one, to_numpy
 from keras_sam.prompts.spellings import refuses_unknown_arguments, unknown_names
 
+EMBEDDINGS = "image_embeddings"
+
 # What `encode` returns besides on request, and `decode` passes over.
 _INSPECTED = ("hidden_states", "attentions")
+
+
+def named_features(output: Any) -> dict[str, Any]:
+    """An image encoder's output by name: `image_embeddings`, and what else its decoder takes."""
+    return dict(output) if isinstance(output, dict) else {EMBEDDINGS: output}
 
 
 class EncodesAndDecodes:
@@ -105,7 +113,7 @@ class EncodesAndDecodes:
             else:
                 part = self._programs.encode(frames)
             parts.append({**part, **sizes_of(plans)})
-        return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: _join_features([part[name] for part in parts]) for name in parts[0]}
 
     @refuses_unknown_arguments
     def decode(
@@ -301,10 +309,10 @@ def check_segmenter(segmenter: Any) -> None:
         )
 
 
-def _concatenate(values):
+def _join_features(values):
     """Arrays of several batches as one, or lists of arrays, item by item."""
     if isinstance(values[0], (list, tuple)):
-        return [_concatenate(items) for items in zip(*values, strict=True)]
+        return [_join_features(items) for items in zip(*values, strict=True)]
     return np.concatenate(values)
 
 
@@ -317,3 +325,56 @@ def checked_frames(frames, image_shape, name):
             f"model frame, pixel values 0..255. Received: shape={frames.shape}."
         )
     return frames.astype("float32", copy=False)
+
+
+# --- several batches ---
+
+# What `join_batches` has to know of the prompts besides what is predicted for them.
+_FACTS = ("lone_click", "num_prompts", "single_object")
+
+
+def with_prompt_info(outputs: dict, prompts: Prompts) -> dict:
+    """Adds what is needed to join batches and to pick masks: facts about the prompts."""
+    return {**outputs, **{name: getattr(prompts, name) for name in _FACTS}}
+
+
+def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Joins the outputs of several batches, by their largest `P`.
+
+    What is predicted for padded prompt sets becomes NaN. If every batch came in the form of a
+    single object, the result has no `num_prompts` and no axis `P`.
+    """
+    most = max(batch["masks"].shape[1] for batch in batches)
+    of_images = [n for n in batches[0] if n.endswith("_sizes") or n == STRETCHED]
+    predicted = [name for name in batches[0] if name not in (*of_images, *_FACTS)]
+    fillers = {**dict.fromkeys(predicted, np.nan), "lone_click": False}
+    joined = {
+        name: _concatenate([batch[name] for batch in batches], most, filler)
+        for name, filler in fillers.items()
+    }
+    num_prompts = np.concatenate([np.asarray(batch["num_prompts"], "int32") for batch in batches])
+    missing = np.arange(most) >= num_prompts[:, None]  # (B, P)
+    if missing.any():
+        for name in predicted:
+            joined[name] = np.require(joined[name], requirements="W")
+            joined[name][missing] = np.nan
+    if all(batch["single_object"] for batch in batches):
+        joined = {name: array[:, 0] for name, array in joined.items()}
+    else:
+        joined["num_prompts"] = num_prompts
+    return {**joined, **{name: np.concatenate([b[name] for b in batches]) for name in of_images}}
+
+
+def _concatenate(arrays: list[np.ndarray], prompt_sets: int, filler: float | bool) -> np.ndarray:
+    """Concatenates arrays `(B, P, ...)`, each padded to `P = prompt_sets`."""
+    if len(arrays) == 1 and arrays[0].shape[1] == prompt_sets:
+        return arrays[0]
+    padded = [
+        np.pad(
+            x,
+            [(0, 0), (0, prompt_sets - x.shape[1]), *[(0, 0)] * (x.ndim - 2)],
+            constant_values=filler,
+        )
+        for x in arrays
+    ]
+    return np.concatenate(padded)

@@ -1,12 +1,10 @@
-"""What models return, by name: features of images, masks and scores; choosing among them, taking
-them to the images, joining batches.
+"""What models predict, masks and scores: choosing among them, taking them to the images.
 
 Numpy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,16 +16,8 @@ from keras_sam.geometry import (
     plan_of_sizes,
     size_pair,
 )
-from keras_sam.prompts import Prompts
 from keras_sam.prompts.nested import describe_value, to_numpy
 from keras_sam.prompts.spellings import refuses_unknown_arguments
-
-EMBEDDINGS = "image_embeddings"
-
-
-def named_features(output: Any) -> dict[str, Any]:
-    """An image encoder's output by name: `image_embeddings`, and what else its decoder takes."""
-    return dict(output) if isinstance(output, dict) else {EMBEDDINGS: output}
 
 
 @refuses_unknown_arguments
@@ -241,56 +231,3 @@ def restore_masks(
     for plan, image_logits, target in zip(plans, of_images, restored, strict=True):
         target[...] = plan.masks_to_original(image_logits, mask_threshold if binarize else None)
     return restored
-
-
-# --- several batches ---
-
-# What `join_batches` has to know of the prompts besides what is predicted for them.
-_FACTS = ("lone_click", "num_prompts", "single_object")
-
-
-def with_prompt_info(outputs: dict, prompts: Prompts) -> dict:
-    """Adds what is needed to join batches and to pick masks: facts about the prompts."""
-    return {**outputs, **{name: getattr(prompts, name) for name in _FACTS}}
-
-
-def join_batches(batches: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Joins the outputs of several batches, by their largest `P`.
-
-    What is predicted for padded prompt sets becomes NaN. If every batch came in the form of a
-    single object, the result has no `num_prompts` and no axis `P`.
-    """
-    most = max(batch["masks"].shape[1] for batch in batches)
-    of_images = [n for n in batches[0] if n.endswith("_sizes") or n == STRETCHED]
-    predicted = [name for name in batches[0] if name not in (*of_images, *_FACTS)]
-    fillers = {**dict.fromkeys(predicted, np.nan), "lone_click": False}
-    joined = {
-        name: _concatenate([batch[name] for batch in batches], most, filler)
-        for name, filler in fillers.items()
-    }
-    num_prompts = np.concatenate([np.asarray(batch["num_prompts"], "int32") for batch in batches])
-    missing = np.arange(most) >= num_prompts[:, None]  # (B, P)
-    if missing.any():
-        for name in predicted:
-            joined[name] = np.require(joined[name], requirements="W")
-            joined[name][missing] = np.nan
-    if all(batch["single_object"] for batch in batches):
-        joined = {name: array[:, 0] for name, array in joined.items()}
-    else:
-        joined["num_prompts"] = num_prompts
-    return {**joined, **{name: np.concatenate([b[name] for b in batches]) for name in of_images}}
-
-
-def _concatenate(arrays: list[np.ndarray], prompt_sets: int, filler: float | bool) -> np.ndarray:
-    """Concatenates arrays `(B, P, ...)`, each padded to `P = prompt_sets`."""
-    if len(arrays) == 1 and arrays[0].shape[1] == prompt_sets:
-        return arrays[0]
-    padded = [
-        np.pad(
-            x,
-            [(0, 0), (0, prompt_sets - x.shape[1]), *[(0, 0)] * (x.ndim - 2)],
-            constant_values=filler,
-        )
-        for x in arrays
-    ]
-    return np.concatenate(padded)

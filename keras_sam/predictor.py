@@ -11,12 +11,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from keras_sam.encode_decode import EncodesAndDecodes, check_segmenter
+from keras_sam.encode_decode import EMBEDDINGS, EncodesAndDecodes, check_segmenter
 from keras_sam.files import whole_file
 from keras_sam.framing import check_batch
 from keras_sam.geometry import SIZES, ResizePlan
 from keras_sam.namespaces import import_with_keras
-from keras_sam.outputs import EMBEDDINGS
 from keras_sam.prompts import PromptLike, read
 from keras_sam.prompts.nested import to_numpy
 from keras_sam.prompts.spellings import refuses_unknown_arguments

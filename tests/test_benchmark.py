@@ -179,6 +179,9 @@ def test_exported_files(run):
         "deviation",
         first="ours in ONNX Runtime",
     )
+    rows, measured, _ = run("--cases", "export_predictor", "--repeats", "1")
+    assert measured["missing"] == [] and len(rows) == 6
+    assert_same_work(rows, "result", first="Keras on torch")
 
 
 def test_everybody_answers_a_click_alike(run):

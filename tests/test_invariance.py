@@ -9,7 +9,7 @@ import pytest
 
 import keras_sam
 from keras_sam.models.programs import Programs
-from keras_sam.prompts import buckets, read_canonical
+from keras_sam.prompts import canonical, read_canonical
 from tests.tiny import photograph
 
 SIZES = [(60, 90), (131, 74), (112, 144)]
@@ -124,13 +124,13 @@ def test_what_padding_holds_does_not_matter(segmenter, images):
 
 @pytest.fixture(scope="module")
 def decode_as_it_is(segmenter):
-    """Canonical prompts to outputs by the compiled decoder, without padding to buckets."""
+    """Canonical prompts to outputs by the compiled decoder, without padding to canonical."""
     parts = Programs(segmenter.backbone)
 
     def decode(encoded, prompts):
         features = segmenter.checked_features(encoded)
         prompts = read_canonical(prompts) if isinstance(prompts, dict) else prompts
-        with mock.patch.object(buckets, "pad_prompts", lambda prompts, sets: prompts):
+        with mock.patch.object(canonical, "pad_prompts", lambda prompts, sets: prompts):
             outputs = parts.decode(features, prompts, chunk=64)
         return {name: outputs[name] for name in ("masks", "iou_pred")}
 
@@ -225,7 +225,7 @@ def test_prompt_buckets_do_not_change_the_masks(
         rng = np.random.default_rng(7)
         x["masks"] = 4 * rng.standard_normal((1, 13, 28, 36, 1)).astype("float32")
     prompts = read_canonical(segmenter.prepare(x))
-    padded = buckets.pad_prompts(prompts)
+    padded = canonical.pad_prompts(prompts)
     assert prompts.labels.shape == (1, 13, 3) and padded.labels.shape == (1, 16, 4)
     expected = decode_as_it_is(embeddings, prompts)
     actual = decode_as_it_is(embeddings, padded)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from keras_sam.geometry import ResizePlan
 from keras_sam.prompts import KEYS, Prompts, mask_to_logits, read
-from keras_sam.prompts.buckets import chunks, pad_prompts, split_into_buckets
+from keras_sam.prompts.canonical import chunks, pad_prompts, split_into_buckets
 from keras_sam.prompts.spellings import our_name, unknown_names
 
 MASK = (16, 24)  # Lh, Lw of a 64 x 96 frame, not square so that swapped axes cannot pass

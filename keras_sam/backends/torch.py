@@ -70,7 +70,7 @@ def _operation_of_dense():
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
         other = None if other is None else other.reshape(-1, kernel.shape[1])
-        add = private.look_up(_one_dnn()[0], "binary")
+        add = _one_dnn_sum()
         if other is None:
             out = torch.addmm(bias, rows, kernel)
         elif add is not None and _multiplies_by_one_dnn(x):
@@ -153,6 +153,12 @@ def _one_dnn():
     has_bfloat16 = private.look_up(torch.ops.mkldnn, "_is_mkldnn_bf16_supported")
     has_bfloat16 = has_bfloat16 is not None and has_bfloat16()
     return product, (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
+
+
+@functools.cache
+def _one_dnn_sum():
+    """oneDNN's product that adds another array to the result, if it is there."""
+    return private.look_up(_one_dnn()[0], "binary")
 
 
 def _product(x, y, bias=None, activation="none"):

@@ -12,9 +12,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_sam.encode_decode import named_features
 from keras_sam.layers.arguments import Tensor
 from keras_sam.models.programs import extra_outputs
-from keras_sam.outputs import named_features
 
 
 class Argument(NamedTuple):

@@ -14,13 +14,13 @@ import numpy as np
 from keras import ops
 
 from keras_sam import backends, runtimes
+from keras_sam.encode_decode import named_features
 from keras_sam.export import checking, processes, writing
 from keras_sam.export.graphs import Argument, Graph
 from keras_sam.files import whole_file
 from keras_sam.layers.arguments import Tensor
 from keras_sam.models.backbone import Backbone
 from keras_sam.models.image_segmenter import ImageSegmenter
-from keras_sam.outputs import named_features
 
 # Keras's names of the formats, and ours.
 _FORMATS = {

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from keras_sam.encode_decode import EMBEDDINGS
 from keras_sam.framing import ImageFraming
 from keras_sam.generator_settings import check_generator_settings
 from keras_sam.geometry import size_pair
-from keras_sam.outputs import EMBEDDINGS, best_index, take_masks
+from keras_sam.outputs import best_index, take_masks
 from keras_sam.runtimes import Runtime
 
 MANIFEST = "manifest.json"

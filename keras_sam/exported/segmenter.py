@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sam.encode_decode import EncodesAndDecodes
+from keras_sam.encode_decode import EncodesAndDecodes, with_prompt_info
 from keras_sam.exported.manifest import (
     DECODER,
     ENCODER,
@@ -23,9 +23,9 @@ from keras_sam.exported.manifest import (
     read_manifest,
 )
 from keras_sam.framing import ImageFraming
-from keras_sam.outputs import check_choice, with_prompt_info
+from keras_sam.outputs import check_choice
 from keras_sam.prompts import Prompts
-from keras_sam.prompts.buckets import chunks
+from keras_sam.prompts.canonical import chunks
 from keras_sam.runtimes import OnnxRuntime, OpenVino, Runtime
 
 _RUNTIMES = ("onnxruntime", "openvino")

@@ -71,6 +71,8 @@ class SAMHQMaskDecoder(SAMMaskDecoder):
     ```
     """
 
+    call_settings = ("hq_token_only",)
+
     def __init__(self, *, early_dim: int, hq_token_only: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         self.early_dim = early_dim
@@ -211,9 +213,6 @@ class SAMHQMaskDecoder(SAMMaskDecoder):
         if given.get("projected_image") is None and given.get("hq_features") is None:
             self._check_early(given.get("early_features"))
         return super().compute_output_spec(*args, **kwargs)
-
-    def call_settings(self) -> dict[str, Any]:
-        return {"hq_token_only": self.hq_token_only}
 
     def _own_tokens(self):
         return [*super()._own_tokens(), self.hq_token]

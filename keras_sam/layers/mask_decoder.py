@@ -95,6 +95,9 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
     # Names of outputs `(B, [P,])` besides `masks` and `iou_pred`.
     extra_outputs: tuple[str, ...] = ()
 
+    # Attributes that may be changed between calls, and are arguments of `call`.
+    call_settings: tuple[str, ...] = ()
+
     def __init__(
         self,
         *,
@@ -275,10 +278,6 @@ class SAMMaskDecoder(KeptArguments, keras.layers.Layer):
     def num_masks(self, multimask_output: bool | None = None) -> int:
         """How many masks `call` makes of a prompt with this `multimask_output`."""
         return len(self._mask_numbers(multimask_output))
-
-    def call_settings(self) -> dict[str, Any]:
-        """Attributes that may be changed between calls, as arguments of `call`."""
-        return {}
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         bound = inspect.signature(self.call).bind(*args, **kwargs)

@@ -9,12 +9,13 @@ import numpy as np
 from keras import ops
 
 from keras_sam import backends
+from keras_sam.encode_decode import EMBEDDINGS, named_features, with_prompt_info
 from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
-from keras_sam.outputs import EMBEDDINGS, check_choice, named_features, with_prompt_info
+from keras_sam.outputs import check_choice
 from keras_sam.prompts import CANONICAL_KEYS as _PROMPTS
 from keras_sam.prompts import Prompts
-from keras_sam.prompts.buckets import chunks
+from keras_sam.prompts.canonical import chunks
 
 # From this many prompts of an image on, what they share is computed beforehand. That takes as many
 # multiplications as it saves for three prompts.
@@ -131,7 +132,8 @@ class Programs:
         return with_prompt_info(outputs, prompts)
 
     def _choices(self, multimask_output):
-        settings = self._backbone.mask_decoder.call_settings()
+        decoder = self._backbone.mask_decoder
+        settings = {name: getattr(decoder, name) for name in decoder.call_settings}
         return {"multimask_output": multimask_output, **settings}
 
     def inspect_decoder(

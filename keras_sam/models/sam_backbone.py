@@ -1,11 +1,13 @@
 """SAM's three parts wired into one functional model, up to the mask decoder's input."""
 
+import functools
 import inspect
 from typing import Any
 
 import keras
 
 from keras_sam import presets
+from keras_sam.encode_decode import EMBEDDINGS, named_features
 from keras_sam.layers.arguments import DType, KeptArguments, Tensor, of_one_kind
 from keras_sam.layers.mask_decoder import SAMMaskDecoder
 from keras_sam.layers.prompt_encoder import SAMPromptEncoder
@@ -13,7 +15,6 @@ from keras_sam.layers.prompt_tensors import canonical_inputs, check_inputs
 from keras_sam.models import preset_models
 from keras_sam.models.backbone import Backbone
 from keras_sam.models.vit_det_backbone import ViTDetBackbone, check_frame
-from keras_sam.outputs import EMBEDDINGS, named_features
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")
@@ -121,7 +122,7 @@ class SAMBackbone(KeptArguments, Backbone):
         """Size `(Eh, Ew)` of the image embedding."""
         return self.prompt_encoder.image_embedding_size
 
-    @property
+    @functools.cached_property
     def feature_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes, without the axis `B`, of what the image encoder gives the mask decoder."""
         features = named_features(self.image_encoder.output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from keras_sam import backends
 from keras_sam.backends import private
-from keras_sam.encode_decode import EncodesAndDecodes, checked_frames
+from keras_sam.encode_decode import EMBEDDINGS, EncodesAndDecodes, checked_frames, join_batches
 from keras_sam.generator_settings import check_generator_settings
 from keras_sam.geometry import SIZES
 from keras_sam.layers.arguments import of_one_kind
@@ -21,7 +22,6 @@ from keras_sam.models.programs import Programs
 from keras_sam.models.sam_backbone import SAMBackbone
 from keras_sam.models.trainable import TrainableSegmenter
 from keras_sam.models.vit_det_backbone import check_frame, encoder_fingerprint
-from keras_sam.outputs import EMBEDDINGS, join_batches
 from keras_sam.preprocessing.batches import Batch, iterate_batches
 from keras_sam.preprocessing.converter import check_images
 from keras_sam.preprocessing.exact_frame import ExactFrame
@@ -124,7 +124,7 @@ class SAMImageSegmenter(EncodesAndDecodes, FineTuning, TrainableSegmenter, Image
         # As in `SAMBackbone`: other forms of prompts must reach `call`, which converts them.
         return None
 
-    @property
+    @functools.cached_property
     def feature_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes, without the axis `B`, of what `encode` returns for `decode`, sizes aside."""
         return self.backbone.feature_shapes

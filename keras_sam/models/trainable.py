@@ -12,12 +12,12 @@ import numpy as np
 from keras import ops
 
 from keras_sam import backends
+from keras_sam.encode_decode import EMBEDDINGS
 from keras_sam.losses import VOID, SAMLoss, lone_click, selected_iou
-from keras_sam.outputs import EMBEDDINGS
 from keras_sam.preprocessing.batches import Batch, TrainingBatches
 from keras_sam.preprocessing.preprocessor import Prepared
 from keras_sam.preprocessing.targets import prompt_weights, targets_to_frames
-from keras_sam.prompts.buckets import pad_prompts
+from keras_sam.prompts.canonical import pad_prompts
 
 _NOT_IN_FIT = {
     "class_weight": "`class_weight` has no meaning here: a mask has no classes. To count some "

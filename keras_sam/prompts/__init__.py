@@ -4,6 +4,7 @@
 """
 
 from keras_sam.masks.reading import VOID
+from keras_sam.prompts.canonical import CANONICAL_KEYS, Prompts
 from keras_sam.prompts.labels import (
     BACKGROUND,
     BOTTOM_RIGHT,
@@ -15,7 +16,7 @@ from keras_sam.prompts.labels import (
 )
 from keras_sam.prompts.mask_logits import mask_to_logits
 from keras_sam.prompts.nested import KEYS, PromptDict, PromptLike
-from keras_sam.prompts.reading import CANONICAL_KEYS, Prompts, read, read_canonical
+from keras_sam.prompts.reading import read, read_canonical
 
 __all__ = [
     "BACKGROUND",

@@ -7,13 +7,12 @@ Numpy only.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from keras_sam.geometry import ResizePlan
-from keras_sam.prompts.coordinates import tell_of_coordinates
+from keras_sam.prompts.canonical import CANONICAL_KEYS, Prompts
 from keras_sam.prompts.labels import (
     BACKGROUND,
     BOTTOM_RIGHT,
@@ -23,7 +22,7 @@ from keras_sam.prompts.labels import (
     PADDING,
     TOP_LEFT,
 )
-from keras_sam.prompts.mask_logits import binary_to_logits, read_plane
+from keras_sam.prompts.mask_logits import read_plane
 from keras_sam.prompts.nested import (
     KEYS,
     Entry,
@@ -32,111 +31,11 @@ from keras_sam.prompts.nested import (
     is_empty,
     leaves,
     nesting_depth,
-    not_finite,
     ones_for_points,
     outline,
     pad_nested,
     to_numpy,
 )
-
-# What the model takes; people pass `nested.KEYS`. `mask_given` tells the two apart.
-CANONICAL_KEYS = ("points", "labels", "masks", "mask_given")
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """The prompts of a batch of images, read and checked.
-
-    `keras_sam.prompts.read` makes them in pixels of the original images; `to_model` takes them
-    to the model frame.
-
-    Args:
-        points: array `(B, P, T, 2)`, x and y of each token; float32 in the model frame.
-        labels: int32 array `(B, P, T)`: -10 padding, -1 not-a-point, 0 background, 1 foreground,
-            2 and 3 a box's top-left and bottom-right corner.
-        masks: in the model frame float32 logits `(B, P, Lh, Lw, 1)`, before that an object
-            array `(B, P)` of logits `(h, w)` or None; `(B, 0, ...)` when no prompt has a mask.
-        mask_given: bool array `(B, P)`, or `(B, 0)` when no prompt has a mask.
-        num_prompts: int32 array `(B,)`. Prompt sets of each image before its padding.
-        num_passed: int32 array `(B,)`. Prompt sets of each image as they came: those at its end
-            without any prompt are padding.
-        single_object: bool. Whether every prompt came in the form without the axis `P`:
-            `points (B, N, 2)`, `boxes (B, 1, 2, 2)`, `masks (B, 1, h, w, 1)`.
-    """
-
-    points: np.ndarray
-    labels: np.ndarray
-    masks: np.ndarray
-    mask_given: np.ndarray
-    num_prompts: np.ndarray
-    num_passed: np.ndarray
-    single_object: bool
-
-    @property
-    def num_sets(self) -> int:
-        """`P`, the prompt sets of the image that has most."""
-        return self.labels.shape[1]
-
-    @property
-    def lone_click(self) -> np.ndarray:
-        """Where a prompt set is one click and nothing else, which is ambiguous: bool `(B, P)`."""
-        clicks = np.isin(self.labels, (BACKGROUND, FOREGROUND)).sum(axis=-1)
-        lone = (clicks == 1) & ~(self.labels >= TOP_LEFT).any(axis=-1)
-        return lone & ~self.mask_given if self.mask_given.shape[1] else lone
-
-    def __getitem__(self, images: slice | np.ndarray) -> Prompts:
-        """The prompts of some images, as if they had been passed without the others."""
-        num_passed = self.num_passed[images]
-        sets = num_passed.max(initial=0)
-        labels = self.labels[images, :sets]
-        used = np.flatnonzero((labels != PADDING).any(axis=(0, 1)))
-        tokens = used[-1] + 1 if used.size else 0
-        given = self.mask_given[images, :sets]
-        mask_sets = sets if given.any() else 0
-        return Prompts(
-            self.points[images, :sets, :tokens],
-            labels[..., :tokens],
-            self.masks[images, :mask_sets],
-            given[:, :mask_sets],
-            self.num_prompts[images],
-            num_passed,
-            self.single_object,
-        )
-
-    def to_model(self, plans: Sequence[ResizePlan], mask_size: tuple[int, int]) -> Prompts:
-        """These prompts in the model frame, by the `ResizePlan` of each image.
-
-        What is hardly in pixels of these images is told, see `prompts.coordinates`.
-        Masks of `mask_size` are used as they are, those of the original image's size are scaled.
-        """
-        with np.errstate(over="ignore"):
-            points = np.stack(
-                [plan.to_model(xy) for plan, xy in zip(plans, self.points, strict=True)]
-            )
-        wrong = ~np.isfinite(points)
-        if wrong.any():
-            of_box = self.labels[wrong.any(axis=-1)].max() >= TOP_LEFT
-            raise not_finite("boxes" if of_box else "points", points[wrong][0])
-        tell_of_coordinates(self.points, self.labels, [plan.original_size for plan in plans])
-        mask_size = tuple(int(n) for n in mask_size)
-        masks = np.zeros((*self.mask_given.shape, *mask_size, 1), "float32")
-        for i, p in np.argwhere(self.mask_given):
-            mask, plan = self.masks[i, p], plans[i]
-            if mask.shape not in (mask_size, plan.original_size):
-                raise ValueError(
-                    f"`masks` must have the size of the model's mask frame {mask_size} or of the "
-                    f"image itself, {plan.original_size}. Received: {mask.shape} for image {i}."
-                )
-            if mask.dtype == bool:
-                masks[i, p] = binary_to_logits(mask, plan, mask_size)
-            else:
-                is_made = mask.shape == mask_size
-                masks[i, p, ..., 0] = mask if is_made else plan.masks_to_model(mask, mask_size)
-        return dataclasses.replace(self, points=points, masks=masks)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The four arrays of the canonical form by name, `CANONICAL_KEYS`."""
-        return {name: getattr(self, name) for name in CANONICAL_KEYS}
 
 
 def read(

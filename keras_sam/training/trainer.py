@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_sam.encode_decode import check_segmenter
+from keras_sam.encode_decode import check_segmenter, named_features
 from keras_sam.geometry import SIZES
 from keras_sam.layers.arguments import KeptArguments
 from keras_sam.losses import (
@@ -28,7 +28,6 @@ from keras_sam.models.trainable import (
     mean_over_prompts,
     with_targets,
 )
-from keras_sam.outputs import named_features
 from keras_sam.preprocessing.batches import Batch
 from keras_sam.preprocessing.preprocessor import resizing_preprocessor
 from keras_sam.preprocessing.targets import targets_to_frames

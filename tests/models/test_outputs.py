@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import keras_sam
-from keras_sam.outputs import join_batches
+from keras_sam.encode_decode import join_batches
 from tests.closeness import assert_same_outputs
 
 K = 4

@@ -5,7 +5,7 @@ Nothing heavy is imported before a side of a case prepares itself, in its own pr
 
 from benchmarks.decoding import decoder
 from benchmarks.encoding import encoder, hiera, huge, mobile
-from benchmarks.exporting import export_decoder, export_encoder
+from benchmarks.exporting import export_decoder, export_encoder, export_predictor
 from benchmarks.generation import everything, memory
 from benchmarks.loading import imports, load
 from benchmarks.neighbour import busy
@@ -32,6 +32,7 @@ CASES = {
     "busy": busy,
     "export_encoder": export_encoder,
     "export_decoder": export_decoder,
+    "export_predictor": export_predictor,
 }
 # They take minutes, and gigabytes or a preset of ours: they run only when they are named.
-ON_REQUEST = ("huge", "int8", "busy", "export_encoder", "export_decoder")
+ON_REQUEST = ("huge", "int8", "busy", "export_encoder", "export_decoder", "export_predictor")

@@ -3,7 +3,7 @@
 from functools import partial
 
 from benchmarks import models
-from benchmarks.case import Case, Job, Side
+from benchmarks.case import Case, Job, Side, need
 from benchmarks.decoding import embedding
 from benchmarks.encoding import facts
 from benchmarks.files import need_file
@@ -91,6 +91,47 @@ def decode_at_once(job, load, shared):
         return {"deviation": sum(float(low.std()) for low in masks[0]) / len(clicks)}
 
     return run
+
+
+def export_predictor(job: Job) -> Case:
+    """The predictor on exported files, beside the same predictor on our model in Keras."""
+    sides = {}
+    for runtime in ("openvino", "onnxruntime"):
+        sides[f"exported, in {runtime}"] = Side(partial(predict_exported, job, runtime))
+    in_keras = Side(partial(predict_in_keras, job), models.precision_of("float32"))
+    sides[f"Keras on {job.backend}"] = in_keras
+    height, width = models.photo_size(job)
+    about = f"a photograph of {height} x {width}: `set_image`, and three masks of a click"
+    return Case(about, sides, repeats=3, variants={"set_image": 1, "click": 1})
+
+
+def predict_exported(job, runtime, shared):
+    need(runtime)
+    import keras_sam
+
+    exported = keras_sam.ExportedSegmenter.load(need_file(job, "exported"), runtime=runtime)
+    return _predictor_runs(job, exported)
+
+
+def predict_in_keras(job, shared):
+    return _predictor_runs(job, models.ours(job, "float32"))
+
+
+def _predictor_runs(job, segmenter):
+    import keras_sam
+
+    predictor, photo = keras_sam.SAMPredictor(segmenter), models.photograph(job)
+
+    def encode():
+        predictor.set_image(photo)
+        return {"result": float(predictor.image_embeddings.max())}
+
+    def click():
+        height, width = photo.shape[:2]
+        masks = predictor.predict(points=[[width // 2, 3 * height // 5]], labels=[1])[0]
+        return {"result": int(masks.sum())}
+
+    return {"set_image": encode, "click": click}
 
 
 def _clicks(job):
