@@ -19,7 +19,10 @@ sys.path.insert(0, str(BOOK))
 import messages  # noqa: E402
 import reference  # noqa: E402
 
-sys.path.remove(str(BOOK))
+sys.path[0] = str(BOOK.parent)
+import docs  # noqa: E402
+
+del sys.path[0]
 
 
 def public_modules(module=keras_sam):
@@ -123,3 +126,21 @@ def test_an_error_of_the_running_package_is_listed_by_its_words(call):
     patterns = [".*".join(map(re.escape, m.text.split(messages.GAP))) for m in messages.collect()]
     # Of patterns that match, one has real words of the message and not a gap alone.
     assert max(len(p) for p in patterns if re.match(p, text, re.S)) >= 25, text
+
+
+def test_what_a_page_would_load_from_another_host_is_found(tmp_path):
+    (tmp_path / "good.html").write_text(
+        '<a href="https://a.org/">x</a><link rel="canonical" href="//a.org"><img src="b.png">'
+    )
+    (tmp_path / "good.css").write_text("a { background: url(b.png) }")
+    assert docs.loaded_from_elsewhere(tmp_path) == []
+    (tmp_path / "bad.html").write_text('<script src="//a.org/x.js"></script>')
+    (tmp_path / "bad.css").write_text(
+        "@import 'https://a.org/x.css'; a { src: url(http://a.org/f) }"
+    )
+    found = docs.loaded_from_elsewhere(tmp_path)
+    assert found == [
+        "bad.html: //a.org/x.js",
+        "bad.css: https://a.org/x.css",
+        "bad.css: http://a.org/f",
+    ]
