@@ -47,6 +47,7 @@ from keras_sam import presets as presets
 from keras_sam import prompts as prompts
 from keras_sam.outputs import restore_masks as restore_masks
 from keras_sam.outputs import select_masks as select_masks
+from keras_sam import tiles as tiles
 from keras_sam import training as training
 from keras_sam import visualization as visualization
 

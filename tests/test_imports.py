@@ -49,10 +49,12 @@ LEVELS = {
     # 3: using a model
     "annotate": 3,
     "compat": 3,
+    "embedding_cache": 3,
     "evaluation": 3,
     "export": 3,
     "mask_generator": 3,
     "predictor": 3,
+    "tiles": 3,
     "training": 3,
     "visualization": 3,
     # 4: surfaces
@@ -74,6 +76,7 @@ BACKEND_FILES = {
 # Everything that `import keras_sam` must do without; scipy comes with JAX itself.
 OPTIONAL = {
     "cv2",
+    "dask",
     "fastapi",
     "huggingface_hub",
     "kagglehub",
@@ -83,13 +86,17 @@ OPTIONAL = {
     "openvino",
     "pandas",
     "pycocotools",
+    "pyogrio",
+    "rasterio",
     "scipy",
+    "shapely",
     "skimage",
     "supervision",
     "tifffile",
     "torchvision",
     "transformers",
     "uvicorn",
+    "zarr",
 }
 
 
