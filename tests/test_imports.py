@@ -508,3 +508,14 @@ def test_keras_that_runs_already_keeps_its_backend(tmp_path):
     code += "import keras_sam\nprint(os.environ.get('KERAS_BACKEND'), keras.config.backend())"
     home = {"KERAS_HOME": str(tmp_path)}
     assert run_python(code, {"tensorflow"}, "torch", **home).strip() == "None torch"
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow", "openvino"])
+def test_nothing_warns_when_the_package_and_a_model_are_imported(backend, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "import keras_sam; keras_sam.SAMImageSegmenter"],
+        env={**os.environ, "KERAS_BACKEND": backend, "KERAS_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -66,6 +66,32 @@ def tracked(folder):
     return {name.removeprefix(f"{folder}/") for name in names.stdout.splitlines()}
 
 
+def test_two_builds_are_the_same_to_the_last_bit(built, tmp_path):
+    """In other folders, at another time, and with other permissions for new files."""
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, ROOT]
+    before = os.umask(0o077)
+    try:
+        call(*command, cwd=tmp_path, TZ="Pacific/Auckland")
+    finally:
+        os.umask(before)
+    for path in built:
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_metadata_is_as_pypi_renders_it(built):
+    pytest.importorskip("twine")
+    call(sys.executable, "-m", "twine", "check", "--strict", *built, cwd=built[0].parent)
+    with zipfile.ZipFile(built[0]) as wheel:
+        (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = wheel.read(name).decode()
+    version = built[0].name.split("-")[1]
+    assert f"\nVersion: {version}\n" in metadata
+    source = (ROOT / "keras_sam" / "__init__.py").read_text()
+    assert f'__version__ = "{version}"' in source  # the one place that says it
+    for path in ("pyproject.toml", "CITATION.cff", "mkdocs.yml"):
+        assert version not in (ROOT / path).read_text(), path
+
+
 def test_wheel_carries_the_code_and_the_presets(built):
     names = set(zipfile.ZipFile(built[0]).namelist())
     assert {f"keras_sam/{name}" for name in tracked("keras_sam")} <= names
@@ -85,6 +111,7 @@ def test_sdist_carries_what_the_tests_need(built):
     for folder in ("keras_sam", "presets", "tests", "tools"):
         assert {f"{folder}/{name}" for name in tracked(folder)} <= names
     assert {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "constraints.txt"} <= names
+    assert {"SECURITY.md", "CITATION.cff", "mkdocs.yml"} <= names
     assert not [name for name in names if name.startswith((".check", ".demo", ".git/"))]
 
 

@@ -201,6 +201,13 @@ def all_steps() -> list[Step]:
             minutes=1.7,
         ),
         browser_step(),
+        Step(
+            "docs",
+            "the documentation site, without broken links, in an environment of its own",
+            (("{python}", "tools/docs.py"),),
+            pytest=False,
+            minutes=1.0,
+        ),
     ]
 
 

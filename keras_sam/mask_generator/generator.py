@@ -7,7 +7,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 
@@ -49,7 +49,10 @@ class UnfinishedImagesError(ValueError):
         self.results = results
 
 
-def _as_recommended(init):
+P = ParamSpec("P")
+
+
+def _as_recommended(init: Callable[P, None]) -> Callable[P, None]:
     """What is not passed to `init` is as the model recommends, or else has `init`'s default."""
     signature = inspect.signature(init)
 

@@ -6,9 +6,13 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from keras_sam.prompts.nested import KEYS
+
+# Decorated functions keep their signatures for type checkers.
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _OURS = {
     "images": "image img input_image input_images pixel_values inputs",
@@ -56,12 +60,12 @@ def our_name(name: str, known: Sequence[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name.lower(), known, 1, 0.7)), None)
 
 
-def refuses_unknown_arguments(function: Callable) -> Callable:
+def refuses_unknown_arguments(function: Callable[P, R]) -> Callable[P, R]:
     """Has a function or method name the argument that is meant by an unknown keyword."""
     known = [name for name in inspect.signature(function).parameters if name != "self"]
 
     @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:
             if name not in known:
                 raise _unknown_argument(_called(function, args), name, known)

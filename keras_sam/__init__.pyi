@@ -1,0 +1,57 @@
+# Written by tools/stubs.py.
+from keras_sam.models.backbone import Backbone as Backbone
+from keras_sam.layers.conv_norm import ConvNorm as ConvNorm
+from keras_sam.exported.segmenter import ExportedSegmenter as ExportedSegmenter
+from keras_sam.models.hiera_backbone import HieraBackbone as HieraBackbone
+from keras_sam.models.image_segmenter import ImageSegmenter as ImageSegmenter
+from keras_sam.layers.tiny_vit import InvertedBottleneck as InvertedBottleneck
+from keras_sam.layers.mlp import MLP as MLP
+from keras_sam.layers.multi_head_attention import MultiHeadAttentionWithDownsampling as MultiHeadAttentionWithDownsampling
+from keras_sam.layers.tiny_vit import OffsetBiasAttention as OffsetBiasAttention
+from keras_sam.layers.positional_embedding import RandomFrequencyPositionalEmbeddings as RandomFrequencyPositionalEmbeddings
+from keras_sam.geometry import ResizePlan as ResizePlan
+from keras_sam.models.sam2_image_segmenter import SAM2ImageSegmenter as SAM2ImageSegmenter
+from keras_sam.preprocessing.preprocessor import SAM2ImageSegmenterPreprocessor as SAM2ImageSegmenterPreprocessor
+from keras_sam.layers.sam2_mask_decoder import SAM2MaskDecoder as SAM2MaskDecoder
+from keras_sam.mask_generator.generator import SAMAutomaticMaskGenerator as SAMAutomaticMaskGenerator
+from keras_sam.models.sam_backbone import SAMBackbone as SAMBackbone
+from keras_sam.models.sam_hq_image_segmenter import SAMHQImageSegmenter as SAMHQImageSegmenter
+from keras_sam.layers.hq_mask_decoder import SAMHQMaskDecoder as SAMHQMaskDecoder
+from keras_sam.preprocessing.converter import SAMImageConverter as SAMImageConverter
+from keras_sam.models.sam_image_segmenter import SAMImageSegmenter as SAMImageSegmenter
+from keras_sam.preprocessing.preprocessor import SAMImageSegmenterPreprocessor as SAMImageSegmenterPreprocessor
+from keras_sam.layers.mask_decoder import SAMMaskDecoder as SAMMaskDecoder
+from keras_sam.predictor import SAMPredictor as SAMPredictor
+from keras_sam.layers.prompt_encoder import SAMPromptEncoder as SAMPromptEncoder
+from keras_sam.models.tiny_vit_backbone import TinyViTBackbone as TinyViTBackbone
+from keras_sam.layers.tiny_vit import TinyViTBlock as TinyViTBlock
+from keras_sam.layers.two_way_transformer import TwoWayMultiHeadAttention as TwoWayMultiHeadAttention
+from keras_sam.layers.two_way_transformer import TwoWayTransformer as TwoWayTransformer
+from keras_sam.mask_generator.generator import UnfinishedImagesError as UnfinishedImagesError
+from keras_sam.models.vit_det_backbone import ViTDetBackbone as ViTDetBackbone
+from keras_sam.layers.window_attention import WindowAttention as WindowAttention
+from keras_sam.layers.window_attention import WindowedTransformerEncoder as WindowedTransformerEncoder
+from keras_sam import annotations as annotations
+from keras_sam.outputs import best_mask as best_mask
+from keras_sam import boxes as boxes
+from keras_sam import compat as compat
+from keras_sam import evaluation as evaluation
+from keras_sam import export as export
+from keras_sam import geometry as geometry
+from keras_sam import layers as layers
+from keras_sam import losses as losses
+from keras_sam.prompts.mask_logits import mask_to_logits as mask_to_logits
+from keras_sam import masks as masks
+from keras_sam import models as models
+from keras_sam import presets as presets
+from keras_sam import prompts as prompts
+from keras_sam import ray as ray
+from keras_sam.outputs import restore_masks as restore_masks
+from keras_sam.outputs import select_masks as select_masks
+from keras_sam import tiles as tiles
+from keras_sam import training as training
+from keras_sam import visualization as visualization
+from keras_sam import widget as widget
+
+__version__: str
+__all__: list[str]
