@@ -54,6 +54,7 @@ _MODULES = (
     "presets",
     "prompts",
     "ray",
+    "tiles",
     "training",
     "visualization",
 )

@@ -44,6 +44,26 @@ def whole_file(path: str | os.PathLike, text: bool = False) -> Iterator[IO]:
 
 
 @contextlib.contextmanager
+def whole_place(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a path for a program to write a file at, which appears at `path` when the block ends
+    well.
+
+    The name is that of the file, in a temporary folder beside it: some programs take the format
+    from its ending, or write more files.
+    """
+    path = Path(path)
+    folder = _beside(path)
+    try:
+        folder.mkdir(parents=True)
+        yield folder / path.name
+        os.replace(folder / path.name, path)
+    except OSError as error:
+        _raise_with_path(error, path, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def whole_folder(path: str | os.PathLike, replaceable: str) -> Iterator[Path]:
     """Makes a folder that appears at `path` only when the block ends well.
 
@@ -74,16 +94,20 @@ def whole_folder(path: str | os.PathLike, replaceable: str) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | os.PathLike, names: str) -> None:
-    """Removes what programs that were killed in `whole_file` left in a folder.
+    """Removes what programs that were killed while they wrote left in a folder.
 
-    `names` is a regular expression for the names of the files that they were writing.
+    `names` is a regular expression for the names of the files and folders that they were writing.
     """
     leftover = re.compile(rf"\.(?:{names})\.[0-9a-f]{{8}}\.part")
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             if not leftover.fullmatch(entry.name):
                 continue
-            if time.time() - entry.stat().st_mtime > _LEFTOVERS_AFTER:
+            if time.time() - entry.stat().st_mtime <= _LEFTOVERS_AFTER:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
                 os.unlink(entry.path)
 
 

@@ -125,6 +125,13 @@ def _float_pixels(array: np.ndarray, low: float, high: float, name: str) -> np.n
     return array
 
 
+def percentile_range(values: np.ndarray) -> tuple[float, float]:
+    """Which of an image's values become 0 and 255 by `"percentile"`, of float32 values."""
+    known = values[np.isfinite(values)]
+    known = known[~np.isin(known, np.float32(_NODATA))]
+    return tuple(np.percentile(known, (0.5, 99.5)).tolist()) if known.size else (0.0, 1.0)
+
+
 def _stretched(array: np.ndarray, missing: np.ndarray, value_range: Any) -> np.ndarray:
     """float32 0..255 of the values in a range, black where values are missing."""
     with np.errstate(over="ignore"):
@@ -132,9 +139,7 @@ def _stretched(array: np.ndarray, missing: np.ndarray, value_range: Any) -> np.n
     if missing.all():
         raise ValueError("An image must have at least one value that is not NaN or masked.")
     if value_range == "percentile":
-        known = values[~missing & np.isfinite(values)]
-        known = known[~np.isin(known, np.float32(_NODATA))]
-        value_range = np.percentile(known, (0.5, 99.5)) if known.size else (0, 1)
+        value_range = percentile_range(values[~missing])
     low, high = np.float32(value_range)
     with np.errstate(over="ignore"):
         values = np.clip((values - low) * (255 / max(high - low, 1e-30)), 0, 255)

@@ -130,6 +130,20 @@ class SAMPredictor:
         self.reset()
         check_batch(images)
         overrides = {} if channel_order is None else {"channel_order": channel_order}
+        self._encode(images, verbose, **overrides)
+
+    def set_pixels(self, pixels: np.ndarray) -> None:
+        """`set_image` of an image whose values are read already.
+
+        Args:
+            pixels: array `(H0, W0, channels)`, RGB and 0..255, as the preprocessor's
+                `image_converter.read` returns it.
+        """
+        self.reset()
+        read = {"channel_order": "rgb", "data_format": "channels_last", "value_range": None}
+        self._encode([pixels], 0, **read)
+
+    def _encode(self, images, verbose, **overrides):
         progress = verbose not in (0, False) and len(images) > 1
         advance = self.segmenter.progress_bar(len(images), "image") if progress else None
         encoded, plans = [], []

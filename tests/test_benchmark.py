@@ -167,21 +167,21 @@ def test_decoders(run):
 
 
 def test_exported_files(run):
-    for name in ("onnxscript", "onnxruntime"):
+    for name in ("onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(name)
-    words = ["--cases", "export_encoder", "export_decoder", "--repeats", "1"]
-    rows, measured, _ = run(*words, "--sides", "in ONNX Runtime")
-    assert measured["missing"] == [] and len(rows) == 5
-    encoders = {key: row for key, row in rows.items() if row["case"] == "export_encoder"}
-    assert_same_work(encoders, "largest value", first="ours in ONNX Runtime, float32")
-    assert_same_work(
-        {key: row for key, row in rows.items() if key not in encoders},
-        "deviation",
-        first="ours in ONNX Runtime",
-    )
-    rows, measured, _ = run("--cases", "export_predictor", "--repeats", "1")
-    assert measured["missing"] == [] and len(rows) == 6
-    assert_same_work(rows, "result", first="Keras on torch")
+    cases = ("export_encoder", "export_decoder", "export_predictor")
+    sides = ("in ONNX Runtime", "exported, in", "Keras on")
+    rows, measured, _ = run("--cases", *cases, "--repeats", "1", "--sides", *sides)
+    assert measured["missing"] == []
+    compared = {
+        "export_encoder": ("largest value", "ours in ONNX Runtime, float32", 2),
+        "export_decoder": ("deviation", "ours in ONNX Runtime", 3),
+        "export_predictor": ("result", "Keras on torch", 6),
+    }
+    for case, (fact, first, count) in compared.items():
+        of_case = {key: row for key, row in rows.items() if row["case"] == case}
+        assert len(of_case) == count
+        assert_same_work(of_case, fact, first=first)
 
 
 def test_everybody_answers_a_click_alike(run):

@@ -49,11 +49,13 @@ LEVELS = {
     # 3: using a model
     "annotate": 3,
     "compat": 3,
+    "embedding_cache": 3,
     "evaluation": 3,
     "export": 3,
     "mask_generator": 3,
     "predictor": 3,
     "ray": 3,
+    "tiles": 3,
     "training": 3,
     "visualization": 3,
     # 4: surfaces
@@ -75,6 +77,7 @@ BACKEND_FILES = {
 # Everything that `import keras_sam` must do without; scipy comes with JAX itself.
 OPTIONAL = {
     "cv2",
+    "dask",
     "fastapi",
     "huggingface_hub",
     "kagglehub",
@@ -85,14 +88,18 @@ OPTIONAL = {
     "pandas",
     "pyarrow",
     "pycocotools",
+    "pyogrio",
+    "rasterio",
     "ray",
     "scipy",
+    "shapely",
     "skimage",
     "supervision",
     "tifffile",
     "torchvision",
     "transformers",
     "uvicorn",
+    "zarr",
 }
 
 

@@ -48,6 +48,24 @@ def test_decode_undoes_encode():
             np.testing.assert_array_equal(tools.decode_rle(encoded[0]), stack[0])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_part_is_decoded_as_the_whole_is(seed):
+    rng = np.random.default_rng(seed)
+    for stack in mask_stacks(100, seed=2 + seed):
+        (_, h, w) = stack.shape
+        (y1, y2), (x1, x2) = (np.sort(rng.choice(n + 1, 2, replace=False)) for n in (h, w))
+        encoded = tools.encode_rle(stack)
+        part = tools.decode_rle(encoded, crop_box=[x1, y1, x2, y2])
+        np.testing.assert_array_equal(part, stack[:, y1:y2, x1:x2] != 0)
+
+
+def test_a_part_outside_the_picture_is_refused():
+    with pytest.raises(
+        ValueError, match=r"crop_box=\(0, 0, 3, 2\), and run lengths of size \(2, 2\)"
+    ):
+        tools.decode_rle({"size": [2, 2], "counts": [4]}, crop_box=[0, 0, 3, 2])
+
+
 def test_decode_equals_pycocotools_where_runs_are_empty_or_the_string_is_bytes():
     counts = [0, 3, 0, 2, 4, 0, 1, 5]  # runs of length 0 join their neighbours
     size = [5, 3]

@@ -54,8 +54,18 @@ FILES = {
     "decoder.pth": lambda path: write_meta_checkpoint(path, "decoder"),
     "parameters.pth": lambda path: write_meta_checkpoint(path, "parameters"),
     "facebook/sam-vit-base": lambda path: write_transformers_folder(path),
+    "scan.tif": lambda path: write_scan(path),
     "--masks masks": lambda path: write_photos_and_masks(path.parent),
 }
+
+
+def write_scan(path):
+    """A georeferenced picture."""
+    rasterio = pytest.importorskip("rasterio", reason="the example's GeoTIFF is written with it")
+    about = {"driver": "GTiff", "height": 150, "width": 200, "count": 3, "dtype": "uint8"}
+    transform = rasterio.Affine(0.5, 0, 400000, 0, -0.5, 5000000)
+    with rasterio.open(path, "w", crs="EPSG:32633", transform=transform, **about) as file:
+        file.write(np.moveaxis(photograph((150, 200)), -1, 0))
 
 
 def write_photos_and_masks(folder):

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_sam.annotate.embedding_cache import EmbeddingCache
 from keras_sam.annotate.photo_folder import PhotoFolder
 from keras_sam.annotate.worker import Worker
 from keras_sam.annotations import segmentation_to_rle
+from keras_sam.embedding_cache import EmbeddingCache
 from keras_sam.geometry import xyxy_to_xywh
 from keras_sam.mask_generator import SAMAutomaticMaskGenerator
 from keras_sam.masks import decode_rle, encode_rle, mask_area, mask_to_box

@@ -198,7 +198,8 @@ def _is_unicode(name):
 
 
 def _make_app(args, parameters, photos, masks, segmenter):
-    from keras_sam.annotate import embedding_cache, engine, guard, photo_folder, server
+    from keras_sam import embedding_cache
+    from keras_sam.annotate import engine, guard, photo_folder, server
 
     cache = None
     if args.cache_gb > 0:

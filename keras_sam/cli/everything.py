@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from keras_sam.cli import everything_on_ray, model, options
+from keras_sam.cli import everything_on_ray, large_pictures, model, options
 from keras_sam.cli.errors import CommandError, bad_input, one_line, writing
 from keras_sam.cli.output import (
     add_overwrite_option,
@@ -45,13 +45,17 @@ Segments everything in photographs, and in each photograph of a folder.
 Results are written photograph by photograph, each whole or not at all. A run that was interrupted
 continues where it stopped when the same command is given again: finished photographs are skipped,
 unless they have changed since. Photographs that cannot be read are listed at the end, and the exit
-code is then 2."""
+code is then 2.
+
+{large_pictures.DESCRIPTION}"""
 
 EXAMPLES = """\
 examples:
   keras-sam everything photos --model sam_base_sa1b --out masks --format coco
   keras-sam everything truck.jpg --model sam_vit_b_01ec64.pth --out masks --format png \\
       --points-per-side 16 --crop-n-layers 1 --min-mask-region-area 100
+  keras-sam everything scan.tif --model sam_base_sa1b --out masks --tile 1024 --halo 256 \\
+      --format geojson
   keras-sam everything photos --ray --workers 8 --out masks --model sam_base_sa1b"""
 
 
@@ -70,7 +74,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--out", type=options.place, required=True, metavar="DIR", help="folder for them"
     )
-    results.add_argument("--format", choices=(*FORMATS, "parquet"), required=True, help="see above")
+    formats = tuple(dict.fromkeys((*FORMATS, *large_pictures.FORMATS, "parquet")))
+    results.add_argument("--format", choices=formats, required=True, help="see above")
     results.add_argument(
         "--polygons", action="store_true", help="with --format coco: outlines, not run lengths"
     )
@@ -86,6 +91,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_overwrite_option(results)
     results.add_argument("--json", action="store_true", help="print the summary as a line of JSON")
+    large_pictures.add_options(parser)
     everything_on_ray.add_ray_options(parser)
     options.add_generator_options(parser)
     options.add_model_options(parser, runs_exports=True)
@@ -95,8 +101,13 @@ def run(args: argparse.Namespace) -> int:
     """Segments what is not done yet, and prints a summary however the run ends."""
     parameters = options.read_generator_options(args)
     if args.ray is not None:
+        if args.tile is not None:
+            raise CommandError("--tile cannot be combined with --ray")
         return everything_on_ray.run(args, parameters, _settings(args, parameters))
     everything_on_ray.check_no_ray_options(args)
+    if args.tile is not None:
+        return large_pictures.run(args, parameters)
+    large_pictures.check_unused(args)
     photos = find_photos(args.photos, args.recursive, _result_folders(args))
     _check_outputs(args)
     log = RunLog(args.out, _settings(args, parameters), args.overwrite)

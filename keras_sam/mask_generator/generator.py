@@ -298,6 +298,21 @@ class SAMAutomaticMaskGenerator:
         progress = progress or _no_progress
         return self._stream(images, None, keep_candidates, channel_order, progress, report)
 
+    def segment_pixels(
+        self, pixels: np.ndarray, progress: Callable[[int], Any] | None = None
+    ) -> MaskRecords:
+        """Segments everything in an image whose values are read already.
+
+        Args:
+            pixels: array `(H0, W0, channels)`, RGB and 0..255, as the preprocessor's
+                `image_converter.read` returns it.
+            progress: see `stream`.
+
+        Returns:
+            Its `MaskRecords`.
+        """
+        return self._segment(self._open_pixels(pixels), None, progress or _no_progress)
+
     @property
     def clicks_per_image(self) -> int:
         """How many clicks an image gets, including those in its crops."""
@@ -320,7 +335,10 @@ class SAMAutomaticMaskGenerator:
         if isinstance(image, _OpenedImage):
             return image
         converter = self.predictor.preprocessor.image_converter
-        pixels = converter.read(image, channel_order=channel_order or converter.channel_order)
+        order = channel_order or converter.channel_order
+        return self._open_pixels(converter.read(image, channel_order=order))
+
+    def _open_pixels(self, pixels):
         boxes, layers = generate_crop_boxes(
             pixels.shape[:2], self.crop_n_layers, self.crop_overlap_ratio
         )

@@ -76,31 +76,39 @@ def encode_rle(
     return encoded[0] if np.ndim(masks) == 2 else encoded
 
 
-def decode_rle(rle: dict | Sequence[dict]) -> np.ndarray:
+def decode_rle(rle: dict | Sequence[dict], crop_box: Sequence[int] | None = None) -> np.ndarray:
     """Decodes COCO run lengths, compressed or not, to binary masks.
 
     Args:
         rle: a run-length dict, or a sequence of dicts of one size.
+        crop_box: optional four ints, x1 y1 x2 y2 in original pixels: the part of the image to
+            decode, however large the image is. Defaults to the whole image.
 
     Returns:
-        Bool array `(H0, W0)`, for a sequence `(M, H0, W0)`.
+        Bool array `(H0, W0)`, or as large as the crop; for a sequence `(M, H0, W0)`.
 
     Raises:
-        ValueError: if a dict is malformed, counts do not fill their size, or sizes differ.
+        ValueError: if a dict is malformed, counts do not fill their size, sizes differ, or the crop
+            is empty or leaves the image.
 
     Example:
 
     >>> keras_sam.masks.decode_rle({"size": [2, 2], "counts": [1, 3]}).astype(int)
     array([[0, 1],
            [1, 1]])
+    >>> rle = {"size": [30000, 40000], "counts": [30002, 1, 1199969997]}
+    >>> keras_sam.masks.decode_rle(rle, crop_box=[0, 1, 3, 4]).astype(int)
+    array([[0, 0, 0],
+           [0, 1, 0],
+           [0, 0, 0]])
     """
     if isinstance(rle, dict):
-        return _decode(rle)
+        return _decode(rle, crop_box)
     if not len(rle):
         raise ValueError("`rle` must hold at least one run-length dict. Received: an empty list.")
     masks = None
     for i, one in enumerate(rle):
-        mask = _decode(one)
+        mask = _decode(one, crop_box)
         if masks is None:
             masks = np.empty((len(rle), *mask.shape), bool)
         if mask.shape != masks.shape[1:]:
@@ -262,9 +270,36 @@ def mask_flips(
     return np.delete(flips, np.concatenate([twice, twice + 1])) if len(twice) else flips
 
 
-def _decode(rle: dict) -> np.ndarray:
+def _decode(rle: dict, crop_box: Sequence[int] | None) -> np.ndarray:
     counts, size = read_counts(rle)
-    return flips_to_mask(np.cumsum(counts[:-1]), size)
+    flips = np.cumsum(counts[:-1])
+    if crop_box is None:
+        return flips_to_mask(flips, size)
+    x1, y1, x2, y2 = box = tuple(int(n) for n in crop_box)
+    if not (0 <= x1 < x2 <= size[1] and 0 <= y1 < y2 <= size[0]):
+        raise ValueError(
+            "`crop_box` must be x1 y1 x2 y2 inside the image, at least one pixel. Received: "
+            f"crop_box={box}, and run lengths of size {size}."
+        )
+    return flips_to_mask(_crop_flips(flips, size, box), (y2 - y1, x2 - x1))
+
+
+def _crop_flips(
+    flips: np.ndarray, size: tuple[int, int], box: tuple[int, int, int, int]
+) -> np.ndarray:
+    """Positions in a crop at which a mask's value changes, of those in the whole image."""
+    (h0, w0), (x1, y1, x2, y2) = size, box
+    starts, ends = flips[0::2], np.append(flips[1::2], h0 * w0)[: len(flips[0::2])]
+    inside = (ends > x1 * h0) & (starts < x2 * h0) & (starts < ends)
+    starts, ends = np.maximum(starts[inside], x1 * h0), np.minimum(ends[inside], x2 * h0)
+    # A run that reaches the bottom of a column may go on in the next ones.
+    first = starts // h0
+    columns = (ends - 1) // h0 - first + 1
+    run = np.repeat(np.arange(len(starts)), columns)
+    x = first[run] + np.arange(len(run)) - np.repeat(np.cumsum(columns) - columns, columns)
+    rows = np.stack([starts[run], ends[run]], axis=-1) - (x * h0)[:, None]
+    rows = np.clip(rows, y1, y2) - y1  # (runs, 2)
+    return (rows + ((x - x1) * (y2 - y1))[:, None]).reshape(-1)
 
 
 def _place(

@@ -8,9 +8,9 @@ import pytest
 
 import keras_sam
 from keras_sam import masks
-from keras_sam.annotate.embedding_cache import EmbeddingCache
 from keras_sam.annotate.engine import Engine, SupersededError
 from keras_sam.annotate.photo_folder import PhotoFolder
+from keras_sam.embedding_cache import EmbeddingCache
 from tests.annotate.serving import draw_photographs
 
 pytestmark = pytest.mark.once

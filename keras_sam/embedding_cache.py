@@ -1,4 +1,4 @@
-"""Embeddings of photographs on disk, within a limit, so that a photograph is encoded once."""
+"""Embeddings of pictures on disk, within a limit, so that each is encoded once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 from keras_sam.files import remove_leftovers
-from keras_sam.models.vit_det_backbone import encoder_fingerprint
 from keras_sam.notices import notice
 from keras_sam.predictor import SAMPredictor
 
@@ -33,7 +32,7 @@ class EmbeddingCache:
         self.folder, self.limit = Path(folder), limit
         config = predictor.preprocessor.image_converter.get_config()
         frame = repr(sorted((k, v) for k, v in config.items() if k not in ("name", "trainable")))
-        model = encoder_fingerprint(predictor.segmenter.image_encoder)
+        model = predictor.segmenter.encoder_fingerprint()
         self._model = hashlib.blake2b(f"{model} {frame}".encode(), digest_size=8).hexdigest()
 
     def load(self, predictor: SAMPredictor, content: bytes) -> bool:

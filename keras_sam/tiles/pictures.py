@@ -1,0 +1,434 @@
+"""Large pictures, read by windows: arrays of any library, zarr, HDF5, TIFF, and what GDAL opens.
+
+Numpy only, besides what opens a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_sam.geometry import size_pair
+from keras_sam.images import is_image_file, is_pillow_image, is_tiff, load_image
+from keras_sam.pixel_values import percentile_range, to_pixel_values
+from keras_sam.tiles.grid import Box
+
+_SAMPLES = 8  # windows along each side, from which the range of values of a picture is taken
+_SAMPLE_SIDE = 256  # pixels of each
+# TIFF's compressions that tifffile undoes by itself: none, deflate, packbits.
+_PLAIN_COMPRESSIONS = (1, 8, 32946, 32773)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture that is read by windows; `open_picture` makes it.
+
+    Args:
+        size: pair of ints `(H0, W0)`.
+        num_channels: int. Channels of what is read, after the choice of `channels`.
+        dtype: numpy dtype of the values.
+        name: str, what messages call it.
+        read: function of a box, x1 y1 x2 y2 in pixels, that returns its values `(h, w, C)`, masked
+            where there are none.
+        crs: optional, the coordinate reference system as rasterio has it.
+        transform: optional six floats a b c d e f: column x and row y lie at `a x + b y + c`,
+            `d x + e y + f` of the system.
+        pixel_size: optional pair of floats, height and width of a pixel in `unit`.
+        unit: optional str, such as `"µm"`.
+        path: optional, the file or folder.
+        channels: optional tuple of ints, the chosen channels.
+    """
+
+    size: tuple[int, int]
+    num_channels: int
+    dtype: np.dtype
+    name: str
+    read: Callable[[Box], np.ndarray]
+    crs: Any = None
+    transform: tuple[float, ...] | None = None
+    pixel_size: tuple[float, float] | None = None
+    unit: str | None = None
+    path: Path | None = None
+    channels: tuple[int, ...] | None = None
+
+    def whole_range(self, value_range: Any) -> Any:
+        """Which values become 0..255 in every window of the picture, of a setting of `value_range`.
+
+        What `"auto"` and `"percentile"` would choose for each window is chosen once, from windows
+        all over the picture: else a dark part would be as bright as the others.
+        """
+        automatic = isinstance(value_range, str)
+        if not automatic or (value_range == "auto" and self.dtype == np.uint8):
+            return value_range
+        sample = self._sample()
+        if value_range == "percentile":
+            low, high = percentile_range(np.ma.compressed(sample).astype("float32"))
+            return low, high if high > low else low + 1
+        known = sample[np.isfinite(sample)] if sample.dtype.kind == "f" else sample
+        if not known.size:
+            return 0.0, 1.0
+        to_pixel_values(known, "auto", self.name)  # says what is doubtful, refuses what is wrong
+        if self.dtype == np.uint16:
+            return 0.0, 65535.0
+        within_one = self.dtype.kind == "f" and known.min() >= 0 and 0 < known.max() <= 1
+        return (0.0, 1.0) if within_one else (0.0, 255.0)
+
+    def _sample(self) -> np.ndarray:
+        h, w = self.size
+        side_y, side_x = min(_SAMPLE_SIDE, h), min(_SAMPLE_SIDE, w)
+        parts = [
+            self.read((x, y, x + side_x, y + side_y))
+            for y in sorted({int(n) for n in np.linspace(0, h - side_y, _SAMPLES)})
+            for x in sorted({int(n) for n in np.linspace(0, w - side_x, _SAMPLES)})
+        ]
+        # One pixel of 16 says as much as all.
+        return np.ma.concatenate([part.reshape(-1)[::16] for part in parts])
+
+
+def open_picture(
+    source: Any,
+    axes: str | None = None,
+    channels: Sequence[int] | None = None,
+) -> Picture:
+    """Opens a picture to be read by windows; nothing of its pixels is read.
+
+    Args:
+        source: anything with `shape` and slicing, such as an array or memmap of numpy, a zarr or
+            dask array, a data set of h5py; an OME-Zarr group; a data set of rasterio; or the path
+            of a TIFF (BigTIFF, pyramids and OME, too), a `.zarr` folder, a `.npy` file, or of what
+            pillow or, if it is installed, rasterio opens.
+        axes: optional str, one letter per axis: `"YX"`, `"YXC"`, `"CYX"`, `"TCZYX"`; all but Y, X
+            and C (or S) must have length 1. Needed where neither the file nor the shape says
+            which axis holds the channels.
+        channels: optional sequence of ints, counted from 0: which channels are red, green and blue,
+            or one that is grey. Needed where there are not 1, 3 or 4 channels.
+
+    Returns:
+        A `Picture`.
+
+    Raises:
+        ValueError: if the axes or channels cannot be told, or a file is damaged.
+        FileNotFoundError: if there is no such file.
+        ImportError: if a package is missing that opens it; the message names the extra.
+
+    Example:
+
+    ```python
+    satellite = np.zeros((5, 300, 400), "uint16")
+    picture = keras_sam.tiles.open_picture(satellite, axes="CYX", channels=(3, 1, 0))
+    picture.read((0, 0, 40, 30)).shape  # (30, 40, 3)
+    ```
+    """
+    if isinstance(source, Picture):
+        return source
+    about: dict[str, Any] = {"name": f"a picture, {type(source).__name__},"}
+    if isinstance(source, (str, os.PathLike)):
+        source, found_axes, about = _open_path(Path(os.path.expanduser(source)))
+    elif hasattr(source, "shape") and hasattr(source, "__getitem__"):
+        found_axes = _dimension_names(source)
+    elif hasattr(source, "window_transform"):
+        return _of_rasterio(source, channels)
+    elif hasattr(source, "group_keys"):
+        source, found_axes, more = _ome_zarr(source)
+        about |= more
+    elif is_image_file(source) or is_pillow_image(source):
+        source, found_axes = _whole(source), None
+    else:
+        raise ValueError(
+            "`image` must be an array with `shape` and slicing, a path, or a data set of rasterio. "
+            f"Received: {type(source).__name__}."
+        )
+    if isinstance(source, Picture):
+        return _choose(source, channels)
+    return _of_array(source, axes or found_axes, channels, about)
+
+
+# --- arrays ---
+
+
+def _of_array(array: Any, axes: str | None, channels: Any, about: dict) -> Picture:
+    shape = tuple(int(n) for n in array.shape)
+    axes = _checked_axes(axes, shape, about["name"])
+    size = size_pair([shape[axes.index(axis)] for axis in "YX"], "size", square=False)
+    count = shape[axes.index("C")] if "C" in axes else 1
+
+    def read(box):
+        return _read_array(array, axes, box, range(count))
+
+    picture = Picture(size, count, np.dtype(array.dtype), read=read, **about)
+    return _choose(
+        picture, channels, lambda chosen: lambda box: _read_array(array, axes, box, chosen)
+    )
+
+
+def _read_array(array: Any, axes: str, box: Box, channels: Sequence[int]) -> np.ndarray:
+    x1, y1, x2, y2 = box
+    places = {"Y": slice(y1, y2), "X": slice(x1, x2)}
+    kept = [axis for axis in axes if axis in "YX"]
+
+    def part(channel):
+        index = tuple({**places, "C": channel}.get(axis, 0) for axis in axes)
+        values = np.asarray(array[index])
+        return values if kept == ["Y", "X"] else values.T
+
+    if "C" not in axes:
+        return part(0)[..., None]
+    if axes[-1] == "C" and kept == ["Y", "X"]:  # side by side: read together
+        first = min(channels)
+        return part(slice(first, max(channels) + 1))[..., [n - first for n in channels]]
+    return np.stack([part(channel) for channel in channels], axis=-1)
+
+
+def _checked_axes(axes: str | None, shape: tuple[int, ...], name: str) -> str:
+    """The letters of the axes, with C for channels, told by the shape where that is clear."""
+    if axes is None:
+        if len(shape) == 2:
+            return "YX"
+        if len(shape) == 3 and (shape[-1] <= 4) != (shape[0] <= 4):
+            return "YXC" if shape[-1] <= 4 else "CYX"
+        raise ValueError(
+            f"`axes` must be given where the shape does not tell them, such as axes='CYX' for "
+            f"channels first. Received: {name} of shape={shape}, whose axes have no names."
+        )
+    letters = axes.upper().replace("S", "C")
+    planes = [n for letter, n in zip(letters, shape) if letter not in "YXC"]
+    counts = [letters.count(axis) for axis in "YXC"]
+    usable = len(letters) == len(shape) and counts[:2] == [1, 1] and counts[2] < 2
+    if not usable or max(planes, default=1) > 1:
+        raise ValueError(
+            "`axes` must have one letter per axis of the picture: Y and X once, C at most once, "
+            "and others for axes of length 1, so select a plane first. Received: "
+            f"axes={axes!r}, shape={shape}."
+        )
+    return letters
+
+
+def _choose(picture: Picture, channels: Any, reader: Callable | None = None) -> Picture:
+    """The picture with the channels that were chosen, 1, 3 or 4 of them."""
+    count = picture.num_channels
+    if channels is None:
+        if count not in (1, 3, 4):
+            raise ValueError(
+                "`channels` must name one or three of the channels, such as channels=(0, 1, 2). "
+                f"Received: None, and {picture.name} with {count} channels."
+            )
+        return picture
+    chosen = tuple(int(n) for n in np.atleast_1d(channels))
+    if len(chosen) not in (1, 3) or min(chosen) < 0 or max(chosen) >= count:
+        raise ValueError(
+            f"`channels` must be one or three of 0..{count - 1}, the channels of {picture.name}. "
+            f"Received: {channels!r}."
+        )
+    if reader is None:
+        whole = picture.read
+
+        def read(box):
+            return whole(box)[..., list(chosen)]
+    else:
+        read = reader(chosen)
+    return dataclasses.replace(picture, num_channels=len(chosen), read=read, channels=chosen)
+
+
+def _dimension_names(array: Any) -> str | None:
+    """Names of axes that zarr, xarray or HDF5 keep, as letters, if there are any."""
+    metadata = getattr(array, "metadata", None)
+    names = getattr(metadata, "dimension_names", None) or getattr(array, "dims", None)
+    if names is None and hasattr(array, "attrs"):
+        with contextlib.suppress(Exception):  # whatever a library raises for missing attributes
+            names = array.attrs["_ARRAY_DIMENSIONS"]
+    try:
+        names = [getattr(name, "label", name) for name in names or ()]
+    except TypeError:
+        return None
+    known = {"y": "Y", "lat": "Y", "latitude": "Y", "x": "X", "lon": "X", "longitude": "X"}
+    known |= {"c": "C", "s": "C", "band": "C", "bands": "C", "channel": "C", "channels": "C"}
+    letters = [known.get(str(name).lower(), str(name)[:1].upper()) for name in names if name]
+    usable = len(letters) == len(array.shape) and letters.count("Y") == letters.count("X") == 1
+    return "".join(letters) if usable else None
+
+
+# --- files ---
+
+
+def _open_path(path: Path) -> tuple[Any, str | None, dict]:
+    """What is at a path: an array or a `Picture`, the names of its axes, and facts about it."""
+    name = repr(str(path))
+    if not path.exists():
+        raise FileNotFoundError(f"There is no picture at {name}.")
+    about = {"name": name, "path": path}
+    if path.is_dir():
+        zarr = import_for("tiff", "zarr", "A zarr folder")
+        try:
+            opened = zarr.open(str(path), mode="r")
+        except Exception as error:  # of any of its stores
+            raise ValueError(f"{name} must be a zarr folder. Received: {error}") from error
+        if hasattr(opened, "shape"):
+            return opened, _dimension_names(opened), about | _zarr_facts(opened)
+        array, axes, more = _ome_zarr(opened)
+        return array, axes, about | more
+    if path.suffix.lower() == ".npy":
+        return np.load(path, mmap_mode="r"), None, about
+    if is_tiff(str(path)):
+        return _open_tiff(path, about)
+    if importlib.util.find_spec("rasterio") is not None:
+        return _with_gdal(path), None, about
+    return _whole(path), None, about
+
+
+def _whole(image: Any) -> np.ndarray:
+    """A picture of a format that has no windows."""
+    return load_image(image, value_range=None)
+
+
+def _zarr_facts(array: Any) -> dict:
+    """The pixel's size, where `LabelMap` or another program has written it."""
+    facts = {}
+    attributes = dict(array.attrs)
+    if len(attributes.get("pixel_size") or ()) == 2:
+        facts["pixel_size"] = tuple(float(n) for n in attributes["pixel_size"])
+        facts["unit"] = attributes.get("unit")
+    if attributes.get("crs") and importlib.util.find_spec("rasterio") is not None:
+        from rasterio.crs import CRS
+
+        facts["crs"] = CRS.from_user_input(attributes["crs"])
+        facts["transform"] = tuple(attributes["transform"])
+    return facts
+
+
+def _ome_zarr(group: Any) -> tuple[Any, str | None, dict]:
+    """The finest level of an OME-Zarr group."""
+    attributes = dict(group.attrs)
+    scales = attributes.get("ome", attributes).get("multiscales")
+    if not scales:
+        raise ValueError(
+            "A zarr group must be an OME-Zarr picture, with `multiscales`; or pass one array of "
+            f"it. Received: {sorted(group.array_keys())}."
+        )
+    axes = [axis if isinstance(axis, str) else axis["name"] for axis in scales[0].get("axes", ())]
+    finest = scales[0]["datasets"][0]
+    facts = {}
+    for change in finest.get("coordinateTransformations", ()):
+        if change.get("type") == "scale" and len(change["scale"]) == len(axes):
+            sizes = dict(zip(axes, change["scale"]))
+            units = {a["name"]: a.get("unit") for a in scales[0]["axes"] if isinstance(a, dict)}
+            facts = {"pixel_size": (sizes["y"], sizes["x"]), "unit": units.get("x")}
+    return group[finest["path"]], "".join(axis[:1].upper() for axis in axes) or None, facts
+
+
+def _open_tiff(path: Path, about: dict) -> tuple[Any, str | None, dict]:
+    tifffile = import_for("tiff", "tifffile", "A TIFF read by windows")
+    name = about["name"]
+    try:
+        file = tifffile.TiffFile(path)
+        series = file.series[0]
+        page = series.keyframe
+        ends = [
+            offset + count
+            for some in series.pages
+            if some is not None
+            for offset, count in zip(some.dataoffsets, some.databytecounts)
+        ]
+    except Exception as error:  # of any part of the format
+        raise ValueError(f"{name} must be a TIFF. Received: a damaged file ({error}).") from error
+    if max(ends, default=0) > path.stat().st_size:
+        raise ValueError(
+            f"{name} must be a whole TIFF. Received: a file that was cut off at "
+            f"{path.stat().st_size:,} of at least {max(ends):,} bytes: copy it again."
+        )
+    tagged = page.tags
+    if page.is_geotiff and importlib.util.find_spec("rasterio") is not None:
+        return _with_gdal(path), None, about
+    if (
+        page.compression not in _PLAIN_COMPRESSIONS
+        and importlib.util.find_spec("imagecodecs") is None
+    ):
+        if importlib.util.find_spec("rasterio") is not None:
+            return _with_gdal(path), None, about
+        raise ImportError(
+            f"{name} is compressed by {page.compression.name}: pip install imagecodecs, or "
+            '"keras-sam[geo]".'
+        )
+    zarr = import_for("tiff", "zarr", "A TIFF read by windows")
+    array = zarr.open(series.levels[0].aszarr(), mode="r")
+    array = array if hasattr(array, "shape") else array["0"]
+    return array, series.axes, about | _tiff_pixel_size(file, tagged)
+
+
+def _tiff_pixel_size(file: Any, tags: Any) -> dict:
+    """The size of a pixel in OME's metadata or in TIFF's own tags."""
+    if file.ome_metadata:
+        import xml.etree.ElementTree as ElementTree
+
+        for pixels in ElementTree.fromstring(file.ome_metadata).iter():
+            if pixels.tag.endswith("}Pixels") and pixels.get("PhysicalSizeX"):
+                size = (float(pixels.get("PhysicalSizeY")), float(pixels.get("PhysicalSizeX")))
+                return {"pixel_size": size, "unit": pixels.get("PhysicalSizeXUnit", "µm")}
+    unit = {2: "inch", 3: "cm"}.get(int(tags[296].value)) if 296 in tags else None
+    if unit is None or 282 not in tags or 283 not in tags:
+        return {}
+    per_unit = [tags[code].value for code in (283, 282)]  # rows, then columns
+    if not all(numerator and denominator for numerator, denominator in per_unit):
+        return {}
+    size = tuple(denominator / numerator for numerator, denominator in per_unit)
+    return {"pixel_size": size, "unit": unit}
+
+
+def _with_gdal(path: Path) -> Picture:
+    import warnings
+
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = rasterio.open(path)
+    except RasterioError as error:
+        raise ValueError(f"{str(path)!r} must be a picture. Received: {error}") from error
+    return dataclasses.replace(_rasterio_picture(dataset), path=path, name=repr(str(path)))
+
+
+def _of_rasterio(dataset: Any, channels: Any) -> Picture:
+    return _choose(_rasterio_picture(dataset), channels)
+
+
+def _rasterio_picture(dataset: Any) -> Picture:
+    def read(box):
+        x1, y1, x2, y2 = box
+        values = dataset.read(window=((y1, y2), (x1, x2)))
+        values = np.moveaxis(values, 0, -1)
+        if dataset.nodata is None or values.dtype == np.uint8:
+            return values
+        missing = np.isnan(values) if np.isnan(dataset.nodata) else values == dataset.nodata
+        return np.ma.array(values, mask=missing)
+
+    transform = None if dataset.transform.is_identity else tuple(dataset.transform)[:6]
+    unit = None if dataset.crs is None else dataset.crs.linear_units
+    return Picture(
+        size=(dataset.height, dataset.width),
+        num_channels=dataset.count,
+        dtype=np.dtype(dataset.dtypes[0]),
+        name=repr(dataset.name),
+        read=read,
+        crs=dataset.crs,
+        transform=transform,
+        pixel_size=None if transform is None else tuple(float(n) for n in dataset.res),
+        unit=unit,
+    )
+
+
+def import_for(extra: str, name: str, purpose: str) -> Any:
+    """A module of an optional package, or an ImportError that names the extra which brings it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.split(".")[0]
+        raise ImportError(f'{purpose} needs {package}: pip install "keras-sam[{extra}]"') from error

@@ -1,0 +1,203 @@
+"""Pictures read by windows: every source gives the pixels that the array has."""
+
+import dataclasses
+
+import h5py
+import numpy as np
+import pytest
+import rasterio
+import tifffile
+import zarr
+from dask import array as dask_array
+
+from keras_sam.tiles import open_picture
+
+pytestmark = pytest.mark.once
+
+SIZE = (150, 210)
+BOX = (30, 20, 170, 145)  # over chunks and tiles of 64
+CHUNKS = (64, 64)
+TRANSFORM = rasterio.Affine(0.5, 0, 400000, 0, -0.5, 5000000)
+
+
+def pixels(channels=3, dtype="uint8", seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, np.iinfo(dtype).max, (*SIZE, channels), dtype, endpoint=True)
+
+
+def read(picture, box=BOX):
+    assert picture.size == SIZE
+    return picture.read(box)
+
+
+def part(values, box=BOX):
+    x1, y1, x2, y2 = box
+    return values[y1:y2, x1:x2]
+
+
+def geotiff(path, values, crs="EPSG:32633", **more):
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        height=SIZE[0],
+        width=SIZE[1],
+        count=values.shape[-1],
+        dtype=values.dtype,
+        crs=crs,
+        transform=TRANSFORM,
+        tiled=True,
+        blockxsize=64,
+        blockysize=64,
+        **more,
+    ) as file:
+        file.write(np.moveaxis(values, -1, 0))
+    return path
+
+
+def sources(tmp_path, values):
+    """One picture as every kind of source, by name."""
+    np.save(tmp_path / "a.npy", values)
+    first = np.moveaxis(values, -1, 0)
+    named = zarr.create_array(
+        str(tmp_path / "named.zarr"),
+        shape=first.shape,
+        chunks=(1, *CHUNKS),
+        dtype=values.dtype,
+        dimension_names=("c", "y", "x"),
+    )
+    named[:] = first
+    group = zarr.open_group(str(tmp_path / "ome.zarr"), mode="w", zarr_format=2)
+    level = group.create_array("0", shape=(1, *first.shape), chunks=(1, 1, *CHUNKS), dtype="uint8")
+    level[:] = first[None]
+    axes = [{"name": name} for name in "tc"] + [{"name": n, "unit": "micrometer"} for n in "yx"]
+    scale = {"type": "scale", "scale": [1, 1, 0.5, 0.25]}
+    datasets = [{"path": "0", "coordinateTransformations": [scale]}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    file = h5py.File(tmp_path / "a.h5", "w")
+    tifffile.imwrite(tmp_path / "strips.tif", values)
+    tifffile.imwrite(tmp_path / "big.tif", values, tile=CHUNKS, bigtiff=True, compression="zlib")
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif",
+        first,
+        tile=CHUNKS,
+        photometric="minisblack",
+        metadata={"axes": "CYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5},
+    )
+    with tifffile.TiffWriter(tmp_path / "pyramid.tif") as tiff:
+        tiff.write(values, tile=CHUNKS, subifds=1)
+        tiff.write(values[::2, ::2], tile=CHUNKS, subfiletype=1)
+    geotiff(tmp_path / "geo.tif", values, compress="lzw")
+    return {
+        "array": values,
+        "rows last": np.asfortranarray(values),
+        "memmap": tmp_path / "a.npy",
+        "dask": dask_array.from_array(values, chunks=(64, 64, 3)),
+        "zarr": named,
+        "zarr by path": tmp_path / "named.zarr",
+        "OME-Zarr": group,
+        "HDF5": file.create_dataset("pixels", data=values),
+        "strips": tmp_path / "strips.tif",
+        "BigTIFF": tmp_path / "big.tif",
+        "OME-TIFF": tmp_path / "a.ome.tif",
+        "pyramid": tmp_path / "pyramid.tif",
+        "GeoTIFF": str(tmp_path / "geo.tif"),
+        "rasterio": rasterio.open(tmp_path / "geo.tif"),
+    }
+
+
+def test_every_source_gives_the_same_pixels(tmp_path):
+    values = pixels()
+    opened = {name: open_picture(source) for name, source in sources(tmp_path, values).items()}
+    for name, picture in opened.items():
+        np.testing.assert_array_equal(read(picture), part(values), err_msg=name)
+    for name in ("OME-Zarr", "OME-TIFF"):
+        assert opened[name].pixel_size == (0.5, 0.25) and opened[name].unit[0] in "mµ"
+    for name in ("GeoTIFF", "rasterio"):
+        assert opened[name].crs == "EPSG:32633" and opened[name].pixel_size == (0.5, 0.5)
+        assert opened[name].transform == tuple(TRANSFORM)[:6]
+
+
+def test_three_of_many_channels_and_one(tmp_path):
+    values = pixels(7, "uint16")
+    path = geotiff(tmp_path / "bands.tif", values)
+    for source, axes in ((values, "YXC"), (np.moveaxis(values, -1, 0), "CYX"), (path, None)):
+        picture = open_picture(source, axes, channels=(4, 0, 2))
+        np.testing.assert_array_equal(read(picture), part(values)[..., [4, 0, 2]])
+        assert read(open_picture(source, axes, channels=5)).shape == (125, 140, 1)
+        with pytest.raises(ValueError, match=r"one or three of the channels.*with 7 channels"):
+            open_picture(source, axes)
+        with pytest.raises(ValueError, match=r"one or three of 0\.\.6"):
+            open_picture(source, axes, channels=(1, 2, 7))
+
+
+def test_resolution_of_a_plain_tiff(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels(), resolution=(2e4, 1e4), resolutionunit="CENTIMETER"
+    )
+    picture = open_picture(tmp_path / "a.tif")
+    assert picture.pixel_size == (1e-4, 5e-5) and picture.unit == "cm"
+
+
+def test_the_range_of_values_is_that_of_the_picture():
+    dark = np.full((600, 600), 100, "uint16")
+    dark[:300] = 3000
+    picture = open_picture(dark)
+    low, high = picture.whole_range("percentile")
+    assert (low, high) == (100, 3000)
+    assert picture.whole_range("auto") == (0, 65535)
+    assert picture.whole_range((5, 9)) == (5, 9)
+    assert open_picture(pixels()).whole_range("auto") == "auto"
+    unit = open_picture(np.linspace(0, 1, 10000, dtype="float32").reshape(100, 100))
+    assert unit.whole_range("auto") == (0, 1)
+    grey = dataclasses.replace(unit, read=lambda box: 200 * unit.read(box))
+    assert grey.whole_range("auto") == (0, 255)
+    with pytest.raises(ValueError, match="An image of int32 must have values within 0..255"):
+        open_picture(np.full((9, 9), 300, "int32")).whole_range("auto")
+
+
+def test_no_data_is_masked(tmp_path):
+    values = pixels(1, "uint16")
+    values[30:60] = 7
+    read_values = read(open_picture(geotiff(tmp_path / "a.tif", values, nodata=7)))
+    assert np.array_equal(np.ma.getmaskarray(read_values), part(values) == 7)
+
+
+def cut_in_half(tmp_path):
+    path = tmp_path / "half.tif"
+    geotiff(path, pixels())
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def zarr_without_names(tmp_path):
+    return zarr.create_array(str(tmp_path / "b.zarr"), shape=(7, 90, 80), dtype="uint8")
+
+
+def zarr_group(tmp_path):
+    group = zarr.open_group(str(tmp_path / "c.zarr"), mode="w")
+    group.create_array("pixels", shape=(9, 9), dtype="uint8")
+    return tmp_path / "c.zarr"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (cut_in_half, ValueError, r"must be a whole TIFF.*cut off at \d"),
+        (zarr_without_names, ValueError, r"`axes` must be given.*axes='CYX'.*shape=\(7, 90, 80\)"),
+        (zarr_group, ValueError, r"must be an OME-Zarr picture.*\['pixels'\]"),
+        (lambda folder: folder / "none.tif", FileNotFoundError, "There is no picture at"),
+        (lambda _: 5, ValueError, "`image` must be an array with `shape` and slicing"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_a_sentence(make, error, words, tmp_path):
+    with pytest.raises(error, match=words) as caught:
+        open_picture(make(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("axes", ["YX", "TCYX", "CYXY", "CCY"])
+def test_axes_that_do_not_fit_are_refused(axes):
+    with pytest.raises(ValueError, match=r"`axes` must have one letter per axis"):
+        open_picture(np.zeros((7, 9, 8), "uint8"), axes)
