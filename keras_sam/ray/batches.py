@@ -121,7 +121,7 @@ class SegmentEverything(_Segment):
     Example:
 
     ```python
-    tiny_segmenter().save_to_preset("tiny")
+    tiny_segmenter.save_to_preset("tiny")
     everything = keras_sam.ray.SegmentEverything("tiny", points_per_side=2)
     # In Ray: dataset.map_batches(
     #     keras_sam.ray.SegmentEverything, fn_constructor_args=("tiny",), concurrency=2,
@@ -171,7 +171,7 @@ class SegmentPrompts(_Segment):
     Example:
 
     ```python
-    tiny_segmenter().save_to_preset("tiny")
+    tiny_segmenter.save_to_preset("tiny")
     prompts = keras_sam.ray.SegmentPrompts("tiny")
     table = prompts({"image": [image], "boxes": [[[60, 40, 300, 260], [310, 50, 560, 380]]]})
     [len(scores) for scores in table["mask_scores"].to_pylist()]  # [2]
