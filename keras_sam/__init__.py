@@ -53,6 +53,7 @@ _MODULES = (
     "models",
     "presets",
     "prompts",
+    "ray",
     "tiles",
     "training",
     "visualization",

@@ -215,8 +215,8 @@ def test_commands_in_documents_are_valid(command, sandbox, monkeypatch, capsys):
     """`keras-sam` commands run; of the slow tools and installers the arguments are checked."""
     sandbox(command)
     words = shlex.split(command, comments=True)
-    if words[:2] in (["keras-sam", "train"], ["keras-sam", "annotate"]):
-        # Minutes, and a server that runs until it is stopped; both are tested elsewhere.
+    if words[:2] in (["keras-sam", "train"], ["keras-sam", "annotate"]) or "--ray" in words:
+        # Minutes, a server that runs until it is stopped, and a cluster: tested elsewhere.
         keras_sam.cli.parse_arguments(words[1:])
     elif words[0] == "keras-sam":
         assert run_command_line(words[1:]) == 0, capsys.readouterr()

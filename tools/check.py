@@ -212,7 +212,7 @@ def install(environment: Environment) -> None:
     plain_x86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "darwin"
     tensorflow = "tensorflow-cpu" if plain_x86 else "tensorflow"
     environment.pip(*pinned, tensorflow, "jax", "openvino", what=f"{tensorflow}, jax, openvino")
-    extras = "keras,kaggle,hub,plot,train,export,annotate,tiff,geo,test"
+    extras = "keras,kaggle,hub,plot,train,export,annotate,tiff,geo,ray,test"
     environment.pip(*pinned, "-e", f".[{extras}]", what="keras-sam and the test oracles")
     # They ask for an unpinned torchvision, which would replace the torch that is installed.
     for oracle in ("segment-anything-py", "mobilesam-mirror", "segment-anything-hq"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_sam.annotations.image_annotations import (
@@ -47,14 +48,12 @@ def write_coco(
         OSError: if the file cannot be written.
     """
     names = None if categories is None else {int(key): name for key, name in categories.items()}
-    entries: dict[int, dict] = {}
     met: set[int] = set()
     number = 0
-    with whole_file(path, text=True) as file:
+    with whole_file(path, text=True) as file, _ImageEntries() as entries:
         file.write('{"info": {"description": "masks by keras_sam"},\n"annotations": [')
         for image in images:
-            listed = _image_entry(image, entries)
-            entries[listed["id"]] = listed
+            listed = entries.add(image)
             for record in image.records:
                 number += 1
                 entry = {"id": number, "image_id": listed["id"]}
@@ -70,7 +69,10 @@ def write_coco(
         if names is None:
             names = {key: "object" if key == 1 else f"category {key}" for key in met or {1}}
         named = [{"id": key, "name": name} for key, name in sorted(names.items())]
-        file.write('],\n"images": ' + json.dumps(list(entries.values())))
+        file.write('],\n"images": [')
+        for position, line in enumerate(entries):
+            file.write((", " if position else "") + line.rstrip("\n"))
+        file.write("]")
         file.write(',\n"categories": ' + json.dumps(named) + "}\n")
 
 
@@ -155,15 +157,46 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _image_entry(image: ImageAnnotations, entries: Mapping[int, dict]) -> dict:
-    number = max(entries, default=0) + 1 if image.image_id is None else image.image_id
-    if number in entries:
-        raise ValueError(
-            f"Images must have ids of their own. Received: image_id={number} for "
-            f"{entries[number]['file_name']!r} and {image.file_name!r}."
-        )
-    height, width = image.known_size()
-    return {"id": number, "width": width, "height": height, "file_name": str(image.file_name)}
+class _ImageEntries:
+    """The entries of images, on disk until they are written: a million take no memory.
+
+    Nor do their ids, as long as they count from 1.
+    """
+
+    def __init__(self) -> None:
+        self._last = self._largest = 0  # ids up to `_last` are taken, others are in `_apart`
+        self._apart: set[int] = set()
+
+    def __enter__(self) -> _ImageEntries:
+        self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def __iter__(self) -> Iterator[str]:
+        """Yields the entries as lines of JSON."""
+        self._file.seek(0)
+        return iter(self._file)
+
+    def add(self, image: ImageAnnotations) -> dict:
+        """The entry of an image, with an id of its own."""
+        number = self._largest + 1 if image.image_id is None else image.image_id
+        if 1 <= number <= self._last or number in self._apart:
+            first = next(entry for entry in map(json.loads, self) if entry["id"] == number)
+            raise ValueError(
+                f"Images must have ids of their own. Received: image_id={number} for "
+                f"{first['file_name']!r} and {image.file_name!r}."
+            )
+        self._apart.add(number)
+        self._largest = max(self._largest, number)
+        while self._last + 1 in self._apart:
+            self._last += 1
+            self._apart.remove(self._last)
+        height, width = image.known_size()
+        entry = {"id": number, "width": width, "height": height, "file_name": str(image.file_name)}
+        self._file.write(json.dumps(entry) + "\n")
+        return entry
 
 
 def annotation_entry(

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from keras_sam.cli import large_pictures, model, options
+from keras_sam.cli import everything_on_ray, large_pictures, model, options
 from keras_sam.cli.errors import CommandError, bad_input, one_line, writing
 from keras_sam.cli.output import (
     add_overwrite_option,
@@ -40,6 +40,7 @@ Segments everything in photographs, and in each photograph of a folder.
 --format yolo       a text file of outlines per photograph
 --format png        a folder per photograph: a black and white picture per mask, metadata.csv
 --format label-map  an indexed PNG per photograph: pixels of mask N are N, background is 0
+--format parquet    with --ray: Parquet files with a row per photograph; coco joins them at the end
 
 Results are written photograph by photograph, each whole or not at all. A run that was interrupted
 continues where it stopped when the same command is given again: finished photographs are skipped,
@@ -54,22 +55,26 @@ examples:
   keras-sam everything truck.jpg --model sam_vit_b_01ec64.pth --out masks --format png \\
       --points-per-side 16 --crop-n-layers 1 --min-mask-region-area 100
   keras-sam everything scan.tif --model sam_base_sa1b --out masks --tile 1024 --halo 256 \\
-      --format geojson"""
+      --format geojson
+  keras-sam everything photos --ray --workers 8 --out masks --model sam_base_sa1b"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds what the command takes."""
     parser.add_argument(
         "photos",
-        type=options.photograph,
+        type=options.place,
         nargs="+",
         metavar="PHOTO_OR_FOLDER",
-        help="pictures, or folders of them",
+        help="pictures, or folders of them; with --ray also globs, Parquet files with a column "
+        "`bytes`, and addresses such as s3://bucket/folder",
     )
     parser.add_argument("--recursive", action="store_true", help="look into subfolders, too")
     results = parser.add_argument_group("results")
-    results.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for them")
-    formats = tuple(dict.fromkeys((*FORMATS, *large_pictures.FORMATS)))
+    results.add_argument(
+        "--out", type=options.place, required=True, metavar="DIR", help="folder for them"
+    )
+    formats = tuple(dict.fromkeys((*FORMATS, *large_pictures.FORMATS, "parquet")))
     results.add_argument("--format", choices=formats, required=True, help="see above")
     results.add_argument(
         "--polygons", action="store_true", help="with --format coco: outlines, not run lengths"
@@ -87,6 +92,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_overwrite_option(results)
     results.add_argument("--json", action="store_true", help="print the summary as a line of JSON")
     large_pictures.add_options(parser)
+    everything_on_ray.add_ray_options(parser)
     options.add_generator_options(parser)
     options.add_model_options(parser, runs_exports=True)
 
@@ -94,9 +100,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Segments what is not done yet, and prints a summary however the run ends."""
     parameters = options.read_generator_options(args)
+    if args.tile is None:
+        large_pictures.check_unused(args)
+    elif args.ray is not None:
+        raise CommandError("--tile works on one machine: leave out --ray, or --tile")
+    if args.ray is not None:
+        return everything_on_ray.run(args, parameters, _settings(args, parameters))
+    everything_on_ray.check_no_ray_options(args)
     if args.tile is not None:
         return large_pictures.run(args, parameters)
-    large_pictures.check_unused(args)
     photos = find_photos(args.photos, args.recursive, _result_folders(args))
     _check_outputs(args)
     log = RunLog(args.out, _settings(args, parameters), args.overwrite)

@@ -33,6 +33,11 @@ def photograph(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def place(text: str) -> Path | str:
+    """A path as by `photograph`, or an address of another file system, as it is."""
+    return text if re.match(r"(?!https?:)[a-zA-Z][\w+.-]+://", text) else photograph(text)
+
+
 def point(given: str | list) -> tuple[float, float, int]:
     """`X,Y` or `X,Y,LABEL`."""
     x, y, label = (*numbers(given, (2, 3), "X,Y or X,Y,LABEL in pixels"), 1)[:3]

@@ -3,6 +3,7 @@
 Nothing heavy is imported before a side of a case prepares itself, in its own process.
 """
 
+from benchmarks.cluster import ray
 from benchmarks.decoding import decoder
 from benchmarks.encoding import encoder, hiera, huge, mobile
 from benchmarks.exporting import export_decoder, export_encoder, export_predictor
@@ -30,9 +31,13 @@ CASES = {
     "huge": huge,
     "int8": int8,
     "busy": busy,
+    "ray": ray,
     "export_encoder": export_encoder,
     "export_decoder": export_decoder,
     "export_predictor": export_predictor,
 }
 # They take minutes, and gigabytes or a preset of ours: they run only when they are named.
-ON_REQUEST = ("huge", "int8", "busy", "export_encoder", "export_decoder", "export_predictor")
+ON_REQUEST = (
+    *("huge", "int8", "busy", "ray"),
+    *("export_encoder", "export_decoder", "export_predictor"),
+)

@@ -1,0 +1,352 @@
+"""Rows on disk: shards of Parquet, each written whole or not at all, and what is in them already.
+
+Nothing here grows with the number of photographs: which of them are done is asked of an index in
+a temporary file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import posixpath
+import secrets
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from keras_sam.annotations import ImageAnnotations, write_coco
+from keras_sam.files import whole_file
+from keras_sam.ray.engine import MASK_COLUMNS, records_of
+from keras_sam.ray.sources import Photo, open_filesystem
+
+SETTINGS_FILE = "keras_sam_ray.json"
+FAILED_FILE = "failed.parquet"
+FAILED_COLUMNS = ("path", "name", "sha256", "reason")
+COCO_FILE = "annotations.json"
+SHARD_PREFIX = "masks-"
+SHARD_ROWS = 256
+SHARD_BYTES = 32 << 20  # of run lengths
+SHARD_SECONDS = 300
+_PROMPTED = tuple(MASK_COLUMNS.values())[:4]
+
+
+def mask_fields() -> dict[str, Any]:
+    """The type of each column that a photograph's masks have."""
+    import pyarrow as pa
+
+    box, number = pa.list_(pa.float64()), pa.list_(pa.float64())
+    return {
+        "sha256": pa.string(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "mask_counts": pa.list_(pa.string()),
+        "mask_boxes": pa.list_(box),
+        "mask_areas": pa.list_(pa.int64()),
+        "mask_scores": number,
+        "mask_stability_scores": number,
+        "mask_points": pa.list_(pa.list_(box)),
+        "mask_crop_boxes": pa.list_(box),
+    }
+
+
+def table_of(kept: dict[str, list], rows: list[dict], with_prompts: bool = False) -> Any:
+    """A table of columns that are kept as they are, and of rows of `engine.segment`."""
+    import pyarrow as pa
+
+    fields = {**mask_fields(), "error": pa.string()}
+    if with_prompts:
+        left_out = set(MASK_COLUMNS.values()) - set(_PROMPTED)
+        fields = {name: kind for name, kind in fields.items() if name not in left_out}
+    columns = {name: pa.array([_plain(v) for v in values]) for name, values in kept.items()}
+    for name, kind in fields.items():
+        columns[name] = pa.array([row.get(name) for row in rows], kind)
+    return pa.table(columns)
+
+
+def _plain(value):
+    """Arrays as lists, which Arrow takes at any depth."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+class Results:
+    """A folder of shards, and `failed.parquet` with what has no masks, and why.
+
+    Args:
+        folder: str. Path or address.
+
+    Raises:
+        OSError: if the folder cannot be made or read.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        self._filesystem, self._path, _ = open_filesystem(folder)
+        self._is_local = type(self._filesystem).__name__ == "LocalFileSystem"
+        self._temporary = tempfile.TemporaryDirectory(prefix="keras_sam")
+        self._index = sqlite3.connect(f"{self._temporary.name}/index", isolation_level=None)
+        # The index is made anew in each run, so that nothing has to survive in it.
+        self._index.executescript(
+            """
+            PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000;
+            CREATE TABLE done (path TEXT PRIMARY KEY, sha256 TEXT, size INT, modified INT,
+                               shard TEXT, masks INT) WITHOUT ROWID;
+            CREATE TABLE superseded (shard TEXT, path TEXT);
+            CREATE TABLE seen (path TEXT PRIMARY KEY) WITHOUT ROWID;
+            CREATE TABLE failed (path TEXT PRIMARY KEY, name TEXT, sha256 TEXT, reason TEXT,
+                                 earlier INT DEFAULT 0) WITHOUT ROWID;
+            """
+        )
+        self._rows: list[dict] = []
+        self._bytes, self._since, self._number = 0, time.monotonic(), 0
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._index.close()
+        self._temporary.cleanup()
+
+    # --- what is there ---
+
+    def read_settings(self) -> dict | None:
+        """The settings of the run that the folder belongs to, None for a new folder."""
+        try:
+            with self._filesystem.open_input_stream(self._join(SETTINGS_FILE)) as file:
+                return json.loads(file.read())
+        except FileNotFoundError:
+            return None
+
+    def start(self, settings: dict, overwrite: bool = False) -> None:
+        """Reads what earlier runs have done. Nothing is written before there is a result.
+
+        Raises:
+            FileExistsError: if the folder of a new run holds something else.
+        """
+        self._settings, self._is_begun = settings, False
+        if overwrite:
+            return
+        if self.read_settings() is None:
+            others = sorted(self._files(lambda name: not name.startswith(".")))
+            if others:
+                raise FileExistsError(f"holds {others[0]}, of another run: choose another folder")
+            return
+        for name in self.shards():
+            self._number = max(self._number, int(name.split("-")[1]))
+            for row in self._read(name, ["path", "sha256", "size", "modified", "masks"]):
+                self._note(row, name)
+        if self._files(lambda name: name == FAILED_FILE):
+            for row in self._read(FAILED_FILE, None):
+                self._index.execute(
+                    "INSERT OR REPLACE INTO failed VALUES (?, ?, ?, ?, 1)",
+                    tuple(row[name] for name in FAILED_COLUMNS),
+                )
+        self._is_begun = True
+        self._drop_superseded()
+
+    def _begin(self):
+        """Makes the folder of a new run, without what it replaces."""
+        if self._is_begun:
+            return
+        self._filesystem.create_dir(self._path, recursive=True)
+        for name in self._files(_is_ours):
+            self._filesystem.delete_file(self._join(name))
+        with self._whole(SETTINGS_FILE) as file:
+            file.write(json.dumps(self._settings).encode())
+        self._is_begun = True
+
+    def shards(self) -> list[str]:
+        """The names of the shards, oldest first."""
+        return sorted(self._files(lambda name: name.startswith(SHARD_PREFIX)))
+
+    def find(self, photo: Photo) -> tuple[str, bool] | None:
+        """The hash of a photograph that is done, and whether its file is the same since."""
+        found = self._index.execute(
+            "SELECT sha256, size, modified FROM done WHERE path = ?", (photo.path,)
+        ).fetchone()
+        if found is None:
+            return None
+        return found[0], found[1:] == (photo.size, photo.modified)
+
+    def is_new(self, photo: Photo) -> bool:
+        """Whether this run meets a photograph for the first time."""
+        entered = self._index.execute("INSERT OR IGNORE INTO seen VALUES (?)", (photo.path,))
+        return entered.rowcount == 1
+
+    def totals(self) -> tuple[int, int, int]:
+        """How many photographs are done, their masks, and how many have failed in this run."""
+        done, masks = self._index.execute("SELECT COUNT(*), SUM(masks) FROM done").fetchone()
+        (failed,) = self._index.execute("SELECT COUNT(*) FROM failed WHERE NOT earlier").fetchone()
+        return done, masks or 0, failed
+
+    def failures(self) -> Iterator[tuple[str, str]]:
+        """The name of each photograph without masks, and the reason."""
+        return self._index.execute(
+            "SELECT name, reason FROM failed WHERE NOT earlier ORDER BY name"
+        )
+
+    # --- what is added ---
+
+    def add(self, photo: Photo, row: dict) -> None:
+        """Takes the row of a photograph, and writes a shard if it is time."""
+        self._index.execute("DELETE FROM failed WHERE path = ?", (photo.path,))
+        about = {"path": photo.path, "name": photo.name}
+        about |= {"size": photo.size, "modified": photo.modified}
+        self._rows.append({**row, **about, "masks": len(row["mask_counts"])})
+        self._bytes += 64 + sum(map(len, row["mask_counts"]))
+        late = time.monotonic() - self._since > SHARD_SECONDS
+        if len(self._rows) >= SHARD_ROWS or self._bytes >= SHARD_BYTES or late:
+            self.flush()
+
+    def fail(self, photo: Photo, reason: str, sha256: str | None = None) -> None:
+        """Notes that a photograph has no masks."""
+        self._index.execute(
+            "INSERT OR REPLACE INTO failed VALUES (?, ?, ?, ?, 0)",
+            (photo.path, photo.name, sha256, reason),
+        )
+
+    def flush(self) -> None:
+        """Writes a shard of the rows that wait."""
+        if self._rows:
+            self._begin()
+            self._number += 1
+            name = f"{SHARD_PREFIX}{self._number:06d}-{secrets.token_hex(4)}.parquet"
+            self._write_shard(name, self._rows)
+            for row in self._rows:
+                self._note(row, name)
+            self._rows, self._bytes = [], 0
+            self._drop_superseded()
+        self._since = time.monotonic()
+
+    def finish(self, is_complete: bool = True) -> None:
+        """Writes what waits, and `failed.parquet`, which is there only if something failed.
+
+        Of a run that is not complete, what failed before and was not tried again stays in it.
+        """
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        self.flush()
+        if is_complete:
+            self._index.execute("DELETE FROM failed WHERE earlier")
+        (count,) = self._index.execute("SELECT COUNT(*) FROM failed").fetchone()
+        if not count:
+            if self._is_begun and self._files(lambda name: name == FAILED_FILE):
+                self._filesystem.delete_file(self._join(FAILED_FILE))
+            return
+        self._begin()
+        schema = pa.schema([(name, pa.string()) for name in FAILED_COLUMNS])
+        rows = self._index.execute(f"SELECT {', '.join(FAILED_COLUMNS)} FROM failed ORDER BY path")
+        with (
+            self._whole(FAILED_FILE) as file,
+            parquet.ParquetWriter(file, schema, compression="zstd") as writer,
+        ):
+            while some := rows.fetchmany(4096):
+                table = pa.Table.from_pylist([dict(zip(schema.names, row)) for row in some], schema)
+                writer.write_table(table)
+
+    def write_coco(self, polygons: bool = False, tolerance: float = 0.0) -> None:
+        """Joins all shards to one COCO file, a photograph in memory at a time."""
+
+        def images():
+            number = 0
+            for name in self.shards():
+                for row in self._read(name, None):
+                    number += 1
+                    size = (row["height"], row["width"])
+                    yield ImageAnnotations(row["name"], size, records_of(row), number)
+
+        how = {"polygons": polygons, "tolerance": tolerance}
+        if self._is_local:
+            write_coco(Path(self._path) / COCO_FILE, images(), **how)
+            return
+        beside = Path(self._temporary.name) / COCO_FILE
+        write_coco(beside, images(), **how)
+        with self._whole(COCO_FILE) as file, beside.open("rb") as made:
+            shutil.copyfileobj(made, file, 1 << 20)
+
+    # --- files ---
+
+    def _join(self, name):
+        return posixpath.join(self._path, name)
+
+    def _files(self, wanted):
+        from pyarrow import fs
+
+        found = self._filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
+        return [info.base_name for info in found if info.is_file and wanted(info.base_name)]
+
+    @contextlib.contextmanager
+    def _whole(self, name):
+        """A file that appears complete or not at all."""
+        if self._is_local:
+            with whole_file(self._join(name)) as file:
+                yield file
+            return
+        temporary = self._join(f".{name}.{secrets.token_hex(4)}.part")
+        try:
+            with self._filesystem.open_output_stream(temporary) as file:
+                yield file
+            self._filesystem.move(temporary, self._join(name))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._filesystem.delete_file(temporary)
+            raise
+
+    def _read(self, name, columns) -> Iterator[dict]:
+        from pyarrow import parquet
+
+        with self._filesystem.open_input_file(self._join(name)) as file:
+            shard = parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+            for batch in shard.iter_batches(16 if columns is None else 1024, columns=columns):
+                yield from batch.to_pylist()
+
+    def _write_shard(self, name, rows):
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        fields = {"path": pa.string(), "name": pa.string(), "size": pa.int64()}
+        fields |= {"modified": pa.int64(), "masks": pa.int32(), **mask_fields()}
+        made = io.BytesIO()
+        table = pa.Table.from_pylist(rows, pa.schema(list(fields.items())))
+        parquet.write_table(table, made, compression="zstd")
+        with self._whole(name) as file:
+            file.write(made.getbuffer())
+
+    def _note(self, row, shard):
+        """Enters a row into the index; an earlier row of the same photograph is to be dropped."""
+        (earlier,) = self._index.execute(
+            "SELECT (SELECT shard FROM done WHERE path = ?)", (row["path"],)
+        ).fetchone()
+        if earlier is not None:
+            self._index.execute("INSERT INTO superseded VALUES (?, ?)", (earlier, row["path"]))
+        values = [row[name] for name in ("path", "sha256", "size", "modified")]
+        self._index.execute(
+            "INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?)", (*values, shard, row["masks"])
+        )
+
+    def _drop_superseded(self):
+        """Takes the rows of photographs that have changed since out of older shards.
+
+        The newer row is on disk by now: if this is interrupted, the next run does it.
+        """
+        shards = self._index.execute("SELECT DISTINCT shard FROM superseded").fetchall()
+        for (shard,) in shards:
+            gone = self._index.execute("SELECT path FROM superseded WHERE shard = ?", (shard,))
+            paths = {path for (path,) in gone}
+            rows = [row for row in self._read(shard, None) if row["path"] not in paths]
+            if rows:
+                self._write_shard(shard, rows)
+            else:
+                self._filesystem.delete_file(self._join(shard))
+        self._index.execute("DELETE FROM superseded")
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(SHARD_PREFIX) or name in (SETTINGS_FILE, FAILED_FILE, COCO_FILE)

@@ -1,0 +1,287 @@
+"""Finding photographs, wherever pyarrow opens them, without a list of them.
+
+A source is a folder, a glob, a picture, or Parquet with a column of bytes; a path or an address
+such as `s3://bucket/photos`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from keras_sam.images import IMAGE_ENDINGS
+
+TABLE_ENDINGS = (".parquet", ".pq")
+BYTES_COLUMNS = ("bytes", "image")  # the latter as a struct with `bytes`, too, as data sets have it
+PATH_COLUMNS = ("path", "file_name")
+_ROWS_AT_ONCE = 8
+_WILD = re.compile(r"[*?\[]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """One photograph: where it is, and by what a changed one is recognised.
+
+    Args:
+        path: str. Path, address, or `FILE#ROW` for a row of Parquet.
+        name: str. The same within the source, or the path that a row of Parquet names.
+        size: int. Bytes of the file that it is or is in.
+        modified: int. Time of that file, ns.
+        data: optional bytes of the photograph, for a row of Parquet.
+        known: optional str. The hash of the photograph whose masks are there already.
+    """
+
+    path: str
+    name: str
+    size: int
+    modified: int
+    data: bytes | None = None
+    known: str | None = None
+
+
+def is_address(place: str) -> bool:
+    """Whether this is an address and not a path."""
+    return re.match(r"[a-zA-Z][\w+.-]+://", place) is not None
+
+
+@functools.lru_cache(maxsize=64)
+def _filesystem_of(root: str) -> tuple[Any, str]:
+    from pyarrow import fs
+
+    return fs.FileSystem.from_uri(root)
+
+
+def open_filesystem(place: str) -> tuple[Any, str, str]:
+    """The file system of a path or address, the path in it, and what makes it an address again."""
+    from pyarrow import fs
+
+    if not is_address(place):
+        return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(place)), ""
+    address, mark, options = place.partition("?")
+    if place.startswith("file://"):
+        filesystem, path = fs.FileSystem.from_uri(place)
+        return filesystem, path, ""
+    # One file system for all files of a bucket: it keeps connections.
+    root, rest = re.fullmatch(r"([^:]+://[^/]*)/?(.*)", address, re.S).groups()
+    whole = root + "/" if root.endswith("://") else root  # of schemes without hosts
+    filesystem, base = _filesystem_of(whole + mark + options)
+    path = posixpath.join(base, rest.rstrip("/")) if rest else base
+    return filesystem, path, f"{root}\n{base}\n{mark}{options}"
+
+
+def place_of(path: str, origin: str) -> str:
+    """The path or address of a file that was found in a file system of `open_filesystem`."""
+    if not origin:
+        return path
+    root, base, options = origin.split("\n")
+    return f"{root}/{path.removeprefix(base).lstrip('/')}{options}"
+
+
+def read_bytes(place: str) -> bytes:
+    """All bytes of a file on any file system."""
+    filesystem, path, _ = open_filesystem(place)
+    with filesystem.open_input_stream(path, compression=None) as file:
+        return file.read()
+
+
+class Source:
+    """The photographs of some folders, globs, pictures and tables, found as they are asked for.
+
+    Args:
+        places: list of str.
+        recursive: bool. Looks into subfolders, too.
+        not_in: str. A folder of results, which is left out.
+
+    Raises:
+        FileNotFoundError: if there is no such place.
+    """
+
+    def __init__(self, places: Sequence[str], recursive: bool = False, not_in: str = ""):
+        self._recursive = recursive
+        self._left_out = open_filesystem(not_in)[1] if not_in else None
+        self._places = [(place, *self._look_at(place)) for place in places]
+        origins = {(origin, base.startswith("/")) for *_, origin, base in self._places}
+        folders = [base for *_, base in self._places]
+        self._base = posixpath.commonpath(folders) if len(origins) == 1 else None
+
+    def __iter__(self) -> Iterator[Photo]:
+        """Yields each photograph, twice where two places hold it."""
+        for place, info, filesystem, origin, base in self._places:
+            if info is None:
+                found = self._matching(filesystem, base, open_filesystem(place)[1], origin)
+            elif _is_folder(info):
+                found = self._in_folder(filesystem, info.path, origin)
+            else:
+                found = self._of_file(filesystem, info, origin, self._is_table(info.path))
+            count = 0
+            for count, photo in enumerate(found, start=1):  # noqa: B007
+                yield photo
+            if not count:
+                raise FileNotFoundError(f"{place}: there are no photographs{self._remedy(info)}")
+
+    def _remedy(self, info):
+        if info is not None and _is_folder(info) and not self._recursive:
+            return " in this folder (--recursive looks into its folders)"
+        return ""
+
+    def _look_at(self, place):
+        filesystem, path, origin = open_filesystem(place)
+        info = filesystem.get_file_info(path)
+        if info.type.name == "NotFound":
+            if not _WILD.search(path):
+                raise FileNotFoundError(f"{place}: there is no such photograph or folder")
+            fixed = path[: _WILD.search(path).start()]
+            return None, filesystem, origin, posixpath.dirname(fixed)
+        base = path if _is_folder(info) else posixpath.dirname(path)
+        return info, filesystem, origin, base
+
+    def _in_folder(self, filesystem, folder, origin):
+        """The pictures in a folder; where there are none, the rows of its tables."""
+        tables, pictures = [], 0
+        for info in self._walk(filesystem, folder, self._recursive):
+            if info.path.lower().endswith(IMAGE_ENDINGS):
+                pictures += 1
+                yield from self._of_file(filesystem, info, origin, False)
+            elif self._is_table(info.path) and not pictures:
+                tables.append(info)
+        for info in () if pictures else tables:
+            yield from self._of_file(filesystem, info, origin, True)
+
+    def _matching(self, filesystem, base, pattern, origin):
+        match = re.compile(_translate(pattern)).fullmatch
+        deep = "/" in pattern.removeprefix(base).lstrip("/")
+        for info in self._walk(filesystem, base, deep):
+            if match(info.path):
+                yield from self._of_file(filesystem, info, origin, self._is_table(info.path))
+
+    def _walk(self, filesystem, folder, deep):
+        """The files of a folder, and with `deep` of those in it; hidden ones are left out."""
+        folders = [folder]
+        while folders:
+            for info in _entries(filesystem, folders.pop()):
+                if posixpath.basename(info.path).startswith("."):
+                    continue
+                if not _is_folder(info):
+                    yield info
+                elif deep and info.path.rstrip("/") != self._left_out:
+                    folders.append(info.path)
+
+    def _of_file(self, filesystem, info, origin, is_table):
+        place = place_of(info.path, origin)
+        name = place if self._base is None else posixpath.relpath(info.path, self._base)
+        stamp = {"size": info.size or 0, "modified": info.mtime_ns or 0}
+        if not is_table:
+            yield Photo(place, name, **stamp)
+            return
+        for number, (path, data) in enumerate(_rows(filesystem, info.path, place)):
+            # A table's own paths need not be unique.
+            yield Photo(f"{place}#{number}", path or f"{name}#{number}", **stamp, data=data)
+
+    @staticmethod
+    def _is_table(path):
+        return path.lower().endswith(TABLE_ENDINGS)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LocalFile:
+    """What pyarrow's `FileInfo` has, of one entry at a time."""
+
+    path: str
+    is_folder: bool
+    size: int
+    mtime_ns: int
+
+
+def _entries(filesystem, folder):
+    """The entries of a folder. Only for the local file system they come one by one."""
+    from pyarrow import fs
+
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        yield from filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        return
+    try:
+        entries = os.scandir(folder)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            try:
+                about = entry.stat()
+            except OSError:  # a link to nothing
+                continue
+            path = entry.path.replace(os.sep, "/")
+            yield _LocalFile(path, entry.is_dir(), about.st_size, about.st_mtime_ns)
+
+
+def _is_folder(info):
+    is_folder = getattr(info, "is_folder", None)
+    return info.type.name == "Directory" if is_folder is None else is_folder
+
+
+def _rows(filesystem, path, place):
+    """The path, or None, and the bytes of each row of a table, some rows in memory at a time."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with filesystem.open_input_file(path) as file:
+        try:
+            table = parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{place}: not a Parquet file ({error})") from error
+        schema = table.schema_arrow
+        column = next((name for name in BYTES_COLUMNS if _holds_bytes(schema, name)), None)
+        if column is None:
+            raise ValueError(
+                f"{place}: has no column of bytes, `{'` or `'.join(BYTES_COLUMNS)}`, but only "
+                f"{', '.join(schema.names)}"
+            )
+        named = next((name for name in PATH_COLUMNS if name in schema.names), None)
+        names = [name for name in (column, named) if name]
+        for batch in table.iter_batches(_ROWS_AT_ONCE, columns=names):
+            for row in batch.to_pylist():
+                value = row[column]
+                data, own = (
+                    (value.get("bytes"), value.get("path"))
+                    if isinstance(value, dict)
+                    else (value, None)
+                )
+                yield row.get(named) or own, data or b""
+
+
+def _holds_bytes(schema, name):
+    from pyarrow import types
+
+    if name not in schema.names:
+        return False
+    kind = schema.field(name).type
+    if types.is_struct(kind):
+        return any(_is_binary(kind.field(i)) for i in range(kind.num_fields))
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _is_binary(field):
+    from pyarrow import types
+
+    return field.name == "bytes" and (
+        types.is_binary(field.type) or types.is_large_binary(field.type)
+    )
+
+
+def _translate(pattern):
+    """A glob as a regular expression: `*` within a folder, `**` through any number of them."""
+    pieces = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+    def piece(match):
+        text = match[0]
+        if text in pieces:
+            return pieces[text]
+        if text.startswith("[") and len(text) > 1:
+            return "[" + text[1:-1].replace("!", "^", text.startswith("[!")) + "]"
+        return re.escape(text)
+
+    return re.sub(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|.", piece, pattern, flags=re.S)
