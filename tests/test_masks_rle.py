@@ -135,6 +135,14 @@ def test_many_columns_and_many_masks_stay_in_order(shape):
     assert tools.encode_rle(stack) == coco_encode(stack)
 
 
+def test_a_part_of_a_picture_of_forty_thousand_million_pixels_is_encoded_and_read():
+    mask = np.random.default_rng(0).random((40, 60)) > 0.5
+    place = [199_900, 150_000, 199_960, 150_040]
+    encoded = tools.encode_rle(mask, crop_box=place, original_size=(200_000, 200_000))
+    assert encoded["size"] == [200_000, 200_000]
+    assert np.array_equal(tools.decode_rle(encoded, crop_box=place), mask)
+
+
 def test_a_crop_is_encoded_as_a_mask_of_the_whole_image():
     rng = np.random.default_rng(0)
     edges = {"none": 0, "some": 0}

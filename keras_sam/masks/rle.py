@@ -25,7 +25,7 @@ from keras_sam.geometry import size_pair
 _CHUNK_PIXELS = 1 << 24
 _CHUNK_COLUMNS = 0xFFFF
 _MAX_THREADS = 4  # numpy releases Python's lock; more threads only wait for memory
-_MAX_GROUPS = 7  # 5 bits each: 35 bits hold every count of a mask with fewer than 2**34 pixels.
+_MAX_GROUPS = 9  # 5 bits each: 45 bits hold every count of a mask with fewer than 2**44 pixels.
 
 
 def encode_rle(
