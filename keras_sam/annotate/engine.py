@@ -133,7 +133,8 @@ class Engine:
             return done
 
         def encode():
-            self._check_turn(turns, turn, "Another photograph was opened.")
+            if self._is_superseded(turns, turn):
+                raise SupersededError("Another photograph was opened.")
             return self._encode(photo)
 
         return self._photos.submit(encode, _AHEAD if ahead else _ASKED_FOR)
@@ -172,7 +173,8 @@ class Engine:
         prompt = (list(points), list(labels), box, refine, mask, multimask)
 
         def decode():
-            self._check_turn(canvas, turn, "A newer click has replaced this one.")
+            if self._is_superseded(canvas, turn):
+                raise SupersededError("A newer click has replaced this one.")
             return self._decode(photo, *prompt)
 
         def after_encoding(encoded: Future):
@@ -284,9 +286,8 @@ class Engine:
                 self._newest.popitem(last=False)
             return turn
 
-    def _check_turn(self, canvas: str | None, turn: int | None, reason: str) -> None:
-        if canvas is not None and self._newest.get(canvas, turn) != turn:
-            raise SupersededError(reason)
+    def _is_superseded(self, canvas: str | None, turn: int | None) -> bool:
+        return canvas is not None and self._newest.get(canvas, turn) != turn
 
 
 def _candidate(rle: dict, score: float) -> dict:

@@ -17,7 +17,6 @@ import notebooks  # noqa: E402
 import reference  # noqa: E402
 
 # Pages of the repository's own folder.
-OPTIONAL = ("large_pictures.md", "scale.md")
 DOCUMENTS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 
@@ -31,20 +30,10 @@ def on_config(config):
             {name.removeprefix("compat."): reference.page_name(space)}
         )
     ours.append({"compat": others})
-    config.nav[:] = [entry for entry in config.nav if not _missing(config, entry)]
     for entry in config.nav:
-        for below in entry.values():
-            if isinstance(below, list):
-                below[:] = [page for page in below if not _missing(config, page)]
         if entry.get("API reference") == "reference/":
             entry["API reference"] = ["reference/index.md", *ours]
     return config
-
-
-def _missing(config, entry):
-    """Whether an entry of the navigation is a page of `OPTIONAL` that is not there."""
-    name = next(iter(entry.values())) if isinstance(entry, dict) else entry
-    return name in OPTIONAL and not Path(config.docs_dir, name).is_file()
 
 
 def on_files(files, config):
