@@ -68,10 +68,10 @@ def test_what_is_written_about_messages_is_about_messages_that_are_there():
 
 # What raises an error that was made, or worded, elsewhere.
 PASSED_ON = re.compile(
-    r"raise (\w*error|malformed|self\._error|NotImplementedError|_TooLargeError)\b"
+    r"raise (\w*error|malformed|self\._(error|fault)|NotImplementedError|KeyboardInterrupt|_TooLargeError)\b"
 )
 ANOTHERS = re.compile(
-    r"\((str\(error(\.reason)?\)|message|fault|f'\{\w+\}:? \(?\{error\}\)?'|f'.*strerror.*')"
+    r"\((str\(error(\.reason|\.__cause__)?\)|message|fault|f'\{\w+\}:? \(?\{error\}\)?'|f'.*strerror.*')"
 )
 
 
