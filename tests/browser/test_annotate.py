@@ -356,6 +356,34 @@ def test_the_page_turns_when_what_was_done_is_kept(page, served):
     assert page.locator("#objects li").count() == 0 and len(kept(served)["a.png"]) == 1
 
 
+def test_masks_that_are_refused_come_back_one_after_the_other(page, served):
+    held, places = [], ((20, 20), (45, 30), (70, 40), (85, 55))
+    page.route("**/api/objects", lambda route: held.append(route))
+    page.keyboard.press("b")
+    for place in places[:3]:  # accepted while the first one is being saved
+        page.mouse.click(*at(page, *place, (60, 90)))
+        page.locator(READY).wait_for()
+        page.keyboard.press("Enter")
+    page.mouse.click(*at(page, *places[3], (60, 90)))  # and one that is begun meanwhile
+    for _ in range(3):
+        while not held:
+            page.wait_for_timeout(10)
+        held.pop().fulfill(status=422, json={"error": "There is no room for this mask."})
+    page.get_by_text("comes back once this one").wait_for()
+    page.unroute("**/api/objects")
+    page.wait_for_timeout(300)  # all three are refused
+    page.keyboard.press("PageDown")
+    page.get_by_text("Accept this mask first").wait_for()
+    page.keyboard.press("Escape")  # the one that was begun, and no other
+    for count in (1, 2, 3):
+        accept(page, count)
+    shown = [masks.decode_rle(record["segmentation"]) for record in kept(served)["a.png"]]
+    assert [[bool(mask[y, x]) for x, y in places] for mask in shown] == [
+        [place == one for place in places] for one in places[:3]
+    ]
+    assert page.locator("#clear").is_disabled()
+
+
 def test_a_broken_photograph_is_shown_as_such(page, served):
     choose_photo(page, "broken.jpg")
     page.locator("#broken").wait_for()

@@ -322,6 +322,7 @@ export class SegmentCanvas extends EventTarget {
     Object.assign(this, { draft: EMPTY, past: [], future: [], proposals: [], proposal: -1 });
     Object.assign(this, { cursor: null, pointer: null, drag: null, corner: null });
     this._held = null; // proposals that came while a mask was being made
+    this._refused = []; // drafts that could not be kept, shown one after the other
   }
 
   // --- what the page around it calls ---
@@ -390,7 +391,12 @@ export class SegmentCanvas extends EventTarget {
 
   get hasDraft() {
     const { points, box, mask, editing } = this.draft;
-    return points.length > 0 || box !== null || mask !== null || editing !== null;
+    return points.length > 0 || box !== null || mask !== null || editing !== null || this.draftsWait;
+  }
+
+  /** Whether drafts that could not be kept come back after this one. */
+  get draftsWait() {
+    return this._refused.length > 0;
   }
 
   /** Whether picking another object would lose something. */
@@ -459,8 +465,9 @@ export class SegmentCanvas extends EventTarget {
     return true;
   }
 
-  /** Forgets the draft, its history and a corner of a box. */
-  clear() {
+  /** Forgets the draft, its history and a corner of a box; with `all` also drafts that wait. */
+  clear(all = false) {
+    if (all) this._refused = [];
     Object.assign(this, { draft: EMPTY, past: [], future: [], corner: null, drag: null });
     this._changed();
   }
@@ -479,10 +486,9 @@ export class SegmentCanvas extends EventTarget {
     return true;
   }
 
-  /** Takes back a draft that could not be kept; undo leads to it where another one was begun. */
+  /** Takes back a draft that could not be kept: now, or when the one begun meanwhile is done with. */
   restore(draft) {
-    if (this.hasDraft) this.past.unshift(draft);
-    else this.draft = draft;
+    this._refused.push(draft);
     this._changed();
   }
 
@@ -873,6 +879,10 @@ export class SegmentCanvas extends EventTarget {
   }
 
   _changed(tell = true) {
+    if (this.draftsWait && this.draft === EMPTY && !this.drag && !this.corner) {
+      Object.assign(this, { draft: this._refused.shift(), past: [], future: [] });
+      tell = true;
+    }
     if (this._held && !this.hasDraft && !this.drag && !this.corner) {
       const proposals = this._held;
       this._held = null;

@@ -439,6 +439,7 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
   }
 
   function hint(draft) {
+    if (canvas.draftsWait) return "A mask that was not kept comes back once this one is accepted or cleared.";
     if (canvas.proposalsWait) return "The proposals are shown once this mask is accepted or cleared.";
     if (draft.editing !== null) return "Click, or use brush and eraser; choose a label; Delete removes it.";
     if (draft.waits) return canvas.ready ? "Segmenting …" : "As soon as the photograph is encoded …";
@@ -637,7 +638,7 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
     showSave(session.save);
     showLabels();
     const before = session.photos.findIndex(({ name }) => name === first);
-    canvas.clear();
+    canvas.clear(true);
     await open(() => (before >= 0 ? before : Math.max(0, firstWithout())));
   }
 
