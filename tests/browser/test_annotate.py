@@ -316,6 +316,21 @@ def test_undo_reaches_what_was_deleted_and_made_again(page, served):
     page.get_by_text("Accept this mask first").wait_for()
 
 
+def test_an_undo_that_failed_is_tried_again(page, served):
+    for count, place in enumerate(((20, 20), (70, 40)), start=1):
+        page.mouse.click(*at(page, *place, (60, 90)))
+        accept(page, count)
+    for keys, left in (("z", [1]), ("Shift+z", [1, 2])):
+        page.route("**/api/objects/**", lambda route: route.abort())
+        page.keyboard.press(f"Control+{keys}")
+        page.get_by_text("The server does not answer").wait_for()
+        page.unroute("**/api/objects/**")
+        page.evaluate("document.getElementById('toast').hidden = true")
+        page.keyboard.press(f"Control+{keys}")
+        page.locator("#objects-title", has_text=f"Objects · {len(left)}").wait_for()
+        assert [record["id"] for record in kept(served)["a.png"]] == left
+
+
 def test_an_object_kept_before_the_list_has_come_stays(page, served):
     held = []
     page.route("**/api/objects?photo=c.png", lambda route: held.append(route))

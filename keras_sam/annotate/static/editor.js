@@ -352,6 +352,7 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
       to.push(action);
       speak(how === "undo" ? "Undone" : "Redone");
     } catch (error) {
+      if (error.status !== 404) from.push(action); // to be tried again; what is gone cannot be
       await refused(error);
     }
     showTools();
