@@ -220,7 +220,7 @@ class AnnotationStore:
             return self._shown(entry, size)
 
     def remove(self, number: int) -> None:
-        """Removes an object and saves. Raises a KeyError if there is no such object."""
+        """Removes an object and saves. Raises a KeyError if there is none, or not its image."""
         with self._lock:
             entry = self._entry(number)
             del self._entries[number], self._texts[number]
@@ -403,7 +403,10 @@ class AnnotationStore:
     def _entry(self, number: int) -> dict:
         if number not in self._entries:
             raise KeyError(f"There is no object {number}: it was deleted, perhaps in another tab.")
-        return self._entries[number]
+        entry = self._entries[number]
+        if entry["image_id"] not in self._images:
+            raise KeyError(f"Object {number} belongs to an image that {self._name} does not list.")
+        return entry
 
     def _shown(self, entry: dict, size: tuple[int, int]) -> dict:
         segmentation, _ = usable_segmentation(entry.get("segmentation"))

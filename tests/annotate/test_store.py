@@ -185,6 +185,17 @@ def test_what_was_removed_comes_back_with_its_image(folder):
     assert open_store(folder).objects("a.png", SIZE) == restored
 
 
+def test_an_object_of_an_image_that_is_not_listed_stays_as_it_is(folder):
+    (folder / "out.json").write_text(json.dumps(FOREIGN))
+    store = open_store(folder)
+    before = store.coco()
+    with pytest.raises(KeyError, match=r"Object 10 belongs to an image that out\.json"):
+        store.remove(10)
+    with pytest.raises(KeyError, match=r"Object 10 belongs to an image that out\.json"):
+        store.replace(10, {"category_id": 3})
+    assert store.coco() == before
+
+
 def test_an_image_without_a_size_is_said_until_it_is_known(folder):
     content = {**FOREIGN, "images": [{"id": 7, "file_name": "a.png"}]}
     (folder / "out.json").write_text(json.dumps(content))
