@@ -23,7 +23,7 @@ from keras_sam.annotations.coco import (
     annotations_by_image,
     usable_segmentation,
 )
-from keras_sam.annotations.image_annotations import plain, read_json
+from keras_sam.annotations.image_annotations import parse_json, plain
 from keras_sam.files import remove_leftovers, whole_file
 from keras_sam.masks import mask_area
 
@@ -300,8 +300,8 @@ class AnnotationStore:
         content: dict = {"info": {"description": "masks by keras_sam"}}
         digest = None
         if stamp is not None:
-            content = read_json(self.path)
-            digest = _digest(self.path.read_bytes())
+            written = self.path.read_bytes()  # once: another program may write meanwhile
+            content, digest = parse_json(written, self.path), _digest(written)
         by_image, unknown = _images_of(content, str(self.path))
         rest = {k: v for k, v in content.items() if k not in _SECTIONS}
         images = {entry["id"]: dict(entry) for entry in content.get("images", [])}

@@ -103,10 +103,15 @@ def plain(value: Any) -> Any:
 
 def read_json(path: str | os.PathLike) -> Any:
     """Reads a JSON file; raises a ValueError with the file's name if it is not JSON."""
-    with open(path, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(
-                f"`{os.fspath(path)}` must be a JSON file. Received: no valid JSON ({error})."
-            ) from error
+    with open(path, "rb") as file:
+        return parse_json(file.read(), path)
+
+
+def parse_json(content: bytes, path: str | os.PathLike) -> Any:
+    """Reads the content of a JSON file in UTF-8, which errors call `path`."""
+    try:
+        return json.loads(content.decode())
+    except ValueError as error:
+        raise ValueError(
+            f"`{os.fspath(path)}` must be a JSON file. Received: no valid JSON ({error})."
+        ) from error

@@ -232,6 +232,25 @@ def test_a_file_that_was_only_touched_is_the_same(folder):
     assert store.state.saved
 
 
+def test_a_file_is_read_once(folder, monkeypatch):
+    """What is parsed is what later changes are told from, whatever is written meanwhile."""
+    open_store(folder).add("a.png", SIZE, record())
+    parse, written = json.loads, []
+
+    def parse_and_write(text, **settings):
+        if not written:
+            written.append((folder / "out.json").read_bytes().replace(b"cat", b"cow"))
+            (folder / "out.json").write_bytes(written[0])
+        return parse(text, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "loads", parse_and_write)
+        store = open_store(folder)
+    store.add("a.png", SIZE, record(y=3))
+    assert store.labels[0]["name"] == "cat" and store.state.problem == "changed"
+    assert (folder / "out.json").read_bytes() == written[0]
+
+
 def test_what_cannot_be_written_stays_in_memory(folder, monkeypatch):
     store = open_store(folder)
     store.add("a.png", SIZE, record())
