@@ -457,10 +457,11 @@ class AnnotationStore:
         image = self._images.get(self._ids.get(photo))
         if image is not None:
             known = (int(image.get("height") or size[0]), int(image.get("width") or size[1]))
-            if known != tuple(size):
+            used = any(entry["image_id"] == image["id"] for entry in self._entries.values())
+            if used and known != tuple(size):  # else the photograph says how large it is
                 raise ValueError(
-                    f"{self._name} has masks of {photo} for {known[1]} x {known[0]} pixels, "
-                    f"but it has {size[1]} x {size[0]}. Give the masks another file with --out."
+                    f"{self._name} has annotations of {photo} for {known[1]} x {known[0]} pixels, "
+                    f"but it has {size[1]} x {size[0]}. Give the masks another file as `out`."
                 )
             image |= {"height": size[0], "width": size[1]}
         return image

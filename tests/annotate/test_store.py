@@ -206,6 +206,18 @@ def test_an_image_without_a_size_is_said_until_it_is_known(folder):
     assert [image.size for image in store.images()] == [SIZE]
 
 
+def test_a_listed_image_without_annotations_gets_the_size_of_its_photograph(folder):
+    images = [{"id": 1, "file_name": "a.png", "width": 5, "height": 5}]
+    (folder / "out.json").write_text(json.dumps({"images": images, "annotations": []}))
+    store = open_store(folder)
+    assert store.objects("a.png", SIZE) == []
+    number = store.add("a.png", SIZE, record())["id"]
+    with pytest.raises(ValueError, match=r"annotations of a\.png for 9 x 6 pixels.*5 x 5"):
+        store.objects("a.png", (5, 5))
+    (image,) = json.loads((folder / "out.json").read_text())["images"]
+    assert (image["height"], image["width"], number) == (*SIZE, 1)
+
+
 def test_a_file_that_another_program_changed_is_not_overwritten(folder):
     store = open_store(folder)
     store.add("a.png", SIZE, record())
