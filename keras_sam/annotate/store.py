@@ -472,6 +472,7 @@ _IDS = (
     *(("images", "id"), ("categories", "id")),
     *(("annotations", "image_id"), ("annotations", "category_id")),
 )
+_LABEL_IDS = (("categories", "id"), ("annotations", "category_id"))
 
 
 def _digest(content: bytes) -> bytes:
@@ -492,6 +493,13 @@ def _images_of(content: Any, path: str) -> tuple[list[list[dict]], list[dict]]:
                 raise ValueError(
                     f"The entries of `{section}` in `{path}` need a number or text as `{key}`, as "
                     f"in COCO. Received: {json.dumps(entry):.100}."
+                )
+            # Ids of images may be text. Those of labels are sent and written as numbers.
+            is_label = (section, key) in _LABEL_IDS and number is not None
+            if is_label and (isinstance(number, bool | str) or number % 1 != 0):
+                raise ValueError(
+                    f"The entries of `{section}` in `{path}` need a whole number as `{key}`, as in "
+                    f"COCO: number the labels. Received: {json.dumps(entry):.100}."
                 )
     return annotations_by_image(content, f"`{path}`")
 

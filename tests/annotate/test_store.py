@@ -134,6 +134,12 @@ def test_what_other_programs_wrote_stays(folder):
         ('{"images": [{"id": 1}], "annotations": []}', "file_name"),  # unusable
         ('{"categories": [{"name": "cat"}]}', "`categories`.*`id`"),
         ('{"categories": {"1": "cat"}}', "`categories`.*list"),
+        ('{"categories": [{"id": "7", "name": "cat"}]}', "`categories`.*whole number as `id`"),
+        ('{"categories": [{"id": 1.5, "name": "cat"}]}', "`categories`.*whole number as `id`"),
+        (
+            '{"annotations": [{"image_id": 1, "category_id": "7"}]}',
+            "`annotations`.*whole number as `category_id`",
+        ),
         (
             '{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": [1]}]}',
             "image_id",
