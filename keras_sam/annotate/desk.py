@@ -102,23 +102,27 @@ class Desk:
         return self._with_state(object=entry)
 
     def change(
-        self, number: int, segmentation: Mapping | None = None, category_id: int | None = None
+        self,
+        number: int,
+        segmentation: Mapping | None = None,
+        category_id: int | None = None,
+        photo: str | None = None,
     ) -> dict:
-        """Changes the mask or the label of an object."""
+        """Changes the mask or the label of an object, which must be of `photo` if that is given."""
         changes = {"segmentation": segmentation, "category_id": category_id}
         changes = {name: value for name, value in changes.items() if value is not None}
         if not changes:
             raise ValueError("`segmentation` or `category_id` must be given. Received: neither.")
-        return self._with_state(object=self.store.replace(number, changes))
+        return self._with_state(object=self.store.replace(number, changes, photo))
 
-    def remove(self, number: int) -> dict:
-        """Deletes an object."""
-        self.store.remove(number)
+    def remove(self, number: int, photo: str | None = None) -> dict:
+        """Deletes an object, which must be of `photo` if that is given."""
+        self.store.remove(number, photo)
         return self._with_state()
 
-    def restore(self, number: int) -> dict:
+    def restore(self, number: int, photo: str | None = None) -> dict:
         """Brings back an object that was deleted since the store was made or loaded its file."""
-        return self._with_state(object=self.store.restore(number))
+        return self._with_state(object=self.store.restore(number, photo))
 
     def label(self, name: str) -> dict:
         """Adds a label."""

@@ -67,6 +67,7 @@ class ChangedObject:
 
     segmentation: dict[str, Any] | None = None
     category_id: int | None = None
+    photo: str | None = None  # which the object must be of
 
 
 @dataclasses.dataclass

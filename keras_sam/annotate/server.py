@@ -161,18 +161,18 @@ def _add_object_routes(app: Any, desk: Desk) -> None:
 
     @app.put("/api/objects/{number}", tags=["objects"])
     def change_object(number: int, request: ChangedObject) -> dict:
-        """Changes the mask or the label of an object."""
+        """Changes the mask or the label of an object; 404 if it is not of `photo`."""
         return desk.change(number, **vars(request))
 
     @app.delete("/api/objects/{number}", tags=["objects"])
-    def remove_object(number: int) -> dict:
-        """Deletes an object."""
-        return desk.remove(number)
+    def remove_object(number: int, photo: str | None = None) -> dict:
+        """Deletes an object; 404 if it is not of `photo`."""
+        return desk.remove(number, photo)
 
     @app.post("/api/objects/{number}/restore", tags=["objects"])
-    def restore_object(number: int) -> dict:
+    def restore_object(number: int, photo: str | None = None) -> dict:
         """Brings back an object that was deleted since the server began or loaded the file."""
-        return desk.restore(number)
+        return desk.restore(number, photo)
 
     @app.post("/api/labels", tags=["objects"], status_code=201)
     def add_label(request: LabelRequest) -> dict:

@@ -191,22 +191,24 @@ class AnnotationStore:
             self._save()
             return self._shown(entry, size)
 
-    def replace(self, number: int, changes: Mapping[str, Any]) -> dict:
+    def replace(self, number: int, changes: Mapping[str, Any], photo: str | None = None) -> dict:
         """Changes the mask or the category of an object, and saves.
 
         Args:
             number: the annotation's id.
             changes: dict with `segmentation`, `category_id` or both.
+            photo: optional name of the photograph that the object must be of: numbers may mean
+                other objects once the file was loaded again.
 
         Returns:
             The annotation.
 
         Raises:
-            KeyError: if there is no such object.
+            KeyError: if there is no such object, or it is of another photograph.
             ValueError: as `add`.
         """
         with self._lock:
-            entry = self._entry(number)
+            entry = self._entry(number, photo)
             size = self._size_in_file(self._images[entry["image_id"]])
             if changes.get("segmentation") is None:  # the mask stays as it was written
                 entry = {**entry, "category_id": self._category(changes["category_id"])}
@@ -219,10 +221,10 @@ class AnnotationStore:
             self._save()
             return self._shown(entry, size)
 
-    def remove(self, number: int) -> None:
-        """Removes an object and saves. Raises a KeyError if there is none, or not its image."""
+    def remove(self, number: int, photo: str | None = None) -> None:
+        """Removes an object and saves; `photo` and errors are those of `replace`."""
         with self._lock:
-            entry = self._entry(number)
+            entry = self._entry(number, photo)
             del self._entries[number], self._texts[number]
             image = entry["image_id"]
             if image in self._photo_of:  # else the page never showed it
@@ -232,17 +234,22 @@ class AnnotationStore:
                 del self._images[image], self._ids[self._photo_of.pop(image)]
             self._save()
 
-    def restore(self, number: int) -> dict:
+    def restore(self, number: int, photo: str | None = None) -> dict:
         """Takes back a removal, with all that other programs wrote to the object, and saves.
+
+        Args:
+            number: the annotation's id.
+            photo: optional name of the photograph that the object must be of.
 
         Returns:
             The annotation.
 
         Raises:
-            KeyError: if no object of this number was removed since the file was loaded.
+            KeyError: if no object of this number, and photograph, was removed since the file was
+                loaded.
         """
         with self._lock:
-            if number not in self._removed:
+            if number not in self._removed or photo not in (None, self._removed[number][2]):
                 raise KeyError(f"Object {number} was not deleted here, or is there again.")
             entry, image, photo = self._removed.pop(number)
             if photo not in self._ids:  # it was the last one of its image
@@ -400,12 +407,17 @@ class AnnotationStore:
         self._entries[entry["id"]] = entry
         self._texts[entry["id"]] = json.dumps(plain(entry))  # once, not at every save
 
-    def _entry(self, number: int) -> dict:
+    def _entry(self, number: int, photo: str | None = None) -> dict:
         if number not in self._entries:
             raise KeyError(f"There is no object {number}: it was deleted, perhaps in another tab.")
         entry = self._entries[number]
         if entry["image_id"] not in self._images:
             raise KeyError(f"Object {number} belongs to an image that {self._name} does not list.")
+        if photo not in (None, self._photo_of.get(entry["image_id"])):
+            raise KeyError(
+                f"There is no object {number} of {photo}: the file was loaded again, perhaps in "
+                "another tab."
+            )
         return entry
 
     def _shown(self, entry: dict, size: tuple[int, int]) -> dict:

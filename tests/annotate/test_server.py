@@ -70,6 +70,25 @@ def test_from_click_to_file(served):
     served.call("DELETE", f"/api/objects/{number}")
 
 
+def test_an_object_of_another_photograph_is_neither_changed_nor_deleted(served):
+    mask = masks.encode_rle(np.ones(SIZES["a.png"], bool))
+    kept = {"photo": "a.png", "segmentation": mask, "category_id": 1}
+    number = served.call("POST", "/api/objects", kept, 201)["object"]["id"]
+    path, change = f"/api/objects/{number}", {"category_id": 2}
+    requests = (("PUT", path, {**change, "photo": "c.png"}), ("DELETE", f"{path}?photo=c.png"))
+    for request in requests:
+        error = served.call(*request, status=404)["error"]
+        assert error.startswith(f"There is no object {number} of c.png")
+    (shown,) = served.call("GET", "/api/objects?photo=a.png")["objects"]
+    assert shown["category_id"] == 1
+    served.call("PUT", path, {**change, "photo": "a.png"})
+    served.call("DELETE", f"{path}?photo=a.png")
+    served.call("POST", f"{path}/restore?photo=c.png", status=404)
+    restored = served.call("POST", f"{path}/restore?photo=a.png")["object"]
+    assert restored == {**shown, "category_id": 2}
+    served.call("DELETE", path)
+
+
 def test_answers_do_not_wait_for_receipts(served):
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
     took = []

@@ -282,6 +282,22 @@ def test_two_tabs_get_what_each_gets_alone(page, served, new_page):
     assert "There is no object" in other.locator("#toast").inner_text()
 
 
+def test_a_tab_with_an_old_list_deletes_no_object_of_another_photograph(page, served):
+    page.mouse.click(*at(page, 45, 30, (60, 90)))
+    accept(page, 1)
+    images = [{"id": 1, "file_name": "b.jpg", "height": 80, "width": 50}]
+    mask = masks.encode_rle(np.ones((80, 50), bool))
+    theirs = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": mask}
+    names = [{"id": 1, "name": "cat"}]
+    content = {"images": images, "annotations": [theirs], "categories": names}
+    served.store.path.write_text(json.dumps(content))
+    served.call("POST", "/api/save", {"how": "load"})  # as another tab does
+    page.keyboard.press("Control+z")  # of what was kept as object 1
+    page.get_by_text("There is no object 1 of a.png").wait_for()
+    page.locator("#no-objects").wait_for()
+    assert [record["id"] for record in kept(served)["b.jpg"]] == [1]
+
+
 def test_what_is_not_saved_is_said(page, served):
     page.mouse.click(*at(page, 45, 30, (60, 90)))
     accept(page, 1)

@@ -230,7 +230,7 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
   async function refused(error) {
     failed += 1;
     toast(error.message);
-    if (error.status === 404) await loadObjects(); // another tab has deleted it
+    if (error.status === 404) await loadObjects(); // another tab has deleted it, or loaded the file
   }
 
   function added(content) {
@@ -250,21 +250,21 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
   const deleted = ({ id }) => ({ redo: () => remove(id), undo: () => restore(id) });
 
   async function remove(id) {
-    await change("remove", { number: id });
+    await change("remove", { number: id, photo: photo().name });
     state.objects = state.objects.filter((one) => one.id !== id);
     if (canvas.draft.editing === id) canvas.clear();
     counted();
   }
 
   async function restore(id) {
-    insert((await change("restore", { number: id })).object);
+    insert((await change("restore", { number: id, photo: photo().name })).object);
   }
 
   function changed(object, content) {
     const { id } = object;
     let before;
     const put = async (values) => {
-      const { object: made } = await change("change", { number: id, ...values });
+      const { object: made } = await change("change", { number: id, photo: photo().name, ...values });
       state.objects = state.objects.map((one) => (one.id === id ? { ...made, hidden: one.hidden } : one));
       showObjects();
     };
