@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from keras_sam.annotate.engine import Engine, SupersededError
-from keras_sam.annotate.store import AnnotationStore
+from keras_sam.annotate.store import SCORES, AnnotationStore
 from keras_sam.annotate.worker import pass_on
 
 
@@ -107,10 +107,20 @@ class Desk:
         segmentation: Mapping | None = None,
         category_id: int | None = None,
         photo: str | None = None,
+        score: float | None = None,
+        predicted_iou: float | None = None,
+        stability_score: float | None = None,
     ) -> dict:
-        """Changes the mask or the label of an object, which must be of `photo` if that is given."""
+        """Changes the mask or the label of an object, which must be of `photo` if that is given.
+
+        Scores are those of the new mask, and belong to `segmentation`; those of the old one are
+        dropped with it.
+        """
         changes = {"segmentation": segmentation, "category_id": category_id}
         changes = {name: value for name, value in changes.items() if value is not None}
+        if segmentation is not None:
+            scores = zip(SCORES, (score, predicted_iou, stability_score), strict=True)
+            changes |= {name: value for name, value in scores if value is not None}
         if not changes:
             raise ValueError("`segmentation` or `category_id` must be given. Received: neither.")
         return self._with_state(object=self.store.replace(number, changes, photo))

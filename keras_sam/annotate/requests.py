@@ -68,6 +68,11 @@ class ChangedObject:
     segmentation: dict[str, Any] | None = None
     category_id: int | None = None
     photo: str | None = None  # which the object must be of
+    score: float | None = (
+        None  # of the new mask, as the two below; those of the old one are dropped
+    )
+    predicted_iou: float | None = None
+    stability_score: float | None = None
 
 
 @dataclasses.dataclass

@@ -27,6 +27,8 @@ from keras_sam.annotations.image_annotations import parse_json, plain
 from keras_sam.files import remove_leftovers, whole_file
 from keras_sam.masks import mask_area
 
+SCORES = ("score", "predicted_iou", "stability_score")  # of an object's mask, not of the object
+
 
 @dataclasses.dataclass(frozen=True)
 class SaveState:
@@ -196,7 +198,9 @@ class AnnotationStore:
 
         Args:
             number: the annotation's id.
-            changes: dict with `segmentation`, `category_id` or both.
+            changes: dict with `segmentation`, `category_id` or both; with `segmentation` also
+                `score`, `predicted_iou` and `stability_score`, of which others are dropped: they
+                were those of the mask before.
             photo: optional name of the photograph that the object must be of: numbers may mean
                 other objects once the file was loaded again.
 
@@ -213,9 +217,10 @@ class AnnotationStore:
             if changes.get("segmentation") is None:  # the mask stays as it was written
                 entry = {**entry, "category_id": self._category(changes["category_id"])}
             else:
+                kept = {key: value for key, value in entry.items() if key not in SCORES}
                 entry = {
                     **{key: entry[key] for key in ("id", "image_id")},
-                    **self._shape({**entry, **changes}, size),
+                    **self._shape({**kept, **changes}, size),
                 }
             self._put(entry)
             self._save()

@@ -74,7 +74,21 @@ def test_it_goes_on_where_it_was(folder):
     assert again.counts() == {"a.png": 2, "deep/b.png": 0}
     again.replace(kept["id"], {"category_id": 1})
     changed = again.replace(kept["id"], {"segmentation": record(y=3)["segmentation"]})
-    assert (changed["category_id"], changed["score"], changed["bbox"]) == (1, 0.5, [2, 3, 3, 2])
+    assert (changed["category_id"], changed["bbox"]) == (1, [2, 3, 3, 2])
+
+
+def test_the_score_of_a_mask_goes_with_it(folder):
+    store = open_store(folder)
+    scores = {"score": 0.5, "predicted_iou": 0.6, "stability_score": 0.7}
+    kept = store.add("a.png", SIZE, {**record(), **scores, "by": "someone"})
+    relabelled = store.replace(kept["id"], {"category_id": 2})
+    assert relabelled == {**kept, "category_id": 2}
+    corrected = store.replace(kept["id"], {"segmentation": record(y=3)["segmentation"]})
+    assert not corrected.keys() & scores.keys() and corrected["by"] == "someone"
+    predicted = {"segmentation": kept["segmentation"], "score": 0.9}
+    assert store.replace(kept["id"], predicted)["score"] == 0.9
+    undone = {"segmentation": kept["segmentation"], **scores}
+    assert store.replace(kept["id"], undone) == relabelled
 
 
 FOREIGN = {

@@ -332,6 +332,23 @@ def test_undo_reaches_what_was_deleted_and_made_again(page, served):
     page.get_by_text("Accept this mask first").wait_for()
 
 
+def test_a_corrected_mask_has_no_score_until_that_is_undone(page, served):
+    page.mouse.click(*at(page, 45, 30, (60, 90)))
+    accept(page, 1)
+    (before,) = kept(served)["a.png"]
+    page.get_by_label("Correct cat, object 1").click()
+    page.keyboard.press("b")
+    page.mouse.click(*at(page, 85, 5, (60, 90)))
+    page.locator(READY).wait_for()
+    with page.expect_response("**/api/objects/1"):
+        page.keyboard.press("Enter")
+    (corrected,) = kept(served)["a.png"]
+    assert corrected["area"] > before["area"] and "score" not in corrected
+    with page.expect_response("**/api/objects/1"):
+        page.keyboard.press("Control+z")
+    assert before["score"] and kept(served)["a.png"] == [before]
+
+
 def test_an_undo_that_failed_is_tried_again(page, served):
     for count, place in enumerate(((20, 20), (70, 40)), start=1):
         page.mouse.click(*at(page, *place, (60, 90)))

@@ -10,6 +10,7 @@ import { SegmentCanvas } from "./canvas.js";
 const COLOURS = ["#3b82f6", "#f97316", "#10b981", "#ec4899", "#eab308", "#a855f7", "#06b6d4", "#ef4444", "#84cc16", "#f59e0b", "#6366f1", "#14b8a6"];
 const FORMATS = { coco: "COCO", yolo: "YOLO", "label-map": "PNG label maps", "sa1b": "SA-1B" };
 const TOAST_SECONDS = 6;
+const SCORES = ["score", "predicted_iou", "stability_score"]; // of a mask: another one comes without them
 
 /** What the canvas asks for. */
 const transportOf = (server) => ({
@@ -270,7 +271,8 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
     };
     const redo = () => {
       const now = state.objects.find((one) => one.id === id) ?? object;
-      before = Object.fromEntries(Object.keys(content).map((key) => [key, now[key]]));
+      const keys = content.segmentation ? [...Object.keys(content), ...SCORES] : Object.keys(content);
+      before = Object.fromEntries(keys.map((key) => [key, now[key]]));
       return put(content);
     };
     return { redo, undo: () => put(before) };
@@ -488,7 +490,7 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
   canvas.addEventListener("pick", ({ detail: { id } }) => edit(id));
   canvas.addEventListener("accept", ({ detail: { segmentation, score, editing, draft } }) => {
     const object = state.objects.find((one) => one.id === editing);
-    const action = object ? changed(object, { segmentation }) : added({ photo: photo().name, segmentation, category_id: state.label, score });
+    const action = object ? changed(object, { segmentation, score }) : added({ photo: photo().name, segmentation, category_id: state.label, score });
     inTurn(async () => {
       if (!(await perform(action))) canvas.restore(draft);
     });
