@@ -249,6 +249,26 @@ def needs_tifffile(image: Any, to_rgb: bool) -> bool:
     return bands > 1 and bits > 8 and importlib.util.find_spec("tifffile") is not None
 
 
+def tiff_size(source: Any) -> tuple[int, int]:
+    """Height and width, upright, of the first page of an open TIFF: its head alone is read.
+
+    Raises:
+        ImportError: if tifffile is not installed.
+        ValueError: if it is damaged.
+    """
+    import tifffile
+
+    source.seek(0)
+    try:
+        with tifffile.TiffFile(source) as file:
+            page = file.pages[0]
+            height, width = page.imagelength, page.imagewidth
+            orientation = page.tags.valueof(274) or 1
+    except Exception as error:  # of any of its readers
+        raise ValueError(f"The file is a damaged TIFF ({error}).") from error
+    return (width, height) if orientation > 4 else (height, width)
+
+
 def read_tiff(source: Any, name: str, to_rgb: bool, reason: Any) -> np.ndarray:
     """The first page of a TIFF through tifffile."""
     try:

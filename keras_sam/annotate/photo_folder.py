@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from keras_sam.images import PILLOW_ERRORS, load_image, shown_pixels
+from keras_sam.images import PILLOW_ERRORS, shown_pixels, tiff_size
 
 MAX_BYTES = 512 << 20
 MAX_PIXELS = 150_000_000
@@ -148,9 +148,9 @@ def _size_of(content: bytes, name: str) -> tuple[int, int]:
         raise _too_large(name) from None
     except PILLOW_ERRORS:
         try:
-            # As an open file: short content would be taken for a path, which may lead elsewhere.
-            height, width = load_image(io.BytesIO(content), value_range=None).shape[:2]
-        except (ValueError, OSError) as error:
+            # Only tifffile may know these, and decodes no pixel either.
+            height, width = tiff_size(io.BytesIO(content))
+        except (ValueError, ImportError) as error:
             raise ValueError(
                 f"{name} cannot be read as a picture: it is damaged, or of a kind that pillow does "
                 "not read."

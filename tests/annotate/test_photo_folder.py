@@ -81,6 +81,30 @@ def test_large_pictures_are_refused_before_they_are_decoded(place, monkeypatch):
         folder_of(place).read("a.png")
 
 
+def test_the_size_of_a_tiff_that_pillow_does_not_read_is_known_before_it_is_decoded(
+    place, monkeypatch
+):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.zeros((30, 40, 3), "float64")  # which pillow has no mode for
+    for number in (1, 6):
+        tag = (274, "H", 1, number, True)
+        settings = {"photometric": "rgb", "extratags": [tag]}
+        tifffile.imwrite(place / f"turned{number}.tif", pixels, **settings)
+        with pytest.raises(OSError, match="identify"):
+            Image.open(place / f"turned{number}.tif")
+
+    def decoded(*_, **__):
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", decoded)
+    folder = folder_of(place)
+    assert [folder.size(f"turned{number}.tif") for number in (1, 6)] == [(30, 40), (40, 30)]
+    monkeypatch.setattr(photo_folder, "MAX_PIXELS", 1000)
+    for read in (folder_of(place).size, folder_of(place).picture):
+        with pytest.raises(ValueError, match="too many pixels"):
+            read("turned1.tif")
+
+
 def test_pictures_are_what_the_model_sees(place):
     pixels = photograph((30, 40))
     turned = Image.Exif()
