@@ -51,11 +51,15 @@ class ClickToSegment(anywidget.AnyWidget):
         model_or_predictor: a `SAMImageSegmenter` or an `ExportedSegmenter`, a `SAMPredictor`, or
             the name, address or path of a preset.
         image: array `(H0, W0, 3)` or `(H0, W0)`, RGB, PIL image or path; or a list of images of
-            any sizes, through which the widget pages.
+            any sizes, through which the widget pages; or a dict of them by their names.
         labels: sequence of str, to choose from. More can be added in the widget. Defaults to
             `"object"`.
         out: optional path of a COCO file. Everything is saved there at once, and what it holds is
-            shown and continued, as `keras-sam annotate` does. Defaults to memory alone.
+            shown and continued, as `keras-sam annotate` does. Images are found in it by their
+            names: files by their paths within the folder that they have in common, of one file
+            its last part. Arrays and PIL images are `image 1`, `image 2`, which tells nobody
+            which they are: once such a name has masks there, give them names of their own, by
+            a dict. Defaults to memory alone.
         height: int. Height of the widget in CSS pixels. Defaults to `560`.
         generator: optional dict of arguments of `SAMAutomaticMaskGenerator`, for "everything".
 
@@ -63,13 +67,14 @@ class ClickToSegment(anywidget.AnyWidget):
         objects: list of dicts, the accepted objects in order: `segmentation` (COCO's compressed
             run lengths), `area` and `bbox` (x y width height) in pixels of the image, `label`,
             `score` (the predicted IoU, if nothing was painted), and COCO's `id`, `image_id`,
-            `category_id` and `iscrowd`. Of a list of images, a list of these lists.
-        masks: bool array `(P, H0, W0)`, the masks of `objects`. Of a list of images, a list of
+            `category_id` and `iscrowd`. Of several images, a list of these lists.
+        masks: bool array `(P, H0, W0)`, the masks of `objects`. Of several images, a list of
             arrays.
 
     Raises:
         ImportError: if anywidget is not installed.
-        ValueError: if there is no image, or `out` is no COCO instances file.
+        ValueError: if there is no image, or one cannot be read; or if `out` is no COCO instances
+            file, or has masks of an image without a name of its own.
 
     Example:
 
@@ -100,12 +105,20 @@ class ClickToSegment(anywidget.AnyWidget):
         predictor = model_or_predictor
         if not isinstance(predictor, SAMPredictor):
             predictor = SAMPredictor(predictor)
-        self._is_list = isinstance(image, (list, tuple))
+        self._is_list = isinstance(image, (list, tuple, Mapping))
         value_range = predictor.preprocessor.image_converter.value_range
         images = GivenImages(image if self._is_list else [image], value_range)
         for name in images.names:
             images.size(name)  # what cannot be read is said now
         self._store = AnnotationStore(out, images.names, labels)
+        counts = self._store.counts()
+        for name in images.numbered:
+            if counts[name]:
+                raise ValueError(
+                    f"`out` has masks of {name!r}, which may be another image than the one of that "
+                    "number in `image`. Received: an image without a name. Pass `image` as a dict "
+                    "of images by their names; one of that name continues those masks."
+                )
         self._engine = Engine(
             predictor.segmenter,
             images,

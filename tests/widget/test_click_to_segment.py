@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import keras_sam
-from keras_sam import annotations
+from keras_sam import annotations, masks
 from tests.tiny import photograph
 
 pytest.importorskip("anywidget")
@@ -115,6 +115,32 @@ def test_several_images_of_any_kind_and_a_file(asked, tmp_path):
     assert one.widget.to_coco() == json.loads((tmp_path / "out.json").read_text())
     again = asked(images, out=tmp_path / "out.json")
     np.testing.assert_array_equal(again.widget.masks[1], one.widget.masks[1])
+
+
+def test_masks_come_back_on_their_own_image_alone(asked, segmenter, tmp_path):
+    for seed, name in enumerate(("x", "y", "z")):
+        (tmp_path / name).mkdir()
+        Image.fromarray(photograph((60, 90), seed)).save(tmp_path / name / "a.png")
+    mask = masks.encode_rle(np.ones((60, 90), bool))
+    paths = [tmp_path / name / "a.png" for name in ("x", "y", "z")]
+    first = asked(paths[:2], out=tmp_path / "files.json")
+    assert first.ask("session")["photos"][0]["name"] == "x/a.png"
+    first.ask("keep", photo="x/a.png", segmentation=mask, category_id=1)
+    again = asked([str(paths[1]), paths[2], paths[0]], out=tmp_path / "files.json")
+    assert [len(objects) for objects in again.widget.objects] == [0, 0, 1]
+
+    out = tmp_path / "arrays.json"
+    asked(IMAGE, out=out).ask("keep", photo="image 1", segmentation=mask, category_id=1)
+    before = out.read_bytes()
+    for image in (IMAGE[::-1], [Image.fromarray(IMAGE)]):
+        with pytest.raises(ValueError, match=r"`out` has masks of 'image 1'.*a dict"):
+            keras_sam.widget.ClickToSegment(segmenter, image, out=out)
+    named = asked({"other": IMAGE[::-1], "image 1": IMAGE}, out=out)
+    assert [len(objects) for objects in named.widget.objects] == [0, 1]
+    assert [of_image.shape[0] for of_image in named.widget.masks] == [0, 1]
+    with pytest.raises(ValueError, match="must be text. Received: 1"):
+        keras_sam.widget.ClickToSegment(segmenter, {1: IMAGE})
+    assert out.read_bytes() == before
 
 
 @pytest.mark.parametrize(
