@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from keras_sam.annotate.photo_folder import opened, shown_picture
+from keras_sam.annotate.photo_folder import shown_picture, size_of
 from keras_sam.images import load_image
 
 
@@ -73,13 +73,10 @@ class GivenImages:
     def size(self, name: str) -> tuple[int, int]:
         """Height and width in pixels, upright; raises as `read`."""
         if name not in self._sizes:
-            try:
-                pixels = load_image(opened(self.read(name)), value_range=None)
-            except OSError as error:
-                raise ValueError(f"{name} cannot be read: {error}.") from error
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            self._sizes[name] = pixels.shape[:2]
+            image = self.read(name)
+            self._sizes[name] = (
+                size_of(image, name) if isinstance(image, bytes) else _sides(image, name)
+            )
         return self._sizes[name]
 
     def picture(self, name: str) -> tuple[bytes, str]:
@@ -89,6 +86,16 @@ class GivenImages:
 
 def _is_path(image: Any) -> bool:
     return isinstance(image, (str, os.PathLike))
+
+
+def _sides(image: Any, name: str) -> tuple[int, int]:
+    """Height and width of an array or pillow image, upright."""
+    try:
+        return load_image(image, value_range=None).shape[:2]
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error}.") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _names(images: Sequence[Any]) -> list[str]:

@@ -67,7 +67,7 @@ class PhotoFolder:
         content, stamp = self._read(name)
         key = (name, stamp)
         if key not in self._sizes:
-            self._sizes[key] = _size_of(content, name)
+            self._sizes[key] = size_of(content, name)
         return self._sizes[key]
 
     def picture(self, name: str) -> tuple[bytes, str]:
@@ -78,7 +78,7 @@ class PhotoFolder:
             ValueError: as `read`, or if it is no picture or has more pixels than `MAX_PIXELS`.
         """
         content = self.read(name)
-        _size_of(content, name)
+        size_of(content, name)
         return shown_picture(content, name, self.value_range)
 
     def _read(self, name: str) -> tuple[bytes, tuple]:
@@ -136,7 +136,7 @@ def _stamp_of(about: os.stat_result) -> tuple:
     return about.st_mtime_ns, about.st_size, about.st_ino
 
 
-def _size_of(content: bytes, name: str) -> tuple[int, int]:
+def size_of(content: bytes, name: str) -> tuple[int, int]:
     """Height and width, upright, from the file's head alone where pillow knows its kind."""
     try:
         with Image.open(io.BytesIO(content)) as picture:

@@ -73,7 +73,8 @@ class ClickToSegment(anywidget.AnyWidget):
 
     Raises:
         ImportError: if anywidget is not installed.
-        ValueError: if there is no image, or one cannot be read; or if `out` is no COCO instances
+        ValueError: if there is no image, or one cannot be read or is a file of more than 150
+            megapixels; or if `out` is no COCO instances
             file, or has masks of an image without a name of its own.
 
     Example:
@@ -126,7 +127,9 @@ class ClickToSegment(anywidget.AnyWidget):
             preprocessor=predictor.preprocessor,
         )
         self._desk = Desk(self._engine, self._store)
-        self._masks: Any = None  # of the present objects, once they are asked for
+        self._objects_of: dict[str, list[dict]] = {}  # by the image's name
+        self._masks_of: dict[str, Any] = {}  # the same, of those that were asked for
+        self._masks: Any = None  # what `masks` is, once it was asked for
         self._masks_are_observed = False
         super().__init__(height=height)
         self.on_msg(self._hear)
@@ -175,8 +178,8 @@ class ClickToSegment(anywidget.AnyWidget):
             self._answer_later(number, answer)
             return
         self._answer(number, answer)
-        if question in _CHANGES:
-            self._read_objects()
+        if question in _CHANGES and question != "label":  # which no object has yet
+            self._read_objects(content.get("photo"))
 
     def _answer_later(self, number: str, future: Future) -> None:
         """Answers in this thread if it has an event loop, as in notebooks, else in the model's."""
@@ -208,17 +211,21 @@ class ClickToSegment(anywidget.AnyWidget):
 
     # --- what is kept ---
 
-    def _read_objects(self) -> None:
-        """Takes what the store has into `objects`, which tells those who observe."""
+    def _read_objects(self, photo: str | None = None) -> None:
+        """Takes what the store has into `objects`, which tells those who observe.
+
+        Args:
+            photo: name of the image that alone has changed. Defaults to all of them.
+        """
         names = {label["id"]: label["name"] for label in self._store.labels}
         photos = self._engine.photos
-        of_images = [
-            [
+        for name in photos.names if photo is None else [photo]:
+            self._objects_of[name] = [
                 {**entry, "label": names.get(entry.get("category_id"))}
                 for entry in self._store.objects(name, photos.size(name))
             ]
-            for name in photos.names
-        ]
+            self._masks_of.pop(name, None)
+        of_images = list(self._objects_of.values())
         objects = of_images if self._is_list else of_images[0]
         if objects == self.objects:
             return
@@ -231,11 +238,11 @@ class ClickToSegment(anywidget.AnyWidget):
     def _decoded_masks(self) -> Any:
         if self._masks is None:
             photos = self._engine.photos
-            of_images = self.objects if self._is_list else [self.objects]
-            masks = []
-            for name, objects in zip(photos.names, of_images, strict=True):
-                rles = [record["segmentation"] for record in objects]
-                empty = np.zeros((0, *photos.size(name)), bool)
-                masks.append(decode_rle(rles) if rles else empty)
+            for name, objects in self._objects_of.items():
+                if name not in self._masks_of:
+                    rles = [record["segmentation"] for record in objects]
+                    empty = np.zeros((0, *photos.size(name)), bool)
+                    self._masks_of[name] = decode_rle(rles) if rles else empty
+            masks = [self._masks_of[name] for name in self._objects_of]
             self._masks = masks if self._is_list else masks[0]
         return self._masks

@@ -11,6 +11,7 @@ from PIL import Image
 
 import keras_sam
 from keras_sam import annotations, masks
+from keras_sam.annotate import given_images
 from tests.tiny import photograph
 
 pytest.importorskip("anywidget")
@@ -141,6 +142,31 @@ def test_masks_come_back_on_their_own_image_alone(asked, segmenter, tmp_path):
     with pytest.raises(ValueError, match="must be text. Received: 1"):
         keras_sam.widget.ClickToSegment(segmenter, {1: IMAGE})
     assert out.read_bytes() == before
+
+
+def test_only_the_image_that_changed_is_read_again(asked, tmp_path, monkeypatch):
+    for seed, name in enumerate("abc"):
+        Image.fromarray(photograph((60, 90), seed)).save(tmp_path / f"{name}.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(given_images, "load_image", None)  # sizes are in the heads of files
+        one = asked([tmp_path / f"{name}.png" for name in "abc"])
+    before = one.widget.masks
+    read, objects = [], one.widget._store.objects
+    monkeypatch.setattr(
+        one.widget._store, "objects", lambda name, size: read.append(name) or objects(name, size)
+    )
+    mask = masks.encode_rle(np.ones((60, 90), bool))
+    kept = one.ask("keep", photo="b.png", segmentation=mask, category_id=1)["object"]
+    assert read == ["b.png"] and [len(of_image) for of_image in one.widget.objects] == [0, 1, 0]
+    after = one.widget.masks
+    assert after[0] is before[0] and after[2] is before[2] and after[1].all()
+    one.ask("label", name="dog")
+    one.ask("change", number=kept["id"], category_id=2, photo="b.png")
+    one.ask("remove", number=kept["id"], photo="b.png")
+    assert read == ["b.png"] * 3 and one.widget.masks[1].shape == (0, 60, 90)
+    one.ask("restore", number=kept["id"])  # by a program that does not say of which
+    assert read[3:] == ["a.png", "b.png", "c.png"]
+    assert one.widget.objects[1][0]["label"] == "dog"
 
 
 @pytest.mark.parametrize(
