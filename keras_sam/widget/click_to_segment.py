@@ -139,7 +139,8 @@ class ClickToSegment(anywidget.AnyWidget):
         """All objects as COCO instances, ready for `json.dump`.
 
         Returns:
-            Dict of `images`, `annotations` and `categories`. Images without objects are left out.
+            Dict of `images`, `annotations` and `categories`, and what `out` has besides. Images
+            without objects are left out, but for those that were listed in `out` from the start.
         """
         return self._store.coco()
 

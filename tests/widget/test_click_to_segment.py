@@ -169,6 +169,15 @@ def test_only_the_image_that_changed_is_read_again(asked, tmp_path, monkeypatch)
     assert one.widget.objects[1][0]["label"] == "dog"
 
 
+def test_images_without_objects_are_listed_where_the_file_had_them(asked, tmp_path):
+    listed = {"id": 4, "file_name": "image 2", "width": 90, "height": 60}
+    content = {"info": {"year": 2020}, "images": [listed], "annotations": []}
+    (tmp_path / "out.json").write_text(json.dumps(content))
+    one = asked([IMAGE, IMAGE], out=tmp_path / "out.json")
+    coco = one.widget.to_coco()
+    assert (coco["images"], coco["info"]) == ([listed], {"year": 2020})
+
+
 @pytest.mark.parametrize(
     ("question", "content", "status", "said"),
     [
