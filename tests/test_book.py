@@ -66,12 +66,43 @@ def test_what_is_written_about_messages_is_about_messages_that_are_there():
     assert all(messages.room_of(message, written["room"]) for message in found)
 
 
+@pytest.mark.parametrize(
+    ("text", "kind", "place"),
+    [
+        ("The token is missing or wrong: open the address", "HTTP 401", "annotate/guard.py"),
+        ("Other sites may not call this server.", "HTTP 403", "annotate/guard.py"),
+        ("A request may have up to … MB.", "HTTP 413", "annotate/guard.py"),
+        ("There is no such address.", "HTTP 404", "annotate/server.py"),
+        ("The body must be JSON.", "HTTP 422", "annotate/server.py"),
+        ("… was changed by another program and is", "not saved", "annotate/store.py"),
+        ("… could not be written: …", "not saved", "annotate/store.py"),
+        ("Accept this mask first (Enter)", "on the page", "annotate/static/editor.js"),
+        ("The page cannot be opened", "on the page", "annotate/static/editor.js"),
+        ("The mask is empty.", "on the page", "annotate/static/canvas.js"),
+        ("The server does not answer. Is it", "on the page", "annotate/static/page.js"),
+        ("The server answered …", "on the page", "annotate/static/page.js"),
+        ("Python does not answer.", "on the page", "annotate/static/widget.js"),
+    ],
+)
+def test_what_the_page_and_its_server_say_is_listed(text, kind, place):
+    found = [
+        message
+        for message in messages.collect()
+        if (message.kind, message.place) == (kind, place) and message.text.startswith(text)
+    ]
+    assert len(found) == 1
+    room = messages.room_of(found[0], messages.notes()["room"])
+    assert room["title"] == "The page for labelling, and the widget"
+
+
 # What raises an error that was made, or worded, elsewhere.
 PASSED_ON = re.compile(
-    r"raise (\w*error|malformed|self\._(error|fault)|NotImplementedError|KeyboardInterrupt|_TooLargeError)\b"
+    r"raise (\w*error|malformed|self\._(error|fault)|NotImplementedError|KeyboardInterrupt|"
+    r"_TooLargeError)\b"
 )
 ANOTHERS = re.compile(
-    r"\((str\(error(\.reason|\.__cause__)?\)|message|fault|f'\{\w+\}:? \(?\{error\}\)?'|f'.*strerror.*')"
+    r"\((str\(error(\.reason|\.__cause__)?\)|message|fault|"
+    r"f'\{\w+\}:? \(?\{error\}\)?'|f'.*strerror.*')"
 )
 
 

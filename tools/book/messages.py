@@ -25,6 +25,12 @@ GAP = "…"  # stands for what the running program fills in
 WARNINGS = {"notice": "warning, said once", "warn": "warning", "warn_explicit": "warning"}
 LOGS = {"info": "log", "debug": "log", "warning": "log", "exception": "log"}
 SAID = {"say": "printed", "print": "printed"}
+# What the page's JavaScript says: all up to the end of the statement, and the texts in it.
+SHOWN = re.compile(
+    r'(?:\btoast\(|\bnew \w*Error\(|"fail", \{ text: |\.textContent = )'
+    r'((?:[^;"`]|"(?:[^"\\]|\\.)*"|`(?:[^`\\]|\\.)*`)*)'
+)
+QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"|`((?:[^`\\]|\\.)*)`')
 # Places where a message of ours is passed on, or another's is worded.
 PASSED_ON = re.compile(r"^(notices|cli/errors)\.py$")
 
@@ -35,7 +41,8 @@ class Message:
 
     Args:
         text: str. Its words, with `…` for values.
-        kind: str. The error's class, or "warning", "log", "printed".
+        kind: str. The error's class, or "warning", "log", "printed", "not saved", "on the page", or
+            the status of an HTTP answer.
         place: str. The file inside the package.
         line: int. Where it is in that file.
     """
@@ -56,12 +63,18 @@ def collect() -> list[Message]:
             continue
         for message in _of_file(place, ast.parse(path.read_text(encoding="utf-8"))):
             found.setdefault((message.text, message.kind, place), message)
+    for path in sorted(PACKAGE.rglob("*.js")):
+        place = path.relative_to(PACKAGE).as_posix()
+        for message in _of_page(place, path.read_text(encoding="utf-8")):
+            found.setdefault((message.text, message.kind, place), message)
     return list(found.values())
 
 
 def _of_file(place: str, tree: ast.Module) -> Iterator[Message]:
     functions = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
     raised = {id(n.exc) for n in ast.walk(tree) if isinstance(n, ast.Raise)}
+    for answer in ast.walk(tree):
+        yield from _of_answer(place, answer)
     for scope, call in _calls(tree, tree):
         kind = _kind(call)
         if kind is None:
@@ -71,12 +84,37 @@ def _of_file(place: str, tree: ast.Module) -> Iterator[Message]:
                     if text.count(" ") >= 2:
                         yield Message(text, "ValueError", place, call.lineno)
             continue
-        arguments = call.args
+        arguments = call.args[2:] if kind == "not saved" else call.args
         if kind in ("OSError", "PermissionError") and len(arguments) > 1:
             arguments = arguments[1:]  # the first is the error's number
         for text in _texts(arguments[0], scope, functions, tree) if arguments else ():
             if re.search(r"[A-Za-z]{3}", text.replace(GAP, "")):
                 yield Message(text, kind, place, call.lineno)
+
+
+def _of_answer(place: str, node: ast.AST) -> Iterator[Message]:
+    """The words beside a status of HTTP: `return 403, "..."`, or `plainly(404, "...")`."""
+    if isinstance(node, ast.Tuple):
+        status, *said = [*node.elts, None]
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "plainly":
+        status, *said = [*node.args, None]
+    else:
+        return
+    number = status.value if isinstance(status, ast.Constant) else None
+    if type(number) is int and 400 <= number < 600 and isinstance(said[0], ast.expr):
+        for text in _texts(said[0], node, {}, ast.Module([], [])):
+            if text.count(" ") >= 2:
+                yield Message(text, f"HTTP {number}", place, node.lineno)
+
+
+def _of_page(place: str, script: str) -> Iterator[Message]:
+    """What a page's script says when something is not as it should be, in four words or more."""
+    for shown in SHOWN.finditer(script):
+        for quoted in QUOTED.finditer(shown[1]):
+            text = _plain(re.sub(r"\$\{[^}]*\}", GAP, quoted[1] or quoted[2] or ""))
+            if text.count(" ") >= 3 and text[0].isupper():
+                line = script.count("\n", 0, shown.start()) + 1
+                yield Message(text, "on the page", place, line)
 
 
 def _calls(node: ast.AST, scope: ast.AST) -> Iterator[tuple[ast.AST, ast.Call]]:
@@ -93,6 +131,8 @@ def _kind(call: ast.Call) -> str | None:
     owner = ast.unparse(call.func).rpartition(".")[0]
     if re.fullmatch(r"[A-Z]\w*(Error|Exception)", name) or name == "SystemExit":
         return name
+    if name == "SaveState":
+        return "not saved"
     if name in WARNINGS:
         return WARNINGS[name]
     if name in LOGS and re.search(r"log", owner):
