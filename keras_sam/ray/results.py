@@ -97,7 +97,7 @@ class Results:
             PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000;
             CREATE TABLE done (path TEXT PRIMARY KEY, sha256 TEXT, size INT, modified INT,
                                shard TEXT, masks INT) WITHOUT ROWID;
-            CREATE TABLE superseded (shard TEXT, path TEXT);
+            CREATE TABLE superseded (shard TEXT, path TEXT, until_the_end INT);
             CREATE TABLE seen (path TEXT PRIMARY KEY) WITHOUT ROWID;
             CREATE TABLE failed (path TEXT PRIMARY KEY, name TEXT, sha256 TEXT, reason TEXT,
                                  earlier INT DEFAULT 0) WITHOUT ROWID;
@@ -147,6 +147,8 @@ class Results:
                     "INSERT OR REPLACE INTO failed VALUES (?, ?, ?, ?, 1)",
                     tuple(row[name] for name in FAILED_COLUMNS),
                 )
+        # A run that was killed before its end may leave a photograph in both.
+        self._index.execute("DELETE FROM failed WHERE path IN (SELECT path FROM done)")
         self._is_begun = True
         self._drop_superseded()
 
@@ -205,7 +207,11 @@ class Results:
             self.flush()
 
     def fail(self, photo: Photo, reason: str, sha256: str | None = None) -> None:
-        """Notes that a photograph has no masks."""
+        """Notes that a photograph has no masks, not even those of an earlier run."""
+        self._index.execute(
+            "INSERT INTO superseded SELECT shard, path, 1 FROM done WHERE path = ?", (photo.path,)
+        )
+        self._index.execute("DELETE FROM done WHERE path = ?", (photo.path,))
         self._index.execute(
             "INSERT OR REPLACE INTO failed VALUES (?, ?, ?, ?, 0)",
             (photo.path, photo.name, sha256, reason),
@@ -229,12 +235,16 @@ class Results:
 
         Of a run that is not complete, what failed before and was not tried again stays in it.
         """
-        import pyarrow as pa
-        from pyarrow import parquet
-
         self.flush()
         if is_complete:
             self._index.execute("DELETE FROM failed WHERE earlier")
+        self._write_failed()
+        self._drop_superseded(is_end=True)
+
+    def _write_failed(self):
+        import pyarrow as pa
+        from pyarrow import parquet
+
         (count,) = self._index.execute("SELECT COUNT(*) FROM failed").fetchone()
         if not count:
             if self._is_begun and self._files(lambda name: name == FAILED_FILE):
@@ -325,27 +335,29 @@ class Results:
             "SELECT (SELECT shard FROM done WHERE path = ?)", (row["path"],)
         ).fetchone()
         if earlier is not None:
-            self._index.execute("INSERT INTO superseded VALUES (?, ?)", (earlier, row["path"]))
+            self._index.execute("INSERT INTO superseded VALUES (?, ?, 0)", (earlier, row["path"]))
         values = [row[name] for name in ("path", "sha256", "size", "modified")]
         self._index.execute(
             "INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?)", (*values, shard, row["masks"])
         )
 
-    def _drop_superseded(self):
+    def _drop_superseded(self, is_end=False):
         """Takes the rows of photographs that have changed since out of older shards.
 
-        The newer row is on disk by now: if this is interrupted, the next run does it.
+        The newer row is on disk by now, or at the end the reason why there is none: if this is
+        interrupted, the next run does it.
         """
-        shards = self._index.execute("SELECT DISTINCT shard FROM superseded").fetchall()
+        which = "FROM superseded WHERE until_the_end <= ?"
+        shards = self._index.execute(f"SELECT DISTINCT shard {which}", (is_end,)).fetchall()
         for (shard,) in shards:
-            gone = self._index.execute("SELECT path FROM superseded WHERE shard = ?", (shard,))
+            gone = self._index.execute(f"SELECT path {which} AND shard = ?", (is_end, shard))
             paths = {path for (path,) in gone}
             rows = [row for row in self._read(shard, None) if row["path"] not in paths]
             if rows:
                 self._write_shard(shard, rows)
             else:
                 self._filesystem.delete_file(self._join(shard))
-        self._index.execute("DELETE FROM superseded")
+        self._index.execute(f"DELETE {which}", (is_end,))
 
 
 def _is_ours(name: str) -> bool:

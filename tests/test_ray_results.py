@@ -1,0 +1,89 @@
+"""Folders of results and sources of photographs, without a cluster."""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from keras_sam.annotations import read_coco
+from keras_sam.masks import encode_rle
+
+pa = pytest.importorskip("pyarrow")
+from pyarrow import parquet  # noqa: E402
+
+from keras_sam.ray import results, sources  # noqa: E402
+
+pytestmark = pytest.mark.once
+
+SETTINGS = {"points_per_side": 3}
+
+
+def row_of(sha256="a"):
+    """What a worker returns of a photograph with one mask."""
+    row = {"sha256": sha256, "height": 4, "width": 5, "mask_boxes": [[0, 0, 4, 3]]}
+    row |= {"mask_counts": [encode_rle(np.ones((4, 5), bool))["counts"]], "mask_areas": [20]}
+    row |= {"mask_scores": [0.5], "mask_stability_scores": [1.0], "mask_points": [[[1.0, 2.0]]]}
+    return row | {"mask_crop_boxes": [[0, 0, 5, 4]]}
+
+
+def photo_of(name, stamp=1):
+    return sources.Photo(f"/{name}", name, stamp, stamp)
+
+
+@contextlib.contextmanager
+def started(out, overwrite=False):
+    with results.Results(str(out)) as made:
+        made.start(SETTINGS, overwrite)
+        yield made
+
+
+def segmented(out, *names):
+    """A folder of results, of one run in which each photograph has had its masks."""
+    with started(out) as made:
+        for name in names:
+            made.add(photo_of(name), row_of())
+        made.finish()
+
+
+def names_in(out):
+    """The names in all shards and those in `failed.parquet`."""
+    done = [path for path in out.iterdir() if path.name.startswith(results.SHARD_PREFIX)]
+    failed = [path for path in [out / results.FAILED_FILE] if path.exists()]
+    return tuple(
+        sorted(name for path in files for name in parquet.read_table(path)["name"].to_pylist())
+        for files in (done, failed)
+    )
+
+
+def test_what_cannot_be_read_any_more_is_in_failed_alone(tmp_path):
+    segmented(tmp_path / "out", "0", "1", "2")
+    with started(tmp_path / "out") as made:
+        made.fail(photo_of("0", 2), "broken")
+        made.add(photo_of("3"), row_of())
+        made.flush()
+        # Until its reason is on disk, the photograph is in the shard.
+        assert names_in(tmp_path / "out") == (["0", "1", "2", "3"], [])
+        made.finish(is_complete=False)
+        assert made.totals() == (3, 3, 1)
+        made.write_coco()
+    assert names_in(tmp_path / "out") == (["1", "2", "3"], ["0"])
+    images, _ = read_coco(tmp_path / "out" / results.COCO_FILE)
+    assert [image.file_name for image in images] == ["1", "2", "3"]
+    with started(tmp_path / "out") as made:
+        assert made.find(photo_of("0", 2)) is None
+        made.add(photo_of("0", 2), row_of())
+        made.finish()
+    assert names_in(tmp_path / "out") == (["0", "1", "2", "3"], [])
+
+
+def test_a_run_killed_at_its_end_leaves_nothing_in_both(tmp_path, monkeypatch):
+    segmented(tmp_path / "out", "0", "1")
+    with started(tmp_path / "out") as made:
+        made.fail(photo_of("0", 2), "broken")
+        monkeypatch.setattr(made, "_drop_superseded", lambda **how: None)
+        made.finish()
+    assert names_in(tmp_path / "out") == (["0", "1"], ["0"])
+    with started(tmp_path / "out") as made:
+        assert made.find(photo_of("0", 2)) == ("a", False)  # it is tried again
+        made.finish(is_complete=False)
+    assert names_in(tmp_path / "out") == (["0", "1"], [])
