@@ -47,7 +47,7 @@ def segmented(out, *names):
 
 def names_in(out):
     """The names in all shards and those in `failed.parquet`."""
-    done = [path for path in out.iterdir() if path.name.startswith(results.SHARD_PREFIX)]
+    done = sorted(out.glob("masks-0*.parquet"))
     failed = [path for path in [out / results.FAILED_FILE] if path.exists()]
     return tuple(
         sorted(name for path in files for name in parquet.read_table(path)["name"].to_pylist())
@@ -87,3 +87,33 @@ def test_a_run_killed_at_its_end_leaves_nothing_in_both(tmp_path, monkeypatch):
         assert made.find(photo_of("0", 2)) == ("a", False)  # it is tried again
         made.finish(is_complete=False)
     assert names_in(tmp_path / "out") == (["0", "1"], [])
+
+
+def test_files_of_others_beside_the_shards_stay(tmp_path):
+    out = tmp_path / "out"
+    segmented(out, "0")
+    names = ["masks-01.jpg", "masks-notes.txt", "masks-000001-0123abcd.parquet.old"]
+    for name in names:
+        (out / name).write_text("mine")
+    with started(out) as made:
+        assert made.totals() == (1, 1, 0)
+        assert len(made.shards()) == 1
+        made.add(photo_of("1"), row_of())
+        made.finish()
+    with started(out, overwrite=True) as made:
+        made.add(photo_of("2"), row_of())
+        made.finish()
+    assert names_in(out) == (["2"], [])
+    assert all((out / name).read_text() == "mine" for name in names)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_refused(tmp_path, overwrite):
+    (tmp_path / "masks-01.jpg").write_text("mine")
+    words = "no keras_sam_ray.json, so there is no run" if overwrite else "of another run"
+    with (
+        pytest.raises(FileExistsError, match=f"^holds masks-01.jpg.*{words}.*: choose another"),
+        started(tmp_path, overwrite),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["masks-01.jpg"]

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import posixpath
+import re
 import secrets
 import shutil
 import sqlite3
@@ -28,7 +29,7 @@ SETTINGS_FILE = "keras_sam_ray.json"
 FAILED_FILE = "failed.parquet"
 FAILED_COLUMNS = ("path", "name", "sha256", "reason")
 COCO_FILE = "annotations.json"
-SHARD_PREFIX = "masks-"
+_SHARD = re.compile(r"masks-(\d{6,})-[0-9a-f]{8}\.parquet")
 SHARD_ROWS = 256
 SHARD_BYTES = 32 << 20  # of run lengths
 SHARD_SECONDS = 300
@@ -127,18 +128,24 @@ class Results:
         """Reads what earlier runs have done. Nothing is written before there is a result.
 
         Raises:
-            FileExistsError: if the folder of a new run holds something else.
+            FileExistsError: if the folder of a new run holds something else, which is not replaced
+                with `overwrite`, either.
         """
         self._settings, self._is_begun = settings, False
-        if overwrite:
-            return
-        if self.read_settings() is None:
+        if not self._files(lambda name: name == SETTINGS_FILE):
             others = sorted(self._files(lambda name: not name.startswith(".")))
+            if others and overwrite:
+                raise FileExistsError(
+                    f"holds {others[0]} and no {SETTINGS_FILE}, so there is no run for --overwrite "
+                    "to replace: choose another folder"
+                )
             if others:
                 raise FileExistsError(f"holds {others[0]}, of another run: choose another folder")
             return
+        if overwrite:
+            return
         for name in self.shards():
-            self._number = max(self._number, int(name.split("-")[1]))
+            self._number = max(self._number, int(_SHARD.fullmatch(name)[1]))
             for row in self._read(name, ["path", "sha256", "size", "modified", "masks"]):
                 self._note(row, name)
         if self._files(lambda name: name == FAILED_FILE):
@@ -165,7 +172,7 @@ class Results:
 
     def shards(self) -> list[str]:
         """The names of the shards, oldest first."""
-        return sorted(self._files(lambda name: name.startswith(SHARD_PREFIX)))
+        return sorted(self._files(_SHARD.fullmatch))
 
     def find(self, photo: Photo) -> tuple[str, bool] | None:
         """The hash of a photograph that is done, and whether its file is the same since."""
@@ -222,7 +229,7 @@ class Results:
         if self._rows:
             self._begin()
             self._number += 1
-            name = f"{SHARD_PREFIX}{self._number:06d}-{secrets.token_hex(4)}.parquet"
+            name = f"masks-{self._number:06d}-{secrets.token_hex(4)}.parquet"
             self._write_shard(name, self._rows)
             for row in self._rows:
                 self._note(row, name)
@@ -361,4 +368,4 @@ class Results:
 
 
 def _is_ours(name: str) -> bool:
-    return name.startswith(SHARD_PREFIX) or name in (SETTINGS_FILE, FAILED_FILE, COCO_FILE)
+    return bool(_SHARD.fullmatch(name)) or name in (SETTINGS_FILE, FAILED_FILE, COCO_FILE)
