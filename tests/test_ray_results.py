@@ -1,6 +1,8 @@
 """Folders of results and sources of photographs, without a cluster."""
 
 import contextlib
+import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ pa = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
 
 from keras_sam.ray import results, sources  # noqa: E402
+from keras_sam.ray.worker import Worker  # noqa: E402
 
 pytestmark = pytest.mark.once
 
@@ -53,6 +56,25 @@ def names_in(out):
         sorted(name for path in files for name in parquet.read_table(path)["name"].to_pylist())
         for files in (done, failed)
     )
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of two files, of which the sources do not look into the contents."""
+    folder = tmp_path / "photos"
+    (folder / "in").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"first")
+    (folder / "in" / "c.jpg").write_bytes(b"third")
+    return folder
+
+
+def known_as(photo, data):
+    """The photograph, whose masks are there if the file holds these bytes."""
+    return dataclasses.replace(photo, known=hashlib.sha256(data).hexdigest())
+
+
+def found(*places, recursive=True):
+    return list(sources.Source([str(place) for place in places], recursive))
 
 
 def test_what_cannot_be_read_any_more_is_in_failed_alone(tmp_path):
@@ -117,3 +139,22 @@ def test_a_folder_of_something_else_is_refused(tmp_path, overwrite):
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["masks-01.jpg"]
+
+
+def test_links_are_the_files_that_they_lead_to(photos, tmp_path):
+    real = {str(path.resolve()) for path in photos.rglob("*.jpg")}
+    (photos / "loop").symlink_to(photos)
+    (photos / "b.jpg").symlink_to("a.jpg")
+    (photos / "nothing.jpg").symlink_to("none.jpg")
+    (tmp_path / "beside").symlink_to(photos)
+    assert sorted(photo.name for photo in found(photos)) == ["a.jpg", "b.jpg", "in/c.jpg"]
+    assert [photo.name for photo in found(f"{photos}/**/c.jpg")] == ["in/c.jpg"]
+    for places in ([photos], [tmp_path / "beside", photos], [photos / "b.jpg", photos]):
+        assert {photo.path for photo in found(*places)} == real
+        with started(tmp_path / "out") as made:
+            assert sum(map(made.is_new, found(*places))) == 2
+    (photo,) = found(tmp_path / "beside" / "b.jpg")
+    assert (photo.name, photo.path) == ("b.jpg", str((photos / "a.jpg").resolve()))
+    # Another machine may know the file by this path alone.
+    assert photo.place == str(tmp_path / "beside" / "b.jpg")
+    assert Worker({}, {}).segment(known_as(photo, b"first")) == {"unchanged": True}
