@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import os
 
 import numpy as np
 import pytest
@@ -158,3 +159,50 @@ def test_links_are_the_files_that_they_lead_to(photos, tmp_path):
     # Another machine may know the file by this path alone.
     assert photo.place == str(tmp_path / "beside" / "b.jpg")
     assert Worker({}, {}).segment(known_as(photo, b"first")) == {"unchanged": True}
+
+
+def test_names_that_are_not_utf_8(photos, tmp_path):
+    name = os.fsdecode(b"\xff.jpg")
+    try:
+        (photos / name).write_bytes(b"second")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    (photos / os.fsdecode(b"\xfe")).mkdir()
+    parquet_file = photos / os.fsdecode(b"\xfe") / os.fsdecode(b"\xff.parquet")
+    with open(parquet_file, "wb") as file:
+        parquet.write_table(pa.table({"bytes": [b"fourth"]}), file)
+    (photo,) = found(photos / name)
+    assert (photo.name, photo.path) == (r"\xff.jpg", rf"{photos.resolve()}/\xff.jpg")
+    assert Worker({}, {}).segment(known_as(photo, b"second")) == {"unchanged": True}
+    every = [*found(photos), *found(parquet_file.parent)]
+    assert sorted(p.name for p in every) == [r"\xff.jpg", r"\xff.parquet#0", "a.jpg", "in/c.jpg"]
+    out = tmp_path / "out"
+    with started(out) as made:
+        for photo in every:
+            assert made.is_new(photo) and made.find(photo) is None
+            made.add(photo, row_of())
+        made.fail(photo, "broken")
+        made.finish()
+    (out / name).write_text("of somebody else")
+    with started(out) as made:
+        done = every[:-1]
+        assert [made.find(photo) for photo in done] == [("a", True)] * 3
+        assert [name for name, _ in made.failures()] == []
+        made.add(every[-1], row_of())
+        made.finish()
+    assert names_in(out) == (sorted(p.name for p in every), [])
+
+
+@pytest.mark.parametrize("values", [[7, None], [0.5, None], [b"\xff", None], ["x", ""]])
+@pytest.mark.parametrize("column", sources.PATH_COLUMNS)
+def test_names_in_a_table_are_of_any_type(tmp_path, column, values):
+    table = pa.table({"bytes": [b"first", b"second"], column: values})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    photos = found(tmp_path / "a.parquet")
+    own = {b"\xff": r"\xff"}.get(values[0], str(values[0]))
+    assert [photo.name for photo in photos] == [own, "a.parquet#1"]
+    with started(tmp_path / "out") as made:
+        for photo in photos:
+            made.add(photo, row_of())
+        made.finish()
+    assert names_in(tmp_path / "out") == (sorted([own, "a.parquet#1"]), [])

@@ -23,7 +23,7 @@ from typing import Any
 from keras_sam.annotations import ImageAnnotations, write_coco
 from keras_sam.files import whole_file
 from keras_sam.ray.engine import MASK_COLUMNS, records_of
-from keras_sam.ray.sources import Photo, open_filesystem
+from keras_sam.ray.sources import Photo, entries_of, open_filesystem
 
 SETTINGS_FILE = "keras_sam_ray.json"
 FAILED_FILE = "failed.parquet"
@@ -294,10 +294,9 @@ class Results:
         return posixpath.join(self._path, name)
 
     def _files(self, wanted):
-        from pyarrow import fs
-
-        found = self._filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
-        return [info.base_name for info in found if info.is_file and wanted(info.base_name)]
+        found = entries_of(self._filesystem, self._path)
+        names = [posixpath.basename(entry.path) for entry in found if not entry.is_folder]
+        return list(filter(wanted, names))
 
     @contextlib.contextmanager
     def _whole(self, name):

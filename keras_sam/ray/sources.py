@@ -30,7 +30,8 @@ class Photo:
 
     Args:
         path: str. Path or address by which it is known, or `FILE#ROW` for a row of Parquet. Of a
-            link it is the path of the file itself, so that no file comes twice.
+            link it is the path of the file itself, so that no file comes twice; bytes that are
+            not UTF-8 are escaped.
         name: str. The same within the source, or the path that a row of Parquet names.
         size: int. Bytes of the file that it is or is in.
         modified: int. Time of that file, ns.
@@ -89,8 +90,20 @@ def place_of(path: str, origin: str) -> str:
 def read_bytes(place: str) -> bytes:
     """All bytes of a file on any file system."""
     filesystem, path, _ = open_filesystem(place)
-    with filesystem.open_input_stream(path, compression=None) as file:
+    with filesystem.open_input_stream(_as_bytes(path), compression=None) as file:
         return file.read()
+
+
+def _as_bytes(path):
+    """A path for pyarrow, which does not encode names that are not UTF-8."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _as_text(value):
+    """Paths and names as results hold them, with escapes for what is not UTF-8."""
+    if isinstance(value, str):
+        value = _as_bytes(value)
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 class Source:
@@ -170,7 +183,7 @@ class Source:
         """
         folders = [folder]
         while folders:
-            for info in _entries(filesystem, folders.pop()):
+            for info in entries_of(filesystem, folders.pop()):
                 if posixpath.basename(info.path).startswith("."):
                     continue
                 if not info.is_folder:
@@ -180,15 +193,17 @@ class Source:
 
     def _of_file(self, filesystem, info, origin, is_table):
         place = place_of(info.path, origin)
-        path = place if info.real_path is None else info.real_path
+        path = _as_text(place if info.real_path is None else info.real_path)
         name = place if self._base is None else posixpath.relpath(info.path, self._base)
+        name = _as_text(name)
         stamp = {"size": info.size, "modified": info.modified}
         if not is_table:
             yield Photo(path, name, **stamp, place=None if path == place else place)
             return
         for number, (own, data) in enumerate(_rows(filesystem, info.path, place)):
-            # A table's own paths need not be unique.
-            yield Photo(f"{path}#{number}", own or f"{name}#{number}", **stamp, data=data)
+            # A table's own paths need not be unique, and may be of any type.
+            own = f"{name}#{number}" if own in (None, "") else _as_text(own)
+            yield Photo(f"{path}#{number}", own, **stamp, data=data)
 
     @staticmethod
     def _is_table(path):
@@ -228,7 +243,7 @@ def _look_up(filesystem, path):
     return _Entry(path, stat.S_ISDIR(about.st_mode), *stamp, real_path=os.path.realpath(path))
 
 
-def _entries(filesystem, folder):
+def entries_of(filesystem, folder):
     """The entries of a folder. Only for the local file system they come one by one."""
     from pyarrow import fs
 
@@ -258,7 +273,7 @@ def _rows(filesystem, path, place):
     import pyarrow as pa
     from pyarrow import parquet
 
-    with filesystem.open_input_file(path) as file:
+    with filesystem.open_input_file(_as_bytes(path)) as file:
         try:
             table = parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         except pa.ArrowInvalid as error:
@@ -280,7 +295,7 @@ def _rows(filesystem, path, place):
                     if isinstance(value, dict)
                     else (value, None)
                 )
-                yield row.get(named) or own, data or b""
+                yield own if row.get(named) is None else row[named], data or b""
 
 
 def _holds_bytes(schema, name):
