@@ -4,17 +4,19 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import time
 
 import numpy as np
 import pytest
 
+import keras_sam
 from keras_sam.annotations import read_coco
 from keras_sam.masks import encode_rle
 
 pa = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
 
-from keras_sam.ray import results, sources  # noqa: E402
+from keras_sam.ray import results, run, sources  # noqa: E402
 from keras_sam.ray.worker import Worker  # noqa: E402
 
 pytestmark = pytest.mark.once
@@ -206,3 +208,81 @@ def test_names_in_a_table_are_of_any_type(tmp_path, column, values):
             made.add(photo, row_of())
         made.finish()
     assert names_in(tmp_path / "out") == (sorted([own, "a.parquet#1"]), [])
+
+
+class OneWorker:
+    """What `Run` needs of Ray, for a cluster that loses its only worker after `lives` calls."""
+
+    class exceptions:  # noqa: N801
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            pass
+
+    def __init__(self, lives):
+        self.lives, self.values, self.pending = lives, {}, False
+
+    def cluster_resources(self):
+        return {"CPU": 1.0}
+
+    def remote(self, *anything):
+        """Of a class, of an actor, and of its methods."""
+        return self
+
+    def options(self, **anything):
+        return self
+
+    def __getattr__(self, name):
+        if name not in ("version", "load", "segment"):
+            raise AttributeError(name)
+        return Call(self, name)
+
+    def wait(self, calls, timeout):
+        done = [call for call in calls if call in self.values]
+        if not done:
+            time.sleep(0.01)
+        return done[:1], []
+
+    def get(self, call):
+        value = self.values[call]
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    def kill(self, actor):
+        pass
+
+
+class Call:
+    """A method of the only worker: its calls return, raise when it dies, and never end then."""
+
+    def __init__(self, cluster, name):
+        self.cluster, self.name = cluster, name
+
+    def remote(self, *arguments):
+        cluster, call = self.cluster, object()
+        if cluster.lives:
+            cluster.lives -= 1
+            values = {"version": keras_sam.__version__, "load": None}
+            cluster.values[call] = values.get(self.name, {**row_of(), "error": None})
+        elif not cluster.pending:
+            cluster.pending = True
+            cluster.values[call] = cluster.exceptions.RayError()
+        return call
+
+
+def test_a_cluster_that_loses_its_workers_for_good(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "READY_SECONDS", 1.5)
+    monkeypatch.setattr(run, "SAID_SECONDS", 0.3)
+    monkeypatch.setattr(results, "SHARD_SECONDS", 0.6)
+    said, photos = [], [photo_of(str(number)) for number in range(9)]
+    with started(tmp_path / "out") as made:
+        cluster = OneWorker(lives=4)  # two of them photographs
+        job = run.Run(cluster, run.Plan({}, {}), made, said.append)
+        with pytest.raises(run.ClusterError, match="and no worker of 1 and 0 has come up"):
+            job.segment(photos)
+        # What was done has been written while the run waited.
+        assert names_in(tmp_path / "out") == (["0", "1"], [])
+    (died, waits) = said
+    assert "a worker died" in died and "still waiting for a worker: the cluster has 1" in waits

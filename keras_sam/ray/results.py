@@ -209,9 +209,9 @@ class Results:
         about |= {"size": photo.size, "modified": photo.modified}
         self._rows.append({**row, **about, "masks": len(row["mask_counts"])})
         self._bytes += 64 + sum(map(len, row["mask_counts"]))
-        late = time.monotonic() - self._since > SHARD_SECONDS
-        if len(self._rows) >= SHARD_ROWS or self._bytes >= SHARD_BYTES or late:
+        if len(self._rows) >= SHARD_ROWS or self._bytes >= SHARD_BYTES:
             self.flush()
+        self.flush_if_late()
 
     def fail(self, photo: Photo, reason: str, sha256: str | None = None) -> None:
         """Notes that a photograph has no masks, not even those of an earlier run."""
@@ -223,6 +223,11 @@ class Results:
             "INSERT OR REPLACE INTO failed VALUES (?, ?, ?, ?, 0)",
             (photo.path, photo.name, sha256, reason),
         )
+
+    def flush_if_late(self) -> None:
+        """Writes a shard if the last one was written long ago."""
+        if time.monotonic() - self._since > SHARD_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Writes a shard of the rows that wait."""
