@@ -286,3 +286,17 @@ def test_a_cluster_that_loses_its_workers_for_good(tmp_path, monkeypatch):
         assert names_in(tmp_path / "out") == (["0", "1"], [])
     (died, waits) = said
     assert "a worker died" in died and "still waiting for a worker: the cluster has 1" in waits
+
+
+def test_an_interrupt_after_a_shard_does_not_write_it_twice(tmp_path, monkeypatch):
+    def interrupted(*anything):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with started(tmp_path / "out") as made:
+        made.add(photo_of("0"), row_of())
+        monkeypatch.setattr(made, "_note", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            made.flush()
+        made.finish(is_complete=False)
+    assert names_in(tmp_path / "out") == (["0"], [])

@@ -236,9 +236,9 @@ class Results:
             self._number += 1
             name = f"masks-{self._number:06d}-{secrets.token_hex(4)}.parquet"
             self._write_shard(name, self._rows)
-            for row in self._rows:
+            written, self._rows, self._bytes = self._rows, [], 0  # whatever interrupts what follows
+            for row in written:
                 self._note(row, name)
-            self._rows, self._bytes = [], 0
             self._drop_superseded()
         self._since = time.monotonic()
 
