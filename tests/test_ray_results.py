@@ -16,7 +16,7 @@ from keras_sam.masks import encode_rle
 pa = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
 
-from keras_sam.ray import results, run, sources  # noqa: E402
+from keras_sam.ray import engine, results, run, sources  # noqa: E402
 from keras_sam.ray.worker import Worker  # noqa: E402
 
 pytestmark = pytest.mark.once
@@ -300,3 +300,18 @@ def test_an_interrupt_after_a_shard_does_not_write_it_twice(tmp_path, monkeypatc
             made.flush()
         made.finish(is_complete=False)
     assert names_in(tmp_path / "out") == (["0"], [])
+
+
+@pytest.mark.parametrize("kind", [Exception, RuntimeError, MemoryError, ValueError])
+def test_whatever_a_backend_raises_is_the_photograph_s_error(kind):
+    """As TensorFlow's and onnxruntime's classes, which have only `Exception` in common."""
+
+    class OutOfMemoryError(kind):
+        pass
+
+    class Engine:
+        def masks(self, image, prompts):
+            raise OutOfMemoryError("OOM when allocating a tensor")
+
+    row = engine.segment(Engine(), np.zeros((4, 5, 3), "uint8"))
+    assert row["error"] == "OOM when allocating a tensor" and len(row["sha256"]) == 64
