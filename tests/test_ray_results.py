@@ -220,8 +220,9 @@ class OneWorker:
         class RayTaskError(RayError):
             pass
 
-    def __init__(self, lives):
+    def __init__(self, lives, returned=None):
         self.lives, self.values, self.pending = lives, {}, False
+        self.returned = returned or {**row_of(), "error": None}
 
     def cluster_resources(self):
         return {"CPU": 1.0}
@@ -265,7 +266,7 @@ class Call:
         if cluster.lives:
             cluster.lives -= 1
             values = {"version": keras_sam.__version__, "load": None}
-            cluster.values[call] = values.get(self.name, {**row_of(), "error": None})
+            cluster.values[call] = values.get(self.name, cluster.returned)
         elif not cluster.pending:
             cluster.pending = True
             cluster.values[call] = cluster.exceptions.RayError()
@@ -315,3 +316,27 @@ def test_whatever_a_backend_raises_is_the_photograph_s_error(kind):
 
     row = engine.segment(Engine(), np.zeros((4, 5, 3), "uint8"))
     assert row["error"] == "OOM when allocating a tensor" and len(row["sha256"]) == 64
+
+
+def test_what_was_only_touched_is_read_once(tmp_path):
+    out = tmp_path / "out"
+    segmented(out, "0", "1")
+    with started(out) as made:
+        made.add(photo_of("1", 2), row_of("b"))
+        made.restamp(photo_of("0", 2))
+        made.finish(is_complete=False)
+    with started(out) as made:
+        assert made.find(photo_of("0", 2)) == ("a", True)
+        assert made.find(photo_of("1", 2)) == ("b", True)
+        # The photographs of a run are looked up before any worker is started.
+        job = run.Run(OneWorker(lives=0), run.Plan({}, {}), made)
+        job.segment([photo_of("0", 2), photo_of("1", 2)])
+        assert job.skipped == 2
+    with started(out) as made:  # a worker finds a file to be as it was
+        unchanged = OneWorker(lives=3, returned={"unchanged": True})
+        job = run.Run(unchanged, run.Plan({}, {}), made)
+        job.segment([photo_of("0", 3)])
+        made.finish()
+    with started(out) as made:
+        assert made.find(photo_of("0", 3)) == ("a", True)
+    assert names_in(out) == (["0", "1"], [])

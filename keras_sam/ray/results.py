@@ -98,6 +98,7 @@ class Results:
             PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000;
             CREATE TABLE done (path TEXT PRIMARY KEY, sha256 TEXT, size INT, modified INT,
                                shard TEXT, masks INT) WITHOUT ROWID;
+            CREATE TABLE touched (shard TEXT, path TEXT, size INT, modified INT);
             CREATE TABLE superseded (shard TEXT, path TEXT, until_the_end INT);
             CREATE TABLE seen (path TEXT PRIMARY KEY) WITHOUT ROWID;
             CREATE TABLE failed (path TEXT PRIMARY KEY, name TEXT, sha256 TEXT, reason TEXT,
@@ -224,6 +225,20 @@ class Results:
             (photo.path, photo.name, sha256, reason),
         )
 
+    def restamp(self, photo: Photo) -> None:
+        """Notes that only the time of a photograph's file has changed, so that none reads it again.
+
+        Its row gets the new one in `finish`.
+        """
+        stamp = (photo.size, photo.modified)
+        self._index.execute(
+            "INSERT INTO touched SELECT shard, path, ?, ? FROM done WHERE path = ?",
+            (*stamp, photo.path),
+        )
+        self._index.execute(
+            "UPDATE done SET size = ?, modified = ? WHERE path = ?", (*stamp, photo.path)
+        )
+
     def flush_if_late(self) -> None:
         """Writes a shard if the last one was written long ago."""
         if time.monotonic() - self._since > SHARD_SECONDS:
@@ -252,6 +267,7 @@ class Results:
             self._index.execute("DELETE FROM failed WHERE earlier")
         self._write_failed()
         self._drop_superseded(is_end=True)
+        self._restamp_touched()
 
     def _write_failed(self):
         import pyarrow as pa
@@ -369,6 +385,17 @@ class Results:
             else:
                 self._filesystem.delete_file(self._join(shard))
         self._index.execute(f"DELETE {which}", (is_end,))
+
+    def _restamp_touched(self):
+        shards = self._index.execute("SELECT DISTINCT shard FROM touched").fetchall()
+        for (shard,) in shards:
+            found = self._index.execute(
+                "SELECT path, size, modified FROM touched WHERE shard = ?", (shard,)
+            )
+            stamps = {path: {"size": size, "modified": time} for path, size, time in found}
+            rows = [row | stamps.get(row["path"], {}) for row in self._read(shard, None)]
+            self._write_shard(shard, rows)
+        self._index.execute("DELETE FROM touched")
 
 
 def _is_ours(name: str) -> bool:

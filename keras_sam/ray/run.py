@@ -213,6 +213,7 @@ class Run:
 
     def _enter(self, photo, row):
         if row.get("unchanged"):
+            self._results.restamp(photo)
             self._skip()
         elif row["error"] is not None:
             self._fail(photo, row["error"], row["sha256"])
