@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import posixpath
+import re
 import secrets
 import shutil
 import sqlite3
@@ -22,13 +23,13 @@ from typing import Any
 from keras_sam.annotations import ImageAnnotations, write_coco
 from keras_sam.files import whole_file
 from keras_sam.ray.engine import MASK_COLUMNS, records_of
-from keras_sam.ray.sources import Photo, open_filesystem
+from keras_sam.ray.sources import Photo, entries_of, open_filesystem
 
 SETTINGS_FILE = "keras_sam_ray.json"
 FAILED_FILE = "failed.parquet"
 FAILED_COLUMNS = ("path", "name", "sha256", "reason")
 COCO_FILE = "annotations.json"
-SHARD_PREFIX = "masks-"
+_SHARD = re.compile(r"masks-(\d{6,})-[0-9a-f]{8}\.parquet")
 SHARD_ROWS = 256
 SHARD_BYTES = 32 << 20  # of run lengths
 SHARD_SECONDS = 300
@@ -97,7 +98,8 @@ class Results:
             PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000;
             CREATE TABLE done (path TEXT PRIMARY KEY, sha256 TEXT, size INT, modified INT,
                                shard TEXT, masks INT) WITHOUT ROWID;
-            CREATE TABLE superseded (shard TEXT, path TEXT);
+            CREATE TABLE touched (shard TEXT, path TEXT, size INT, modified INT);
+            CREATE TABLE superseded (shard TEXT, path TEXT, until_the_end INT);
             CREATE TABLE seen (path TEXT PRIMARY KEY) WITHOUT ROWID;
             CREATE TABLE failed (path TEXT PRIMARY KEY, name TEXT, sha256 TEXT, reason TEXT,
                                  earlier INT DEFAULT 0) WITHOUT ROWID;
@@ -127,18 +129,24 @@ class Results:
         """Reads what earlier runs have done. Nothing is written before there is a result.
 
         Raises:
-            FileExistsError: if the folder of a new run holds something else.
+            FileExistsError: if the folder of a new run holds something else, which is not replaced
+                with `overwrite`, either.
         """
         self._settings, self._is_begun = settings, False
-        if overwrite:
-            return
-        if self.read_settings() is None:
+        if not self._files(lambda name: name == SETTINGS_FILE):
             others = sorted(self._files(lambda name: not name.startswith(".")))
+            if others and overwrite:
+                raise FileExistsError(
+                    f"holds {others[0]} and no {SETTINGS_FILE}, so there is no run for --overwrite "
+                    "to replace: choose another folder"
+                )
             if others:
                 raise FileExistsError(f"holds {others[0]}, of another run: choose another folder")
             return
+        if overwrite:
+            return
         for name in self.shards():
-            self._number = max(self._number, int(name.split("-")[1]))
+            self._number = max(self._number, int(_SHARD.fullmatch(name)[1]))
             for row in self._read(name, ["path", "sha256", "size", "modified", "masks"]):
                 self._note(row, name)
         if self._files(lambda name: name == FAILED_FILE):
@@ -147,6 +155,8 @@ class Results:
                     "INSERT OR REPLACE INTO failed VALUES (?, ?, ?, ?, 1)",
                     tuple(row[name] for name in FAILED_COLUMNS),
                 )
+        # A run that was killed before its end may leave a photograph in both.
+        self._index.execute("DELETE FROM failed WHERE path IN (SELECT path FROM done)")
         self._is_begun = True
         self._drop_superseded()
 
@@ -163,7 +173,7 @@ class Results:
 
     def shards(self) -> list[str]:
         """The names of the shards, oldest first."""
-        return sorted(self._files(lambda name: name.startswith(SHARD_PREFIX)))
+        return sorted(self._files(_SHARD.fullmatch))
 
     def find(self, photo: Photo) -> tuple[str, bool] | None:
         """The hash of a photograph that is done, and whether its file is the same since."""
@@ -200,27 +210,50 @@ class Results:
         about |= {"size": photo.size, "modified": photo.modified}
         self._rows.append({**row, **about, "masks": len(row["mask_counts"])})
         self._bytes += 64 + sum(map(len, row["mask_counts"]))
-        late = time.monotonic() - self._since > SHARD_SECONDS
-        if len(self._rows) >= SHARD_ROWS or self._bytes >= SHARD_BYTES or late:
+        if len(self._rows) >= SHARD_ROWS or self._bytes >= SHARD_BYTES:
             self.flush()
+        self.flush_if_late()
 
     def fail(self, photo: Photo, reason: str, sha256: str | None = None) -> None:
-        """Notes that a photograph has no masks."""
+        """Notes that a photograph has no masks, not even those of an earlier run."""
+        self._index.execute(
+            "INSERT INTO superseded SELECT shard, path, 1 FROM done WHERE path = ?", (photo.path,)
+        )
+        self._index.execute("DELETE FROM done WHERE path = ?", (photo.path,))
         self._index.execute(
             "INSERT OR REPLACE INTO failed VALUES (?, ?, ?, ?, 0)",
             (photo.path, photo.name, sha256, reason),
         )
+
+    def restamp(self, photo: Photo) -> None:
+        """Notes that only the time of a photograph's file has changed, so that none reads it again.
+
+        Its row gets the new one in `finish`.
+        """
+        stamp = (photo.size, photo.modified)
+        self._index.execute(
+            "INSERT INTO touched SELECT shard, path, ?, ? FROM done WHERE path = ?",
+            (*stamp, photo.path),
+        )
+        self._index.execute(
+            "UPDATE done SET size = ?, modified = ? WHERE path = ?", (*stamp, photo.path)
+        )
+
+    def flush_if_late(self) -> None:
+        """Writes a shard if the last one was written long ago."""
+        if time.monotonic() - self._since > SHARD_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Writes a shard of the rows that wait."""
         if self._rows:
             self._begin()
             self._number += 1
-            name = f"{SHARD_PREFIX}{self._number:06d}-{secrets.token_hex(4)}.parquet"
+            name = f"masks-{self._number:06d}-{secrets.token_hex(4)}.parquet"
             self._write_shard(name, self._rows)
-            for row in self._rows:
+            written, self._rows, self._bytes = self._rows, [], 0  # whatever interrupts what follows
+            for row in written:
                 self._note(row, name)
-            self._rows, self._bytes = [], 0
             self._drop_superseded()
         self._since = time.monotonic()
 
@@ -229,12 +262,17 @@ class Results:
 
         Of a run that is not complete, what failed before and was not tried again stays in it.
         """
-        import pyarrow as pa
-        from pyarrow import parquet
-
         self.flush()
         if is_complete:
             self._index.execute("DELETE FROM failed WHERE earlier")
+        self._write_failed()
+        self._drop_superseded(is_end=True)
+        self._restamp_touched()
+
+    def _write_failed(self):
+        import pyarrow as pa
+        from pyarrow import parquet
+
         (count,) = self._index.execute("SELECT COUNT(*) FROM failed").fetchone()
         if not count:
             if self._is_begun and self._files(lambda name: name == FAILED_FILE):
@@ -277,10 +315,9 @@ class Results:
         return posixpath.join(self._path, name)
 
     def _files(self, wanted):
-        from pyarrow import fs
-
-        found = self._filesystem.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
-        return [info.base_name for info in found if info.is_file and wanted(info.base_name)]
+        found = entries_of(self._filesystem, self._path)
+        names = [posixpath.basename(entry.path) for entry in found if not entry.is_folder]
+        return list(filter(wanted, names))
 
     @contextlib.contextmanager
     def _whole(self, name):
@@ -325,28 +362,41 @@ class Results:
             "SELECT (SELECT shard FROM done WHERE path = ?)", (row["path"],)
         ).fetchone()
         if earlier is not None:
-            self._index.execute("INSERT INTO superseded VALUES (?, ?)", (earlier, row["path"]))
+            self._index.execute("INSERT INTO superseded VALUES (?, ?, 0)", (earlier, row["path"]))
         values = [row[name] for name in ("path", "sha256", "size", "modified")]
         self._index.execute(
             "INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?)", (*values, shard, row["masks"])
         )
 
-    def _drop_superseded(self):
+    def _drop_superseded(self, is_end=False):
         """Takes the rows of photographs that have changed since out of older shards.
 
-        The newer row is on disk by now: if this is interrupted, the next run does it.
+        The newer row is on disk by now, or at the end the reason why there is none: if this is
+        interrupted, the next run does it.
         """
-        shards = self._index.execute("SELECT DISTINCT shard FROM superseded").fetchall()
+        which = "FROM superseded WHERE until_the_end <= ?"
+        shards = self._index.execute(f"SELECT DISTINCT shard {which}", (is_end,)).fetchall()
         for (shard,) in shards:
-            gone = self._index.execute("SELECT path FROM superseded WHERE shard = ?", (shard,))
+            gone = self._index.execute(f"SELECT path {which} AND shard = ?", (is_end, shard))
             paths = {path for (path,) in gone}
             rows = [row for row in self._read(shard, None) if row["path"] not in paths]
             if rows:
                 self._write_shard(shard, rows)
             else:
                 self._filesystem.delete_file(self._join(shard))
-        self._index.execute("DELETE FROM superseded")
+        self._index.execute(f"DELETE {which}", (is_end,))
+
+    def _restamp_touched(self):
+        shards = self._index.execute("SELECT DISTINCT shard FROM touched").fetchall()
+        for (shard,) in shards:
+            found = self._index.execute(
+                "SELECT path, size, modified FROM touched WHERE shard = ?", (shard,)
+            )
+            stamps = {path: {"size": size, "modified": time} for path, size, time in found}
+            rows = [row | stamps.get(row["path"], {}) for row in self._read(shard, None)]
+            self._write_shard(shard, rows)
+        self._index.execute("DELETE FROM touched")
 
 
 def _is_ours(name: str) -> bool:
-    return name.startswith(SHARD_PREFIX) or name in (SETTINGS_FILE, FAILED_FILE, COCO_FILE)
+    return bool(_SHARD.fullmatch(name)) or name in (SETTINGS_FILE, FAILED_FILE, COCO_FILE)

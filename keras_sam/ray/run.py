@@ -22,7 +22,8 @@ from keras_sam.ray.worker import Worker
 
 STARTS = 3  # of workers in a row that die before they are ready, before the run ends
 AHEAD = 2  # photographs that a worker has, so that it never waits for the next
-READY_SECONDS = 900  # for the first worker
+READY_SECONDS = 900  # without any worker, before the run ends
+SAID_SECONDS = 60  # without any worker, before this is said
 
 
 @dataclasses.dataclass
@@ -103,7 +104,7 @@ class Run:
         """
         todo = self._todo(photos)
         waiting: deque[Photo] = deque()
-        began, was_ready = time.monotonic(), False
+        self._last_ready, self._has_said = time.monotonic(), False
         try:
             while self._look_ahead(todo, waiting) or self._suspects or self._at_work():
                 self._start(len(waiting) + len(self._suspects))
@@ -112,12 +113,23 @@ class Run:
                 for returned in done:
                     if returned in self._owners:  # not of a worker that has died since
                         self._take(returned)
-                was_ready = was_ready or self.ready > 0
-                if not was_ready and time.monotonic() - began > READY_SECONDS:
-                    raise ClusterError(self._no_room())
+                self._results.flush_if_late()
+                self._check_that_some_are_ready()
         finally:
             for hand in self._hands:
                 self._ray.kill(hand.actor)
+
+    def _check_that_some_are_ready(self):
+        """Raises after a long time without any worker, as where the machines for them are lost."""
+        if self.ready:
+            self._last_ready, self._has_said = time.monotonic(), False
+            return
+        seconds = time.monotonic() - self._last_ready
+        if seconds > READY_SECONDS:
+            raise ClusterError(self._no_room())
+        if seconds > SAID_SECONDS and not self._has_said:
+            self._has_said = True
+            self._say(f"still waiting for a worker: {self._no_room()}")
 
     def _todo(self, photos) -> Iterator[Photo]:
         for photo in photos:
@@ -201,6 +213,7 @@ class Run:
 
     def _enter(self, photo, row):
         if row.get("unchanged"):
+            self._results.restamp(photo)
             self._skip()
         elif row["error"] is not None:
             self._fail(photo, row["error"], row["sha256"])

@@ -11,6 +11,7 @@ import functools
 import os
 import posixpath
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,12 +29,15 @@ class Photo:
     """One photograph: where it is, and by what a changed one is recognised.
 
     Args:
-        path: str. Path, address, or `FILE#ROW` for a row of Parquet.
+        path: str. Path or address by which it is known, or `FILE#ROW` for a row of Parquet. Of a
+            link it is the path of the file itself, so that no file comes twice; bytes that are
+            not UTF-8 are escaped.
         name: str. The same within the source, or the path that a row of Parquet names.
         size: int. Bytes of the file that it is or is in.
         modified: int. Time of that file, ns.
         data: optional bytes of the photograph, for a row of Parquet.
         known: optional str. The hash of the photograph whose masks are there already.
+        place: optional str. Where it is read. Defaults to `path`.
     """
 
     path: str
@@ -42,6 +46,7 @@ class Photo:
     modified: int
     data: bytes | None = None
     known: str | None = None
+    place: str | None = None
 
 
 def is_address(place: str) -> bool:
@@ -85,8 +90,20 @@ def place_of(path: str, origin: str) -> str:
 def read_bytes(place: str) -> bytes:
     """All bytes of a file on any file system."""
     filesystem, path, _ = open_filesystem(place)
-    with filesystem.open_input_stream(path, compression=None) as file:
+    with filesystem.open_input_stream(_as_bytes(path), compression=None) as file:
         return file.read()
+
+
+def _as_bytes(path):
+    """A path for pyarrow, which does not encode names that are not UTF-8."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def _as_text(value):
+    """Paths and names as results hold them, with escapes for what is not UTF-8."""
+    if isinstance(value, str):
+        value = _as_bytes(value)
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 class Source:
@@ -114,7 +131,7 @@ class Source:
         for place, info, filesystem, origin, base in self._places:
             if info is None:
                 found = self._matching(filesystem, base, open_filesystem(place)[1], origin)
-            elif _is_folder(info):
+            elif info.is_folder:
                 found = self._in_folder(filesystem, info.path, origin)
             else:
                 found = self._of_file(filesystem, info, origin, self._is_table(info.path))
@@ -125,19 +142,19 @@ class Source:
                 raise FileNotFoundError(f"{place}: there are no photographs{self._remedy(info)}")
 
     def _remedy(self, info):
-        if info is not None and _is_folder(info) and not self._recursive:
+        if info is not None and info.is_folder and not self._recursive:
             return " in this folder (--recursive looks into its folders)"
         return ""
 
     def _look_at(self, place):
         filesystem, path, origin = open_filesystem(place)
-        info = filesystem.get_file_info(path)
-        if info.type.name == "NotFound":
+        info = _look_up(filesystem, path)
+        if info is None:
             if not _WILD.search(path):
                 raise FileNotFoundError(f"{place}: there is no such photograph or folder")
             fixed = path[: _WILD.search(path).start()]
             return None, filesystem, origin, posixpath.dirname(fixed)
-        base = path if _is_folder(info) else posixpath.dirname(path)
+        base = path if info.is_folder else posixpath.dirname(path)
         return info, filesystem, origin, base
 
     def _in_folder(self, filesystem, folder, origin):
@@ -160,27 +177,33 @@ class Source:
                 yield from self._of_file(filesystem, info, origin, self._is_table(info.path))
 
     def _walk(self, filesystem, folder, deep):
-        """The files of a folder, and with `deep` of those in it; hidden ones are left out."""
+        """The files of a folder, and with `deep` of those in it; hidden ones are left out.
+
+        Nor does it follow links to folders, in which it may never end.
+        """
         folders = [folder]
         while folders:
-            for info in _entries(filesystem, folders.pop()):
+            for info in entries_of(filesystem, folders.pop()):
                 if posixpath.basename(info.path).startswith("."):
                     continue
-                if not _is_folder(info):
+                if not info.is_folder:
                     yield info
-                elif deep and info.path.rstrip("/") != self._left_out:
+                elif deep and not info.is_link and info.path.rstrip("/") != self._left_out:
                     folders.append(info.path)
 
     def _of_file(self, filesystem, info, origin, is_table):
         place = place_of(info.path, origin)
+        path = _as_text(place if info.real_path is None else info.real_path)
         name = place if self._base is None else posixpath.relpath(info.path, self._base)
-        stamp = {"size": info.size or 0, "modified": info.mtime_ns or 0}
+        name = _as_text(name)
+        stamp = {"size": info.size, "modified": info.modified}
         if not is_table:
-            yield Photo(place, name, **stamp)
+            yield Photo(path, name, **stamp, place=None if path == place else place)
             return
-        for number, (path, data) in enumerate(_rows(filesystem, info.path, place)):
-            # A table's own paths need not be unique.
-            yield Photo(f"{place}#{number}", path or f"{name}#{number}", **stamp, data=data)
+        for number, (own, data) in enumerate(_rows(filesystem, info.path, place)):
+            # A table's own paths need not be unique, and may be of any type.
+            own = f"{name}#{number}" if own in (None, "") else _as_text(own)
+            yield Photo(f"{path}#{number}", own, **stamp, data=data)
 
     @staticmethod
     def _is_table(path):
@@ -188,39 +211,61 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class _LocalFile:
-    """What pyarrow's `FileInfo` has, of one entry at a time."""
+class _Entry:
+    """A file or folder; `real_path` is that to which links on the way to it lead, if known."""
 
     path: str
     is_folder: bool
     size: int
-    mtime_ns: int
+    modified: int
+    is_link: bool = False
+    real_path: str | None = None
+
+    @classmethod
+    def of(cls, info):
+        """What pyarrow's `FileInfo` has."""
+        is_folder = info.type.name == "Directory"
+        return cls(info.path, is_folder, info.size or 0, info.mtime_ns or 0)
 
 
-def _entries(filesystem, folder):
+def _look_up(filesystem, path):
+    """What is at a path, or None."""
+    from pyarrow import fs
+
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        info = filesystem.get_file_info(path)
+        return None if info.type.name == "NotFound" else _Entry.of(info)
+    try:
+        about = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    stamp = about.st_size, about.st_mtime_ns
+    return _Entry(path, stat.S_ISDIR(about.st_mode), *stamp, real_path=os.path.realpath(path))
+
+
+def entries_of(filesystem, folder):
     """The entries of a folder. Only for the local file system they come one by one."""
     from pyarrow import fs
 
     if not isinstance(filesystem, fs.LocalFileSystem):
-        yield from filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+        selector = fs.FileSelector(folder, allow_not_found=True)
+        yield from map(_Entry.of, filesystem.get_file_info(selector))
         return
     try:
         entries = os.scandir(folder)
     except FileNotFoundError:
         return
+    real_folder = os.path.realpath(folder)
     with entries:
         for entry in entries:
             try:
-                about = entry.stat()
+                about, is_link = entry.stat(), entry.is_symlink()
             except OSError:  # a link to nothing
                 continue
             path = entry.path.replace(os.sep, "/")
-            yield _LocalFile(path, entry.is_dir(), about.st_size, about.st_mtime_ns)
-
-
-def _is_folder(info):
-    is_folder = getattr(info, "is_folder", None)
-    return info.type.name == "Directory" if is_folder is None else is_folder
+            real = os.path.realpath(path) if is_link else os.path.join(real_folder, entry.name)
+            stamp = about.st_size, about.st_mtime_ns
+            yield _Entry(path, entry.is_dir(), *stamp, is_link, real)
 
 
 def _rows(filesystem, path, place):
@@ -228,7 +273,7 @@ def _rows(filesystem, path, place):
     import pyarrow as pa
     from pyarrow import parquet
 
-    with filesystem.open_input_file(path) as file:
+    with filesystem.open_input_file(_as_bytes(path)) as file:
         try:
             table = parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
         except pa.ArrowInvalid as error:
@@ -250,7 +295,7 @@ def _rows(filesystem, path, place):
                     if isinstance(value, dict)
                     else (value, None)
                 )
-                yield row.get(named) or own, data or b""
+                yield own if row.get(named) is None else row[named], data or b""
 
 
 def _holds_bytes(schema, name):

@@ -32,7 +32,7 @@ class Worker:
     def segment(self, photo: Photo) -> dict[str, Any]:
         """The row of a photograph, or `{"unchanged": True}` if its hash is the known one."""
         try:
-            data = read_bytes(photo.path) if photo.data is None else photo.data
+            data = read_bytes(photo.place or photo.path) if photo.data is None else photo.data
         except (OSError, ValueError) as error:
             return {"sha256": None, "error": reason_of(error)}
         image = File(data, photo.name)
