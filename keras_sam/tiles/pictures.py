@@ -89,8 +89,9 @@ class Picture:
             for y in sorted({int(n) for n in np.linspace(0, h - side_y, _SAMPLES)})
             for x in sorted({int(n) for n in np.linspace(0, w - side_x, _SAMPLES)})
         ]
-        # One pixel of 16 says as much as all.
-        return np.ma.concatenate([part.reshape(-1)[::16] for part in parts])
+        # One value of 16 says as much as all. The step is no multiple of 3, so that each colour
+        # counts; alpha does not.
+        return np.ma.concatenate([part[..., :3].reshape(-1)[::16] for part in parts])
 
 
 def open_picture(

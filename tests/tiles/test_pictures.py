@@ -156,6 +156,13 @@ def test_the_range_of_values_is_that_of_the_picture():
         open_picture(np.full((9, 9), 300, "int32")).whole_range("auto")
 
 
+def test_the_range_of_values_is_that_of_all_colours_without_alpha():
+    values = np.full((300, 300, 4), 100, "uint16")
+    values[..., 2], values[..., 3] = 3000, 65535
+    for channels in (3, 4):
+        assert open_picture(values[..., :channels]).whole_range("percentile") == (100, 3000)
+
+
 def test_no_data_is_masked(tmp_path):
     values = pixels(1, "uint16")
     values[30:60] = 7
