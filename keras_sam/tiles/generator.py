@@ -109,10 +109,11 @@ class TiledMaskGenerator:
         grid = self.grid(picture)
         generator = self.generator
         clicks = [np.round(points, 6).tolist() for points in generator.point_grids]
-        about = {}
         if picture.path is not None and picture.path.is_file():
             stamp = picture.path.stat()
             about = {"bytes": stamp.st_size, "changed": stamp.st_mtime_ns}
+        else:  # a folder's time says nothing of the files in it
+            about = {"content": picture.content_hash()}
         return {
             "picture": {**about, "size": grid.size, "channels": picture.channels},
             "tile_shape": grid.tile_shape,

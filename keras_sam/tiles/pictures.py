@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +82,26 @@ class Picture:
         within_one = self.dtype.kind == "f" and known.min() >= 0 and 0 < known.max() <= 1
         return (0.0, 1.0) if within_one else (0.0, 255.0)
 
+    def content_hash(self) -> str:
+        """A hash of the type of the values and of the windows that tell a picture from another."""
+        digest = hashlib.blake2b(str(self.dtype).encode(), digest_size=8)
+        for values in self._sampled():
+            digest.update(np.ma.getmaskarray(values).tobytes() if np.ma.is_masked(values) else b"")
+            digest.update(np.ascontiguousarray(np.ma.getdata(values)))
+        return digest.hexdigest()
+
     def _sample(self) -> np.ndarray:
-        h, w = self.size
-        side_y, side_x = min(_SAMPLE_SIDE, h), min(_SAMPLE_SIDE, w)
-        parts = [
-            self.read((x, y, x + side_x, y + side_y))
-            for y in sorted({int(n) for n in np.linspace(0, h - side_y, _SAMPLES)})
-            for x in sorted({int(n) for n in np.linspace(0, w - side_x, _SAMPLES)})
-        ]
         # One value of 16 says as much as all. The step is no multiple of 3, so that each colour
         # counts; alpha does not.
-        return np.ma.concatenate([part[..., :3].reshape(-1)[::16] for part in parts])
+        return np.ma.concatenate([part[..., :3].reshape(-1)[::16] for part in self._sampled()])
+
+    def _sampled(self) -> Iterator[np.ndarray]:
+        """Windows all over the picture, all of it if it is small."""
+        h, w = self.size
+        side_y, side_x = min(_SAMPLE_SIDE, h), min(_SAMPLE_SIDE, w)
+        for y in sorted({int(n) for n in np.linspace(0, h - side_y, _SAMPLES)}):
+            for x in sorted({int(n) for n in np.linspace(0, w - side_x, _SAMPLES)}):
+                yield self.read((x, y, x + side_x, y + side_y))
 
 
 def open_picture(

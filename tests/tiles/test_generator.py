@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import zarr
 
 import keras_sam
 from keras_sam.masks import decode_rle
@@ -156,6 +157,23 @@ def test_a_folder_of_another_run_is_refused(tiled, segmenter, mosaic, records, f
     with pytest.raises(ValueError, match="which holds other files"):
         tiled.stream(mosaic[0], folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_another_picture_of_the_same_size_is_refused(tiled, tmp_path):
+    first, second = (scene(SIZE, (2, 2), seed)[0] for seed in (1, 2))
+    arrays = []
+    for day, values in enumerate((first, second, first)):
+        array = zarr.create_array(str(tmp_path / f"{day}" / "scan.zarr"), data=values)
+        arrays.append((values, array, tmp_path / f"{day}" / "scan.zarr"))
+    for kind, (earlier, other, same) in enumerate(zip(*arrays, strict=True)):
+        out = tmp_path / f"tiles{kind}"
+        tiled.stream(earlier, folder=out)
+        with pytest.raises(ValueError, match=r"`folder` must be new.*picture was .*'content'"):
+            tiled.stream(other, folder=out)
+        tiled.stream(same, folder=out)
+    tiled.stream(first.astype("float32"), folder=tmp_path / "float")
+    with pytest.raises(ValueError, match="picture was"):
+        tiled.stream(first, folder=tmp_path / "float")
 
 
 def test_windows_without_content_are_not_segmented(tiled, encoded):
