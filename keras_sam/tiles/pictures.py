@@ -24,6 +24,7 @@ from keras_sam.tiles.grid import Box
 
 _SAMPLES = 8  # windows along each side, from which the range of values of a picture is taken
 _SAMPLE_SIDE = 256  # pixels of each
+_SEARCH_SIDE = 1024  # pixels of windows that are searched where these hold nothing but 0
 # TIFF's compressions that tifffile undoes by itself: none, deflate, packbits.
 _PLAIN_COMPRESSIONS = (1, 8, 32946, 32773)
 
@@ -70,6 +71,8 @@ class Picture:
         if not automatic or (value_range == "auto" and self.dtype == np.uint8):
             return value_range
         sample = self._sample()
+        if (value_range == "percentile" or self.dtype.kind == "f") and not _telling(sample).size:
+            sample = self._first_values(sample)
         if value_range == "percentile":
             low, high = percentile_range(np.ma.compressed(sample).astype("float32"))
             return low, high if high > low else low + 1
@@ -95,6 +98,16 @@ class Picture:
         # counts; alpha does not.
         return np.ma.concatenate([part[..., :3].reshape(-1)[::16] for part in self._sampled()])
 
+    def _first_values(self, sample: np.ndarray) -> np.ndarray:
+        """The values besides 0 of the first window that has some, or the sample without them."""
+        h, w = self.size
+        for y in range(0, h, _SEARCH_SIDE):
+            for x in range(0, w, _SEARCH_SIDE):
+                values = self.read((x, y, min(x + _SEARCH_SIDE, w), min(y + _SEARCH_SIDE, h)))
+                if (telling := _telling(values[..., :3])).size:
+                    return telling
+        return sample
+
     def _sampled(self) -> Iterator[np.ndarray]:
         """Windows all over the picture, all of it if it is small."""
         h, w = self.size
@@ -102,6 +115,12 @@ class Picture:
         for y in sorted({int(n) for n in np.linspace(0, h - side_y, _SAMPLES)}):
             for x in sorted({int(n) for n in np.linspace(0, w - side_x, _SAMPLES)}):
                 yield self.read((x, y, x + side_x, y + side_y))
+
+
+def _telling(values: np.ndarray) -> np.ndarray:
+    """The known values besides 0, which is a background."""
+    known = np.ma.compressed(values)
+    return known[np.isfinite(known) & (known != 0)]
 
 
 def open_picture(

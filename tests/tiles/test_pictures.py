@@ -163,6 +163,20 @@ def test_the_range_of_values_is_that_of_all_colours_without_alpha():
         assert open_picture(values[..., :channels]).whole_range("percentile") == (100, 3000)
 
 
+@pytest.mark.parametrize("background", [0, np.nan])
+def test_a_small_object_on_an_empty_ground_has_a_range(background):
+    values = np.full((4000, 4000), background, "float32")
+    values[300:320, 300:330] = np.linspace(0.25, 0.75, 600, dtype="float32").reshape(20, 30)
+    picture = open_picture(values)
+    assert not np.nan_to_num(picture._sample()).any()
+    assert picture.whole_range("auto") == (0, 1)
+    np.testing.assert_allclose(picture.whole_range("percentile"), (0.2525, 0.7475), rtol=1e-5)
+    assert open_picture(100 * values).whole_range("auto") == (0, 255)
+    empty = open_picture(np.full((3000, 2000), background, "float32"))
+    assert empty.whole_range("auto") == ((0, 1) if np.isnan(background) else (0, 255))
+    assert empty.whole_range("percentile") == (0, 1)
+
+
 def test_no_data_is_masked(tmp_path):
     values = pixels(1, "uint16")
     values[30:60] = 7
