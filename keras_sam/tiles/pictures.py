@@ -373,23 +373,25 @@ def _open_tiff(path: Path, about: dict) -> tuple[Any, str | None, dict]:
             f"{name} must be a whole TIFF. Received: a file that was cut off at "
             f"{path.stat().st_size:,} of at least {max(ends):,} bytes: copy it again."
         )
-    tagged = page.tags
-    if page.is_geotiff and importlib.util.find_spec("rasterio") is not None:
+    has_gdal = importlib.util.find_spec("rasterio") is not None
+    if page.is_geotiff and has_gdal:
         return _with_gdal(path), None, about
-    if (
-        page.compression not in _PLAIN_COMPRESSIONS
-        and importlib.util.find_spec("imagecodecs") is None
-    ):
-        if importlib.util.find_spec("rasterio") is not None:
-            return _with_gdal(path), None, about
+    about = about | _tiff_pixel_size(file, page.tags)
+    is_plain = page.compression in _PLAIN_COMPRESSIONS
+    if not is_plain and importlib.util.find_spec("imagecodecs") is None:
+        # GDAL shows one page: of several ones it would drop channels or planes.
+        is_one_page = series.axes in ("YX", "YXS", "SYX") and page.index == 0
+        if has_gdal and is_one_page:
+            return dataclasses.replace(_with_gdal(path), **about), None, about
+        also = ', or "keras-sam[geo]"' if is_one_page else ""
         raise ImportError(
-            f"{name} is compressed by {page.compression.name}: pip install imagecodecs, or "
-            '"keras-sam[geo]".'
+            f"{name}, with axes {series.axes}, is compressed by {page.compression.name}: pip "
+            f"install imagecodecs{also}."
         )
     zarr = import_for("tiff", "zarr", "A TIFF read by windows")
     array = zarr.open(series.levels[0].aszarr(), mode="r")
     array = array if hasattr(array, "shape") else array["0"]
-    return array, series.axes, about | _tiff_pixel_size(file, tagged)
+    return array, series.axes, about
 
 
 def _tiff_pixel_size(file: Any, tags: Any) -> dict:

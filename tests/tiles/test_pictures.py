@@ -1,6 +1,7 @@
 """Pictures read by windows: every source gives the pixels that the array has."""
 
 import dataclasses
+import importlib.util
 
 import h5py
 import numpy as np
@@ -9,6 +10,7 @@ import rasterio
 import tifffile
 import zarr
 from dask import array as dask_array
+from PIL import Image
 
 from keras_sam.tiles import open_picture
 
@@ -35,7 +37,7 @@ def part(values, box=BOX):
     return values[y1:y2, x1:x2]
 
 
-def geotiff(path, values, crs="EPSG:32633", **more):
+def geotiff(path, values, crs="EPSG:32633", transform=TRANSFORM, **more):
     with rasterio.open(
         path,
         "w",
@@ -45,7 +47,7 @@ def geotiff(path, values, crs="EPSG:32633", **more):
         count=values.shape[-1],
         dtype=values.dtype,
         crs=crs,
-        transform=TRANSFORM,
+        transform=transform,
         tiled=True,
         blockxsize=64,
         blockysize=64,
@@ -137,6 +139,33 @@ def test_resolution_of_a_plain_tiff(tmp_path):
     )
     picture = open_picture(tmp_path / "a.tif")
     assert picture.pixel_size == (1e-4, 5e-5) and picture.unit == "cm"
+
+
+# How GDAL writes what tifffile cannot decompress without imagecodecs, and how many channels.
+COMPRESSED = [(1, {}), (3, {"photometric": "RGB"}), (3, {"interleave": "band"})]
+
+
+@pytest.mark.parametrize(("channels", "how"), COMPRESSED)
+def test_a_compressed_tiff_keeps_the_size_of_a_pixel(channels, how, tmp_path):
+    values = pixels(channels)
+    geotiff(tmp_path / "a.tif", values, None, None, compress="lzw", **how)
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        resolution = {"XRESOLUTION": 10000, "YRESOLUTION": 20000}
+        file.update_tags(**{f"TIFFTAG_{k}": v for k, v in resolution.items()})
+        file.update_tags(TIFFTAG_RESOLUTIONUNIT=3)
+    picture = open_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read(picture), part(values))
+    assert picture.pixel_size == (5e-5, 1e-4) and picture.unit == "cm"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("imagecodecs") is not None, reason="with imagecodecs it is read"
+)
+def test_a_compressed_tiff_of_several_pages_is_not_read_in_part(tmp_path):
+    first, *others = (Image.fromarray(page) for page in np.moveaxis(pixels(), -1, 0))
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others, compression="tiff_lzw")
+    with pytest.raises(ImportError, match=r"a.tif', with axes IYX, .* by LZW: pip install image"):
+        open_picture(tmp_path / "a.tif")
 
 
 def test_the_range_of_values_is_that_of_the_picture():
