@@ -18,7 +18,13 @@ from typing import Any
 import numpy as np
 
 from keras_sam.geometry import size_pair
-from keras_sam.images import is_image_file, is_pillow_image, is_tiff, load_image
+from keras_sam.images import (
+    PILLOW_ERRORS,
+    is_image_file,
+    is_pillow_image,
+    is_tiff,
+    load_image,
+)
 from keras_sam.pixel_values import percentile_range, to_pixel_values
 from keras_sam.tiles.grid import Box
 
@@ -308,9 +314,30 @@ def _open_path(path: Path) -> tuple[Any, str | None, dict]:
         return np.load(path, mmap_mode="r"), None, about
     if is_tiff(str(path)):
         return _open_tiff(path, about)
-    if importlib.util.find_spec("rasterio") is not None:
+    if importlib.util.find_spec("rasterio") is not None and _is_alike_in_gdal(path):
         return _with_gdal(path), None, about
     return _whole(path), None, about
+
+
+def _is_alike_in_gdal(path: Path) -> bool:
+    """Whether GDAL has the pixels that pillow shows: no palette, other colours or turned camera."""
+    import warnings
+
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                # GDAL takes the grey of GIF and BMP for a palette.
+                is_grey = image.mode in ("1", "L") and image.format not in ("GIF", "BMP")
+                if not (is_grey or image.mode in ("RGB", "RGBA") or image.mode[:4] == "I;16"):
+                    return False
+                # Asked for the orientation, pillow would decode a PNG that has none.
+                known = image.format != "PNG" or any("exif" in str(n).lower() for n in image.info)
+                return not known or image.getexif().get(274, 1) == 1
+    except (*PILLOW_ERRORS, Image.DecompressionBombError):
+        return True  # GDAL may know it
 
 
 def _whole(image: Any) -> np.ndarray:
@@ -373,9 +400,16 @@ def _open_tiff(path: Path, about: dict) -> tuple[Any, str | None, dict]:
             f"{name} must be a whole TIFF. Received: a file that was cut off at "
             f"{path.stat().st_size:,} of at least {max(ends):,} bytes: copy it again."
         )
+    colours, orientation = (
+        1 if page.tags.get(code) is None else int(page.tags[code].value) for code in (262, 274)
+    )
+    if colours == 3:
+        raise _palette_error(name)
     has_gdal = importlib.util.find_spec("rasterio") is not None
     if page.is_geotiff and has_gdal:
         return _with_gdal(path), None, about
+    if orientation != 1:
+        raise _turned_error(name, orientation)
     about = about | _tiff_pixel_size(file, page.tags)
     is_plain = page.compression in _PLAIN_COMPRESSIONS
     if not is_plain and importlib.util.find_spec("imagecodecs") is None:
@@ -391,7 +425,34 @@ def _open_tiff(path: Path, about: dict) -> tuple[Any, str | None, dict]:
     zarr = import_for("tiff", "zarr", "A TIFF read by windows")
     array = zarr.open(series.levels[0].aszarr(), mode="r")
     array = array if hasattr(array, "shape") else array["0"]
-    return array, series.axes, about
+    is_white_0 = colours == 0 and array.dtype == np.uint8  # as pillow sees it
+    return _Inverted(array) if is_white_0 else array, series.axes, about
+
+
+class _Inverted:
+    """An array of uint8 in which 0 is white, as one in which 0 is black."""
+
+    def __init__(self, array: Any):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, index):
+        return 255 - np.asarray(self.array[index])
+
+
+def _palette_error(name: str) -> ValueError:
+    return ValueError(
+        "A picture must have colours or shades of grey. Received: "
+        f"{name}, whose values are places in a palette: convert it to RGB first, for instance with "
+        "`gdal_translate -expand rgb`."
+    )
+
+
+def _turned_error(name: str, orientation: int) -> ValueError:
+    return ValueError(
+        "A picture that is read by windows must lie upright in its file. Received: "
+        f"{name} with orientation {orientation} in its EXIF tags: turn its pixels first, for "
+        "instance with `magick -auto-orient`."
+    )
 
 
 def _tiff_pixel_size(file: Any, tags: Any) -> dict:
@@ -425,6 +486,9 @@ def _with_gdal(path: Path) -> Picture:
             dataset = rasterio.open(path)
     except RasterioError as error:
         raise ValueError(f"{str(path)!r} must be a picture. Received: {error}") from error
+    orientation = dataset.tags().get("EXIF_Orientation", "1")
+    if orientation != "1":  # too large for pillow, which would have turned it
+        raise _turned_error(repr(str(path)), orientation)
     return dataclasses.replace(_rasterio_picture(dataset), path=path, name=repr(str(path)))
 
 
@@ -433,10 +497,14 @@ def _of_rasterio(dataset: Any, channels: Any) -> Picture:
 
 
 def _rasterio_picture(dataset: Any) -> Picture:
+    shades = _shades(dataset)
+
     def read(box):
         x1, y1, x2, y2 = box
         values = dataset.read(window=((y1, y2), (x1, x2)))
         values = np.moveaxis(values, 0, -1)
+        if shades is not None:
+            return shades[values]
         if dataset.nodata is None or values.dtype == np.uint8:
             return values
         missing = np.isnan(values) if np.isnan(dataset.nodata) else values == dataset.nodata
@@ -455,6 +523,27 @@ def _rasterio_picture(dataset: Any) -> Picture:
         pixel_size=None if transform is None else tuple(float(n) for n in dataset.res),
         unit=unit,
     )
+
+
+def _shades(dataset: Any) -> np.ndarray | None:
+    """The grey 0..255 of each value, uint8 `(256,)`, where GDAL does not read it, as pillow does:
+    of a palette of greys, of fewer than 8 bits, or if 0 is white.
+    """
+    from rasterio.enums import ColorInterp
+
+    values = np.arange(256)
+    if ColorInterp.palette in dataset.colorinterp:
+        palette = dataset.colormap(1)
+        colours = np.array([palette.get(value, (0, 0, 0))[:3] for value in values], "uint8")
+        if dataset.dtypes[0] != "uint8" or (colours != colours[:, :1]).any():
+            raise _palette_error(repr(dataset.name))
+        return colours[:, 0]
+    is_white_0 = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+    top = 2 ** int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8)) - 1
+    if dataset.dtypes[0] != "uint8" or (top == 255 and not is_white_0):
+        return None
+    greys = np.minimum(values, top) * (255 // top)
+    return (255 - greys if is_white_0 else greys).astype("uint8")
 
 
 def import_for(extra: str, name: str, purpose: str) -> Any:

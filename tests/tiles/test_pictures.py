@@ -12,6 +12,7 @@ import zarr
 from dask import array as dask_array
 from PIL import Image
 
+from keras_sam.images import load_image
 from keras_sam.tiles import open_picture
 
 pytestmark = pytest.mark.once
@@ -139,6 +140,88 @@ def test_resolution_of_a_plain_tiff(tmp_path):
     )
     picture = open_picture(tmp_path / "a.tif")
     assert picture.pixel_size == (1e-4, 5e-5) and picture.unit == "cm"
+
+
+def turned(image, path):
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was held upright
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
+def white_is_0(image, path):
+    values = 255 - np.asarray(image.convert("L"))
+    tifffile.imwrite(path, values, photometric="miniswhite", tile=CHUNKS)
+
+
+def white_is_0_in_gdal(image, path):
+    values = np.asarray(image.convert("L"))[..., None]
+    geotiff(path, values, photometric="MINISWHITE", compress="lzw")
+
+
+SHOWN = [
+    ("palette.png", lambda image, path: image.quantize(64).save(path)),
+    ("palette.gif", lambda image, path: image.quantize(64).save(path)),
+    ("grey.gif", lambda image, path: image.convert("L").save(path)),
+    ("grey.bmp", lambda image, path: image.convert("L").save(path)),
+    ("alpha.png", lambda image, path: image.convert("LA").save(path)),
+    ("plain.png", lambda image, path: image.save(path)),
+    ("two.png", lambda image, path: image.convert("1").save(path)),
+    ("inks.jpg", lambda image, path: image.convert("CMYK").save(path)),
+    ("turned.jpg", turned),
+    ("turned.png", turned),
+    ("turned.webp", turned),
+    ("plain.webp", lambda image, path: image.save(path, lossless=True)),
+    ("white.tif", white_is_0),
+    ("white_geo.tif", white_is_0_in_gdal),
+    ("fax.tif", lambda image, path: image.convert("1").save(path, compression="group4")),
+]
+
+
+@pytest.mark.parametrize(("name", "write"), SHOWN)
+def test_a_picture_has_the_pixels_that_are_shown_without_tiles(name, write, tmp_path):
+    write(Image.fromarray(pixels()), tmp_path / name)
+    picture = open_picture(tmp_path / name)
+    values = load_image(read(picture))
+    difference = np.abs(values.astype(int) - part(load_image(tmp_path / name)))
+    assert difference.max() <= (2 if name == "inks.jpg" else 0)
+
+
+def turned_tiff(folder):
+    tifffile.imwrite(folder / "a.tif", pixels(), extratags=[(274, "H", 1, 6, True)])
+    return folder / "a.tif"
+
+
+def huge_turned_jpeg(folder):
+    turned(Image.fromarray(pixels()), folder / "a.jpg")
+    return folder / "a.jpg"
+
+
+def palette_tiff(folder):
+    Image.fromarray(pixels()).quantize(64).save(folder / "a.tif")
+    return folder / "a.tif"
+
+
+def palette_of_gdal(folder):
+    geotiff(folder / "a.tif", pixels(1), photometric="PALETTE")
+    with rasterio.open(folder / "a.tif", "r+") as file:
+        file.write_colormap(1, {n: (n, 0, 255 - n, 255) for n in range(256)})
+    return folder / "a.tif"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (turned_tiff, "must lie upright in its file.*a.tif' with orientation 6"),
+        (huge_turned_jpeg, "must lie upright in its file.*a.jpg' with orientation 6"),
+        (palette_tiff, "must have colours or shades of grey.*a.tif', whose values are places in"),
+        (palette_of_gdal, "must have colours or shades of grey.*a.tif', whose values are places"),
+        (lambda folder: rasterio.open(palette_of_gdal(folder)), "must have colours or shades of"),
+    ],
+)
+def test_colours_and_turns_that_windows_do_not_have_are_refused(make, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # more is too large for pillow
+    with pytest.raises(ValueError, match=words):
+        open_picture(make(tmp_path))
 
 
 # How GDAL writes what tifffile cannot decompress without imagecodecs, and how many channels.
