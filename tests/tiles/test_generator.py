@@ -8,8 +8,9 @@ import zarr
 
 import keras_sam
 from keras_sam.masks import decode_rle
-from keras_sam.tiles import TiledMaskGenerator
+from keras_sam.tiles import TiledMaskGenerator, open_picture
 from tests.scenes import scene
+from tests.tiny import tiny_segmenter
 
 pytestmark = pytest.mark.once
 
@@ -174,6 +175,15 @@ def test_another_picture_of_the_same_size_is_refused(tiled, tmp_path):
     tiled.stream(first.astype("float32"), folder=tmp_path / "float")
     with pytest.raises(ValueError, match="picture was"):
         tiled.stream(first, folder=tmp_path / "float")
+
+
+def test_another_precision_is_another_model():
+    picture = open_picture(np.zeros(SIZE, "uint8"))
+    single, half = (
+        TiledMaskGenerator(tiny_segmenter(dtype=dtype), 110, 40).settings(picture)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert (single["precision"], half["precision"]) == ("float32", "bfloat16")
 
 
 def test_windows_without_content_are_not_segmented(tiled, encoded):
