@@ -9,6 +9,7 @@ import zarr
 import keras_sam
 from keras_sam.masks import decode_rle
 from keras_sam.tiles import TiledMaskGenerator, open_picture
+from keras_sam.tiles.tile_folder import TileFolder
 from tests.scenes import scene
 from tests.tiny import tiny_segmenter
 
@@ -175,6 +176,15 @@ def test_another_picture_of_the_same_size_is_refused(tiled, tmp_path):
     tiled.stream(first.astype("float32"), folder=tmp_path / "float")
     with pytest.raises(ValueError, match="picture was"):
         tiled.stream(first, folder=tmp_path / "float")
+
+
+def test_a_run_that_was_killed_at_its_start_begins_again(tmp_path):
+    (tmp_path / ".tiles.json.0a1b2c3d.part").write_text('{"hal')
+    TileFolder(tmp_path, {"halo": 5})
+    assert json.loads((tmp_path / "tiles.json").read_text()) == {"halo": 5}
+    (tmp_path / "tiles.json").rename(tmp_path / "notes.json")
+    with pytest.raises(ValueError, match="which holds other files"):
+        TileFolder(tmp_path, {"halo": 5})
 
 
 def test_another_precision_is_another_model():
