@@ -352,7 +352,8 @@ def _zarr_facts(array: Any) -> dict:
     if len(attributes.get("pixel_size") or ()) == 2:
         facts["pixel_size"] = tuple(float(n) for n in attributes["pixel_size"])
         facts["unit"] = attributes.get("unit")
-    if attributes.get("crs") and importlib.util.find_spec("rasterio") is not None:
+    has_place = attributes.get("crs") and attributes.get("transform")
+    if has_place and importlib.util.find_spec("rasterio") is not None:
         from rasterio.crs import CRS
 
         facts["crs"] = CRS.from_user_input(attributes["crs"])
@@ -511,14 +512,15 @@ def _rasterio_picture(dataset: Any) -> Picture:
         return np.ma.array(values, mask=missing)
 
     transform = None if dataset.transform.is_identity else tuple(dataset.transform)[:6]
-    unit = None if dataset.crs is None else dataset.crs.linear_units
+    crs = None if transform is None else dataset.crs  # nothing is known to lie anywhere in it
+    unit = None if crs is None else crs.linear_units
     return Picture(
         size=(dataset.height, dataset.width),
         num_channels=dataset.count,
         dtype=np.dtype(dataset.dtypes[0]),
         name=repr(dataset.name),
         read=read,
-        crs=dataset.crs,
+        crs=crs,
         transform=transform,
         pixel_size=None if transform is None else tuple(float(n) for n in dataset.res),
         unit=unit,

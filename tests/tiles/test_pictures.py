@@ -289,6 +289,19 @@ def test_a_small_object_on_an_empty_ground_has_a_range(background):
     assert empty.whole_range("percentile") == (0, 1)
 
 
+def test_a_reference_system_in_which_the_picture_has_no_place_is_none(tmp_path):
+    path = geotiff(tmp_path / "a.tif", pixels(), transform=None)
+    with rasterio.open(path) as file:
+        assert file.crs == "EPSG:32633"
+        for picture in (open_picture(path), open_picture(file)):
+            assert (picture.crs, picture.transform, picture.unit) == (None, None, None)
+    array = zarr.create_array(str(tmp_path / "a.zarr"), data=pixels())
+    array.attrs["crs"] = "EPSG:32633"
+    assert open_picture(tmp_path / "a.zarr").crs is None
+    array.attrs["transform"] = tuple(TRANSFORM)[:6]
+    assert open_picture(tmp_path / "a.zarr").crs == "EPSG:32633"
+
+
 def test_no_data_is_masked(tmp_path):
     values = pixels(1, "uint16")
     values[30:60] = 7
