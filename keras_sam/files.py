@@ -98,10 +98,9 @@ def remove_leftovers(folder: str | os.PathLike, names: str) -> None:
 
     `names` is a regular expression for the names of the files and folders that they were writing.
     """
-    leftover = re.compile(rf"\.(?:{names})\.[0-9a-f]{{8}}\.part")
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
-            if not leftover.fullmatch(entry.name):
+            if not is_leftover(entry.name, names):
                 continue
             if time.time() - entry.stat().st_mtime <= _LEFTOVERS_AFTER:
                 continue
@@ -109,6 +108,11 @@ def remove_leftovers(folder: str | os.PathLike, names: str) -> None:
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 os.unlink(entry.path)
+
+
+def is_leftover(name: str, names: str) -> bool:
+    """Whether a file or folder is one of which `remove_leftovers` removes the old ones."""
+    return re.fullmatch(rf"\.(?:{names})\.[0-9a-f]{{8}}\.part", name) is not None
 
 
 def import_h5py() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 import sys
@@ -46,6 +47,8 @@ class ExportedSegmenter(EncodesAndDecodes):
         encoder: the image encoder in its runtime.
         decoder: the prompt decoder in its runtime.
         runtime: str, the runtime's name.
+        computes_in: str, the precision of its numbers; `model.precision` is that of the weights.
+        files_hash: optional str, a hash of all files of the export.
 
     Example:
 
@@ -67,6 +70,8 @@ class ExportedSegmenter(EncodesAndDecodes):
         encoder: Runtime,
         decoder: Runtime,
         runtime: str = "onnxruntime",
+        computes_in: str = "float32",
+        files_hash: str | None = None,
     ):
         self.image_shape = model.image_shape
         self.mask_size = model.mask_size
@@ -78,6 +83,7 @@ class ExportedSegmenter(EncodesAndDecodes):
         self.preprocessor = ExportedPreprocessor(image_converter, model.mask_size)
         self.runtime = runtime
         self.precision = model.precision
+        self.computes_in, self.files_hash = computes_in, files_hash
         self._fingerprint = model.fingerprint
         self._programs = _Programs(model, encoder, decoder)
 
@@ -151,7 +157,9 @@ class ExportedSegmenter(EncodesAndDecodes):
             )
         if model.takes_images:
             converter.pad_value = math.nan  # which says where an image ends
-        return cls(model, converter, encoder, decoder, runtime)
+        hashes = sorted((name, about["sha256"]) for name, about in manifest["files"].items())
+        files_hash = hashlib.blake2b(repr(hashes).encode(), digest_size=16).hexdigest()
+        return cls(model, converter, encoder, decoder, runtime, precision, files_hash)
 
     def predicting_preprocessor(self, preprocessor: Any = None) -> Any:
         """The preprocessor for images of any size: the given one if it fits, or its own."""

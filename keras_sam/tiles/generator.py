@@ -109,15 +109,17 @@ class TiledMaskGenerator:
         grid = self.grid(picture)
         generator = self.generator
         clicks = [np.round(points, 6).tolist() for points in generator.point_grids]
-        about = {}
         if picture.path is not None and picture.path.is_file():
             stamp = picture.path.stat()
             about = {"bytes": stamp.st_size, "changed": stamp.st_mtime_ns}
+        else:  # a folder's time says nothing of the files in it
+            about = {"content": picture.content_hash()}
         return {
             "picture": {**about, "size": grid.size, "channels": picture.channels},
             "tile_shape": grid.tile_shape,
             "halo": grid.halo,
             "model": _fingerprint(generator.segmenter),
+            "precision": _precision(generator.segmenter),
             "value_range": generator.predictor.preprocessor.image_converter.value_range,
             **dataclasses.asdict(generator.thresholds),
             "clicks": f"{len(clicks[0])} of {_short_hash(clicks)}",
@@ -172,7 +174,17 @@ def _fingerprint(segmenter: EncodesAndDecodes) -> str:
 
         backbone = segmenter.backbone
         parts += [hash_model(part, "") for part in (backbone.prompt_encoder, backbone.mask_decoder)]
+    else:
+        parts.append(segmenter.files_hash)
     return _short_hash(parts)
+
+
+def _precision(segmenter: EncodesAndDecodes) -> str:
+    """What the model computes in; its parts may differ, and the whole says nothing of them."""
+    if hasattr(segmenter, "computes_in"):
+        return segmenter.computes_in
+    parts = segmenter.image_encoder, segmenter.mask_decoder
+    return ", ".join(dict.fromkeys(part.dtype_policy.name for part in parts))
 
 
 def _short_hash(value: Any) -> str:

@@ -7,22 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keras_sam.geometry import size_pair
-from keras_sam.images import is_image_file, is_pillow_image, is_tiff, load_image
+from keras_sam.images import (
+    PILLOW_ERRORS,
+    is_image_file,
+    is_pillow_image,
+    is_tiff,
+    load_image,
+)
 from keras_sam.pixel_values import percentile_range, to_pixel_values
 from keras_sam.tiles.grid import Box
 
 _SAMPLES = 8  # windows along each side, from which the range of values of a picture is taken
 _SAMPLE_SIDE = 256  # pixels of each
+_SEARCH_SIDE = 1024  # pixels of windows that are searched where these hold nothing but 0
 # TIFF's compressions that tifffile undoes by itself: none, deflate, packbits.
 _PLAIN_COMPRESSIONS = (1, 8, 32946, 32773)
 
@@ -69,6 +77,8 @@ class Picture:
         if not automatic or (value_range == "auto" and self.dtype == np.uint8):
             return value_range
         sample = self._sample()
+        if (value_range == "percentile" or self.dtype.kind == "f") and not _telling(sample).size:
+            sample = self._first_values(sample)
         if value_range == "percentile":
             low, high = percentile_range(np.ma.compressed(sample).astype("float32"))
             return low, high if high > low else low + 1
@@ -81,16 +91,42 @@ class Picture:
         within_one = self.dtype.kind == "f" and known.min() >= 0 and 0 < known.max() <= 1
         return (0.0, 1.0) if within_one else (0.0, 255.0)
 
+    def content_hash(self) -> str:
+        """A hash of the type of the values and of the windows that tell a picture from another."""
+        digest = hashlib.blake2b(str(self.dtype).encode(), digest_size=8)
+        for values in self._sampled():
+            digest.update(np.ma.getmaskarray(values).tobytes() if np.ma.is_masked(values) else b"")
+            digest.update(np.ascontiguousarray(np.ma.getdata(values)))
+        return digest.hexdigest()
+
     def _sample(self) -> np.ndarray:
+        # One value of 16 says as much as all. The step is no multiple of 3, so that each colour
+        # counts; alpha does not.
+        return np.ma.concatenate([part[..., :3].reshape(-1)[::16] for part in self._sampled()])
+
+    def _first_values(self, sample: np.ndarray) -> np.ndarray:
+        """The values besides 0 of the first window that has some, or the sample without them."""
+        h, w = self.size
+        for y in range(0, h, _SEARCH_SIDE):
+            for x in range(0, w, _SEARCH_SIDE):
+                values = self.read((x, y, min(x + _SEARCH_SIDE, w), min(y + _SEARCH_SIDE, h)))
+                if (telling := _telling(values[..., :3])).size:
+                    return telling
+        return sample
+
+    def _sampled(self) -> Iterator[np.ndarray]:
+        """Windows all over the picture, all of it if it is small."""
         h, w = self.size
         side_y, side_x = min(_SAMPLE_SIDE, h), min(_SAMPLE_SIDE, w)
-        parts = [
-            self.read((x, y, x + side_x, y + side_y))
-            for y in sorted({int(n) for n in np.linspace(0, h - side_y, _SAMPLES)})
-            for x in sorted({int(n) for n in np.linspace(0, w - side_x, _SAMPLES)})
-        ]
-        # One pixel of 16 says as much as all.
-        return np.ma.concatenate([part.reshape(-1)[::16] for part in parts])
+        for y in sorted({int(n) for n in np.linspace(0, h - side_y, _SAMPLES)}):
+            for x in sorted({int(n) for n in np.linspace(0, w - side_x, _SAMPLES)}):
+                yield self.read((x, y, x + side_x, y + side_y))
+
+
+def _telling(values: np.ndarray) -> np.ndarray:
+    """The known values besides 0, which is a background."""
+    known = np.ma.compressed(values)
+    return known[np.isfinite(known) & (known != 0)]
 
 
 def open_picture(
@@ -278,9 +314,30 @@ def _open_path(path: Path) -> tuple[Any, str | None, dict]:
         return np.load(path, mmap_mode="r"), None, about
     if is_tiff(str(path)):
         return _open_tiff(path, about)
-    if importlib.util.find_spec("rasterio") is not None:
+    if importlib.util.find_spec("rasterio") is not None and _is_alike_in_gdal(path):
         return _with_gdal(path), None, about
     return _whole(path), None, about
+
+
+def _is_alike_in_gdal(path: Path) -> bool:
+    """Whether GDAL has the pixels that pillow shows: no palette, other colours or turned camera."""
+    import warnings
+
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                # GDAL takes the grey of GIF and BMP for a palette.
+                is_grey = image.mode in ("1", "L") and image.format not in ("GIF", "BMP")
+                if not (is_grey or image.mode in ("RGB", "RGBA") or image.mode[:4] == "I;16"):
+                    return False
+                # Asked for the orientation, pillow would decode a PNG that has none.
+                known = image.format != "PNG" or any("exif" in str(n).lower() for n in image.info)
+                return not known or image.getexif().get(274, 1) == 1
+    except (*PILLOW_ERRORS, Image.DecompressionBombError):
+        return True  # GDAL may know it
 
 
 def _whole(image: Any) -> np.ndarray:
@@ -295,7 +352,8 @@ def _zarr_facts(array: Any) -> dict:
     if len(attributes.get("pixel_size") or ()) == 2:
         facts["pixel_size"] = tuple(float(n) for n in attributes["pixel_size"])
         facts["unit"] = attributes.get("unit")
-    if attributes.get("crs") and importlib.util.find_spec("rasterio") is not None:
+    has_place = attributes.get("crs") and attributes.get("transform")
+    if has_place and importlib.util.find_spec("rasterio") is not None:
         from rasterio.crs import CRS
 
         facts["crs"] = CRS.from_user_input(attributes["crs"])
@@ -343,23 +401,59 @@ def _open_tiff(path: Path, about: dict) -> tuple[Any, str | None, dict]:
             f"{name} must be a whole TIFF. Received: a file that was cut off at "
             f"{path.stat().st_size:,} of at least {max(ends):,} bytes: copy it again."
         )
-    tagged = page.tags
-    if page.is_geotiff and importlib.util.find_spec("rasterio") is not None:
+    colours, orientation = (
+        1 if page.tags.get(code) is None else int(page.tags[code].value) for code in (262, 274)
+    )
+    if colours == 3:
+        raise _palette_error(name)
+    has_gdal = importlib.util.find_spec("rasterio") is not None
+    if page.is_geotiff and has_gdal:
         return _with_gdal(path), None, about
-    if (
-        page.compression not in _PLAIN_COMPRESSIONS
-        and importlib.util.find_spec("imagecodecs") is None
-    ):
-        if importlib.util.find_spec("rasterio") is not None:
-            return _with_gdal(path), None, about
+    if orientation != 1:
+        raise _turned_error(name, orientation)
+    about = about | _tiff_pixel_size(file, page.tags)
+    is_plain = page.compression in _PLAIN_COMPRESSIONS
+    if not is_plain and importlib.util.find_spec("imagecodecs") is None:
+        # GDAL shows one page: of several ones it would drop channels or planes.
+        is_one_page = series.axes in ("YX", "YXS", "SYX") and page.index == 0
+        if has_gdal and is_one_page:
+            return dataclasses.replace(_with_gdal(path), **about), None, about
+        also = ', or "keras-sam[geo]"' if is_one_page else ""
         raise ImportError(
-            f"{name} is compressed by {page.compression.name}: pip install imagecodecs, or "
-            '"keras-sam[geo]".'
+            f"{name}, with axes {series.axes}, is compressed by {page.compression.name}: pip "
+            f"install imagecodecs{also}."
         )
     zarr = import_for("tiff", "zarr", "A TIFF read by windows")
     array = zarr.open(series.levels[0].aszarr(), mode="r")
     array = array if hasattr(array, "shape") else array["0"]
-    return array, series.axes, about | _tiff_pixel_size(file, tagged)
+    is_white_0 = colours == 0 and array.dtype == np.uint8  # as pillow sees it
+    return _Inverted(array) if is_white_0 else array, series.axes, about
+
+
+class _Inverted:
+    """An array of uint8 in which 0 is white, as one in which 0 is black."""
+
+    def __init__(self, array: Any):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, index):
+        return 255 - np.asarray(self.array[index])
+
+
+def _palette_error(name: str) -> ValueError:
+    return ValueError(
+        "A picture must have colours or shades of grey. Received: "
+        f"{name}, whose values are places in a palette: convert it to RGB first, for instance with "
+        "`gdal_translate -expand rgb`."
+    )
+
+
+def _turned_error(name: str, orientation: int) -> ValueError:
+    return ValueError(
+        "A picture that is read by windows must lie upright in its file. Received: "
+        f"{name} with orientation {orientation} in its EXIF tags: turn its pixels first, for "
+        "instance with `magick -auto-orient`."
+    )
 
 
 def _tiff_pixel_size(file: Any, tags: Any) -> dict:
@@ -393,6 +487,9 @@ def _with_gdal(path: Path) -> Picture:
             dataset = rasterio.open(path)
     except RasterioError as error:
         raise ValueError(f"{str(path)!r} must be a picture. Received: {error}") from error
+    orientation = dataset.tags().get("EXIF_Orientation", "1")
+    if orientation != "1":  # too large for pillow, which would have turned it
+        raise _turned_error(repr(str(path)), orientation)
     return dataclasses.replace(_rasterio_picture(dataset), path=path, name=repr(str(path)))
 
 
@@ -401,28 +498,54 @@ def _of_rasterio(dataset: Any, channels: Any) -> Picture:
 
 
 def _rasterio_picture(dataset: Any) -> Picture:
+    shades = _shades(dataset)
+
     def read(box):
         x1, y1, x2, y2 = box
         values = dataset.read(window=((y1, y2), (x1, x2)))
         values = np.moveaxis(values, 0, -1)
+        if shades is not None:
+            return shades[values]
         if dataset.nodata is None or values.dtype == np.uint8:
             return values
         missing = np.isnan(values) if np.isnan(dataset.nodata) else values == dataset.nodata
         return np.ma.array(values, mask=missing)
 
     transform = None if dataset.transform.is_identity else tuple(dataset.transform)[:6]
-    unit = None if dataset.crs is None else dataset.crs.linear_units
+    crs = None if transform is None else dataset.crs  # nothing is known to lie anywhere in it
+    unit = None if crs is None else crs.linear_units
     return Picture(
         size=(dataset.height, dataset.width),
         num_channels=dataset.count,
         dtype=np.dtype(dataset.dtypes[0]),
         name=repr(dataset.name),
         read=read,
-        crs=dataset.crs,
+        crs=crs,
         transform=transform,
         pixel_size=None if transform is None else tuple(float(n) for n in dataset.res),
         unit=unit,
     )
+
+
+def _shades(dataset: Any) -> np.ndarray | None:
+    """The grey 0..255 of each value, uint8 `(256,)`, where GDAL does not read it, as pillow does:
+    of a palette of greys, of fewer than 8 bits, or if 0 is white.
+    """
+    from rasterio.enums import ColorInterp
+
+    values = np.arange(256)
+    if ColorInterp.palette in dataset.colorinterp:
+        palette = dataset.colormap(1)
+        colours = np.array([palette.get(value, (0, 0, 0))[:3] for value in values], "uint8")
+        if dataset.dtypes[0] != "uint8" or (colours != colours[:, :1]).any():
+            raise _palette_error(repr(dataset.name))
+        return colours[:, 0]
+    is_white_0 = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+    top = 2 ** int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8)) - 1
+    if dataset.dtypes[0] != "uint8" or (top == 255 and not is_white_0):
+        return None
+    greys = np.minimum(values, top) * (255 // top)
+    return (255 - greys if is_white_0 else greys).astype("uint8")
 
 
 def import_for(extra: str, name: str, purpose: str) -> Any:

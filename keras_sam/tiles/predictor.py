@@ -117,7 +117,8 @@ class TiledPredictor:
             cache = self._temporary.name
         self._cache = EmbeddingCache(cache, self.predictor, int(cache_gb * 1e9))
         self._picture: Picture | None = None
-        self._set: tuple[int, Tile] | None = None
+        # The level and tile that are set, and the embedding, by which it is seen if they still are.
+        self._set: tuple[int, Tile, np.ndarray] | None = None
 
     @refuses_unknown_arguments
     def set_image(self, image: Any, axes: str | None = None, channels: Any = None) -> None:
@@ -166,7 +167,8 @@ class TiledPredictor:
 
         Raises:
             RuntimeError: if no picture is set.
-            ValueError: if a prompt is malformed, or outside the picture; or `level` is none.
+            ValueError: if a prompt is malformed, or outside the picture; `level` is none; or
+                `refine` is of another picture or other tiles.
         """
         if self._picture is None:
             raise RuntimeError("No picture is set: call `set_image` before this.")
@@ -181,6 +183,12 @@ class TiledPredictor:
             )
         if refine is not None:
             tile = self._tile(refine.level, extent, refine.window)
+            if tile is None or refine.size != self._picture.size:
+                raise ValueError(
+                    "`refine` must be a prediction for the picture that is set, with the same "
+                    f"tiles. Received: one for the window {refine.window} of {refine.size} pixels, "
+                    f"and the picture has {self._picture.size}: predict without `refine` first."
+                )
             mask = refine.logits[int(np.argmax(refine.scores))]
             return self._predict(refine.level, tile, prompts, multimask_output, mask)
         for at in range(levels) if level is None else (level,):
@@ -230,7 +238,7 @@ class TiledPredictor:
         """The tile whose core holds the middle of a box, or which has a window."""
         grid = self._grid(self._picture, level)
         if window is not None:
-            return next(tile for tile in grid if tile.window == tuple(window))
+            return next((tile for tile in grid if tile.window == tuple(window)), None)
         x, y = (extent[0] + extent[2]) / 2, (extent[1] + extent[3]) / 2
         return grid.at(x, y)
 
@@ -264,8 +272,10 @@ class TiledPredictor:
 
     def _encode(self, level, tile):
         """Sets a window in the predictor: from there, from disk, or from the picture."""
-        if self._set == (level, tile):
-            return
+        if self._set is not None and self.predictor.is_image_set:
+            *place, embedding = self._set
+            if place == [level, tile] and self.predictor.image_embeddings is embedding:
+                return
         self._set = None
         values = _coarse(self._picture, tile.window, level)
         pixels = self.predictor.preprocessor.image_converter.read(
@@ -278,7 +288,7 @@ class TiledPredictor:
         if not self._cache.load(self.predictor, content):
             self.predictor.set_pixels(pixels)
             self._cache.save(self.predictor, content)
-        self._set = (level, tile)
+        self._set = (level, tile, self.predictor.image_embeddings)
 
 
 @functools.lru_cache(maxsize=32)

@@ -10,11 +10,11 @@ import os
 from pathlib import Path
 
 from keras_sam.annotations.image_annotations import plain
-from keras_sam.files import remove_leftovers, whole_file
+from keras_sam.files import is_leftover, remove_leftovers, whole_file
 from keras_sam.tiles.grid import Tile
 
 SETTINGS_FILE = "tiles.json"
-_NAMES = r"tile_\d+_\d+\.json"
+_NAMES = r"tile_\d+_\d+\.json|tiles\.json"
 
 
 class TileFolder:
@@ -41,7 +41,10 @@ class TileFolder:
                 )
             remove_leftovers(self.folder, _NAMES)
             return
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        # Leftovers are of a run that was killed before its first tile.
+        if self.folder.is_dir() and not all(
+            is_leftover(path.name, _NAMES) for path in self.folder.iterdir()
+        ):
             raise ValueError(
                 "`folder` must be new, or of an earlier run of the same picture and settings. "
                 f"Received: {self.folder}, which holds other files."

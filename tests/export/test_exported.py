@@ -15,7 +15,7 @@ from PIL import Image
 import keras_sam
 from keras_sam import ExportedSegmenter, SAMAutomaticMaskGenerator, SAMPredictor
 from keras_sam.export.graphs import ImageEncoderGraph, PromptDecoderGraph, pixel_statistics
-from keras_sam.exported.manifest import ModelFacts, check_parts
+from keras_sam.exported.manifest import MANIFEST, ModelFacts, check_parts
 from keras_sam.exported.segmenter import ExportedSegmenter as Exported
 from keras_sam.masks import decode_rle
 from tests.annotate.serving import started
@@ -153,6 +153,30 @@ def in_keras(segmenter):
     parts = KerasRun(ImageEncoderGraph(segmenter)), KerasRun(PromptDecoderGraph(segmenter))
     check_parts((Path("encoder"), Path("decoder")), *parts, model)
     return Exported(model, segmenter.preprocessor.image_converter, *parts)
+
+
+def test_tiles_of_an_export_with_another_decoder_are_another_models(pixels_folder, tmp_path):
+    import onnx
+
+    other = tmp_path / "tuned"
+    shutil.copytree(pixels_folder, other)
+    decoder, manifest = other / "prompt_decoder.onnx", json.loads((other / MANIFEST).read_text())
+    model = onnx.load(decoder)
+    model.doc_string = "fine-tuned"
+    onnx.save(model, decoder)
+    content = decoder.read_bytes()
+    manifest["files"][decoder.name] |= {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    (other / MANIFEST).write_text(json.dumps(manifest))
+    picture = keras_sam.tiles.open_picture(np.zeros((53, 80), "uint8"))
+    first, same, tuned = (
+        keras_sam.tiles.TiledMaskGenerator(ExportedSegmenter.load(path), 32, 8).settings(picture)
+        for path in (pixels_folder, pixels_folder, other)
+    )
+    assert first == same and first["precision"] == "float32"
+    assert {name for name in first if first[name] != tuned[name]} == {"model"}
 
 
 def one_mask_segmenter():

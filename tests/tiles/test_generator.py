@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import zarr
 
 import keras_sam
 from keras_sam.masks import decode_rle
-from keras_sam.tiles import TiledMaskGenerator
+from keras_sam.tiles import TiledMaskGenerator, open_picture
+from keras_sam.tiles.tile_folder import TileFolder
 from tests.scenes import scene
+from tests.tiny import tiny_segmenter
 
 pytestmark = pytest.mark.once
 
@@ -156,6 +159,41 @@ def test_a_folder_of_another_run_is_refused(tiled, segmenter, mosaic, records, f
     with pytest.raises(ValueError, match="which holds other files"):
         tiled.stream(mosaic[0], folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_another_picture_of_the_same_size_is_refused(tiled, tmp_path):
+    first, second = (scene(SIZE, (2, 2), seed)[0] for seed in (1, 2))
+    arrays = []
+    for day, values in enumerate((first, second, first)):
+        array = zarr.create_array(str(tmp_path / f"{day}" / "scan.zarr"), data=values)
+        arrays.append((values, array, tmp_path / f"{day}" / "scan.zarr"))
+    for kind, (earlier, other, same) in enumerate(zip(*arrays, strict=True)):
+        out = tmp_path / f"tiles{kind}"
+        tiled.stream(earlier, folder=out)
+        with pytest.raises(ValueError, match=r"`folder` must be new.*picture was .*'content'"):
+            tiled.stream(other, folder=out)
+        tiled.stream(same, folder=out)
+    tiled.stream(first.astype("float32"), folder=tmp_path / "float")
+    with pytest.raises(ValueError, match="picture was"):
+        tiled.stream(first, folder=tmp_path / "float")
+
+
+def test_a_run_that_was_killed_at_its_start_begins_again(tmp_path):
+    (tmp_path / ".tiles.json.0a1b2c3d.part").write_text('{"hal')
+    TileFolder(tmp_path, {"halo": 5})
+    assert json.loads((tmp_path / "tiles.json").read_text()) == {"halo": 5}
+    (tmp_path / "tiles.json").rename(tmp_path / "notes.json")
+    with pytest.raises(ValueError, match="which holds other files"):
+        TileFolder(tmp_path, {"halo": 5})
+
+
+def test_another_precision_is_another_model():
+    picture = open_picture(np.zeros(SIZE, "uint8"))
+    single, half = (
+        TiledMaskGenerator(tiny_segmenter(dtype=dtype), 110, 40).settings(picture)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert (single["precision"], half["precision"]) == ("float32", "bfloat16")
 
 
 def test_windows_without_content_are_not_segmented(tiled, encoded):

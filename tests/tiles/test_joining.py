@@ -18,7 +18,7 @@ def record_of(mask, score=0.9):
         "area": int(mask.sum()),
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "predicted_iou": score,
-        "point_coords": [[x1, y1]],
+        "point_coords": np.argwhere(mask)[:1, ::-1].tolist(),
         "stability_score": 1.0,
         "crop_box": [0, 0, mask.shape[1], mask.shape[0]],
     }
@@ -67,7 +67,7 @@ def test_every_object_comes_out_once_and_whole(tile, halo):
         x1, y1, x2, y2 = mask_to_box(mask).tolist()
         assert record["bbox"] == [x1, y1, x2 - x1, y2 - y1]
         assert record["area"] == mask.sum()
-        assert all(mask[y, x] or (x, y) for x, y in record["point_coords"])
+        assert record["point_coords"] and all(mask[y, x] for x, y in record["point_coords"])
 
 
 def test_memory_holds_a_few_rows_of_tiles():

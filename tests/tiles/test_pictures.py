@@ -1,6 +1,7 @@
 """Pictures read by windows: every source gives the pixels that the array has."""
 
 import dataclasses
+import importlib.util
 
 import h5py
 import numpy as np
@@ -9,7 +10,9 @@ import rasterio
 import tifffile
 import zarr
 from dask import array as dask_array
+from PIL import Image
 
+from keras_sam.images import load_image
 from keras_sam.tiles import open_picture
 
 pytestmark = pytest.mark.once
@@ -35,7 +38,7 @@ def part(values, box=BOX):
     return values[y1:y2, x1:x2]
 
 
-def geotiff(path, values, crs="EPSG:32633", **more):
+def geotiff(path, values, crs="EPSG:32633", transform=TRANSFORM, **more):
     with rasterio.open(
         path,
         "w",
@@ -45,7 +48,7 @@ def geotiff(path, values, crs="EPSG:32633", **more):
         count=values.shape[-1],
         dtype=values.dtype,
         crs=crs,
-        transform=TRANSFORM,
+        transform=transform,
         tiled=True,
         blockxsize=64,
         blockysize=64,
@@ -139,6 +142,115 @@ def test_resolution_of_a_plain_tiff(tmp_path):
     assert picture.pixel_size == (1e-4, 5e-5) and picture.unit == "cm"
 
 
+def turned(image, path):
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was held upright
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
+def white_is_0(image, path):
+    values = 255 - np.asarray(image.convert("L"))
+    tifffile.imwrite(path, values, photometric="miniswhite", tile=CHUNKS)
+
+
+def white_is_0_in_gdal(image, path):
+    values = np.asarray(image.convert("L"))[..., None]
+    geotiff(path, values, photometric="MINISWHITE", compress="lzw")
+
+
+SHOWN = [
+    ("palette.png", lambda image, path: image.quantize(64).save(path)),
+    ("palette.gif", lambda image, path: image.quantize(64).save(path)),
+    ("grey.gif", lambda image, path: image.convert("L").save(path)),
+    ("grey.bmp", lambda image, path: image.convert("L").save(path)),
+    ("alpha.png", lambda image, path: image.convert("LA").save(path)),
+    ("plain.png", lambda image, path: image.save(path)),
+    ("two.png", lambda image, path: image.convert("1").save(path)),
+    ("inks.jpg", lambda image, path: image.convert("CMYK").save(path)),
+    ("turned.jpg", turned),
+    ("turned.png", turned),
+    ("turned.webp", turned),
+    ("plain.webp", lambda image, path: image.save(path, lossless=True)),
+    ("white.tif", white_is_0),
+    ("white_geo.tif", white_is_0_in_gdal),
+    ("fax.tif", lambda image, path: image.convert("1").save(path, compression="group4")),
+]
+
+
+@pytest.mark.parametrize(("name", "write"), SHOWN)
+def test_a_picture_has_the_pixels_that_are_shown_without_tiles(name, write, tmp_path):
+    write(Image.fromarray(pixels()), tmp_path / name)
+    picture = open_picture(tmp_path / name)
+    values = load_image(read(picture))
+    difference = np.abs(values.astype(int) - part(load_image(tmp_path / name)))
+    assert difference.max() <= (2 if name == "inks.jpg" else 0)
+
+
+def turned_tiff(folder):
+    tifffile.imwrite(folder / "a.tif", pixels(), extratags=[(274, "H", 1, 6, True)])
+    return folder / "a.tif"
+
+
+def huge_turned_jpeg(folder):
+    turned(Image.fromarray(pixels()), folder / "a.jpg")
+    return folder / "a.jpg"
+
+
+def palette_tiff(folder):
+    Image.fromarray(pixels()).quantize(64).save(folder / "a.tif")
+    return folder / "a.tif"
+
+
+def palette_of_gdal(folder):
+    geotiff(folder / "a.tif", pixels(1), photometric="PALETTE")
+    with rasterio.open(folder / "a.tif", "r+") as file:
+        file.write_colormap(1, {n: (n, 0, 255 - n, 255) for n in range(256)})
+    return folder / "a.tif"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (turned_tiff, "must lie upright in its file.*a.tif' with orientation 6"),
+        (huge_turned_jpeg, "must lie upright in its file.*a.jpg' with orientation 6"),
+        (palette_tiff, "must have colours or shades of grey.*a.tif', whose values are places in"),
+        (palette_of_gdal, "must have colours or shades of grey.*a.tif', whose values are places"),
+        (lambda folder: rasterio.open(palette_of_gdal(folder)), "must have colours or shades of"),
+    ],
+)
+def test_colours_and_turns_that_windows_do_not_have_are_refused(make, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # more is too large for pillow
+    with pytest.raises(ValueError, match=words):
+        open_picture(make(tmp_path))
+
+
+# How GDAL writes what tifffile cannot decompress without imagecodecs, and how many channels.
+COMPRESSED = [(1, {}), (3, {"photometric": "RGB"}), (3, {"interleave": "band"})]
+
+
+@pytest.mark.parametrize(("channels", "how"), COMPRESSED)
+def test_a_compressed_tiff_keeps_the_size_of_a_pixel(channels, how, tmp_path):
+    values = pixels(channels)
+    geotiff(tmp_path / "a.tif", values, None, None, compress="lzw", **how)
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        resolution = {"XRESOLUTION": 10000, "YRESOLUTION": 20000}
+        file.update_tags(**{f"TIFFTAG_{k}": v for k, v in resolution.items()})
+        file.update_tags(TIFFTAG_RESOLUTIONUNIT=3)
+    picture = open_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read(picture), part(values))
+    assert picture.pixel_size == (5e-5, 1e-4) and picture.unit == "cm"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("imagecodecs") is not None, reason="with imagecodecs it is read"
+)
+def test_a_compressed_tiff_of_several_pages_is_not_read_in_part(tmp_path):
+    first, *others = (Image.fromarray(page) for page in np.moveaxis(pixels(), -1, 0))
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others, compression="tiff_lzw")
+    with pytest.raises(ImportError, match=r"a.tif', with axes IYX, .* by LZW: pip install image"):
+        open_picture(tmp_path / "a.tif")
+
+
 def test_the_range_of_values_is_that_of_the_picture():
     dark = np.full((600, 600), 100, "uint16")
     dark[:300] = 3000
@@ -154,6 +266,40 @@ def test_the_range_of_values_is_that_of_the_picture():
     assert grey.whole_range("auto") == (0, 255)
     with pytest.raises(ValueError, match="An image of int32 must have values within 0..255"):
         open_picture(np.full((9, 9), 300, "int32")).whole_range("auto")
+
+
+def test_the_range_of_values_is_that_of_all_colours_without_alpha():
+    values = np.full((300, 300, 4), 100, "uint16")
+    values[..., 2], values[..., 3] = 3000, 65535
+    for channels in (3, 4):
+        assert open_picture(values[..., :channels]).whole_range("percentile") == (100, 3000)
+
+
+@pytest.mark.parametrize("background", [0, np.nan])
+def test_a_small_object_on_an_empty_ground_has_a_range(background):
+    values = np.full((4000, 4000), background, "float32")
+    values[300:320, 300:330] = np.linspace(0.25, 0.75, 600, dtype="float32").reshape(20, 30)
+    picture = open_picture(values)
+    assert not np.nan_to_num(picture._sample()).any()
+    assert picture.whole_range("auto") == (0, 1)
+    np.testing.assert_allclose(picture.whole_range("percentile"), (0.2525, 0.7475), rtol=1e-5)
+    assert open_picture(100 * values).whole_range("auto") == (0, 255)
+    empty = open_picture(np.full((3000, 2000), background, "float32"))
+    assert empty.whole_range("auto") == ((0, 1) if np.isnan(background) else (0, 255))
+    assert empty.whole_range("percentile") == (0, 1)
+
+
+def test_a_reference_system_in_which_the_picture_has_no_place_is_none(tmp_path):
+    path = geotiff(tmp_path / "a.tif", pixels(), transform=None)
+    with rasterio.open(path) as file:
+        assert file.crs == "EPSG:32633"
+        for picture in (open_picture(path), open_picture(file)):
+            assert (picture.crs, picture.transform, picture.unit) == (None, None, None)
+    array = zarr.create_array(str(tmp_path / "a.zarr"), data=pixels())
+    array.attrs["crs"] = "EPSG:32633"
+    assert open_picture(tmp_path / "a.zarr").crs is None
+    array.attrs["transform"] = tuple(TRANSFORM)[:6]
+    assert open_picture(tmp_path / "a.zarr").crs == "EPSG:32633"
 
 
 def test_no_data_is_masked(tmp_path):

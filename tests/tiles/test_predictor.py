@@ -109,6 +109,37 @@ def test_a_prediction_is_refined_in_its_window(segmenter):
     assert not np.array_equal(again.logits, plain.logits)
 
 
+def test_a_predictor_that_others_use_too_answers_for_the_own_picture(segmenter):
+    shared = keras_sam.SAMPredictor(segmenter)
+    first, second = (TiledPredictor(shared, tile_shape=100, halo=20) for _ in range(2))
+    first.set_image(picture(0))
+    second.set_image(picture(1))
+    click = {"points": [[210, 130]], "level": 0}
+    expected = first.predict(**click).logits
+    for disturb in (
+        lambda: second.predict(**click),
+        lambda: shared.set_image(picture(2)),
+        shared.reset,
+    ):
+        disturb()
+        np.testing.assert_array_equal(first.predict(**click).logits, expected)
+    assert not np.array_equal(second.predict(**click).logits, expected)
+
+
+def test_a_prediction_of_other_tiles_or_another_picture_is_not_refined(segmenter):
+    predictor, other = (TiledPredictor(segmenter, tile, 20) for tile in (100, 60))
+    for each in (predictor, other):
+        each.set_image(picture())
+    small = TiledPredictor(segmenter, 100, 20)
+    small.set_image(picture()[:290])
+    for found in (
+        other.predict(points=[[210, 130]], level=0),
+        small.predict(points=[[50, 30]], level=0),
+    ):
+        with pytest.raises(ValueError, match=r"`refine` must be .* picture has \(300, 420\)"):
+            predictor.predict(points=[[50, 30]], refine=found)
+
+
 @pytest.mark.parametrize("scale", [1, 2, 8])
 def test_run_lengths_of_a_coarse_mask_are_those_of_the_enlarged_one(scale):
     _, masks = scene((40, 50), (3, 3), 5)
