@@ -17,7 +17,6 @@ from keras_sam.boxes import build_point_grid
 from keras_sam.compat.tensors import like
 from keras_sam.geometry import xyxy_to_xywh
 from keras_sam.masks import compress_rle as coco_encode_rle
-from keras_sam.masks import decode_rle as rle_to_mask
 from keras_sam.prompts.nested import to_numpy
 
 __all__ = [
@@ -100,6 +99,11 @@ def remove_small_regions(
 ) -> tuple[np.ndarray, bool]:
     """Fills holes or drops islands that are smaller; also says whether there were any."""
     return measures.remove_small_regions(mask, area_thresh, mode)
+
+
+def rle_to_mask(rle: dict[str, Any]) -> np.ndarray:
+    """The mask `(H0, W0)`, bool, of run lengths."""
+    return measures.decode_rle(rle)
 
 
 def uncrop_boxes_xyxy(boxes: Any, crop_box: Sequence[int]) -> Any:
