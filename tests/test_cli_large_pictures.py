@@ -13,12 +13,14 @@ import keras
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 import zarr
 
 import keras_sam
 from keras_sam import annotations
 from keras_sam.masks import decode_rle, masks_to_label_map
 from keras_sam.tiles import TiledMaskGenerator
+from keras_sam.tiles.tile_folder import TileFolder
 from tests.scenes import scene
 from tests.tiles.test_pictures import cut_in_half
 
@@ -48,7 +50,13 @@ def scan(drawn, tmp_path):
 def write_scan(path, pixels, crs):
     about = {"driver": "GTiff", "height": SIZE[0], "width": SIZE[1], "count": 3, "dtype": "uint8"}
     transform = rasterio.Affine(0.5, 0, 400000, 0, -0.5, 5000000)
-    with rasterio.open(path, "w", crs=crs, transform=transform, **about) as file:
+    with rasterio.open(
+        path,
+        "w",
+        crs=crs,
+        transform=transform,
+        **{**about, "height": len(pixels), "width": pixels.shape[1]},
+    ) as file:
         file.write(np.moveaxis(pixels, -1, 0))
     return path
 
@@ -193,6 +201,37 @@ def test_a_picture_that_cannot_be_used_is_refused(cli, tmp_path, make, form, wor
     call = ("everything", make(tmp_path), "--out", out, "--format", form, *TILES, *MODEL)
     code, _, err = cli(*call)
     assert code == 2 and err.count("\n") == 1 and words in err and not out.exists()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are seen on Linux")
+def test_one_picture_is_open_at_a_time(cli, drawn, tmp_path, monkeypatch):
+    scans = [write_scan(tmp_path / f"scan{n}.tif", drawn[:60, :60], None) for n in range(3)]
+    tifffile.imwrite(tmp_path / "plain.tif", drawn[:60, :60])
+    seen, read = [], TileFolder.read
+
+    def watched(folder, tile):
+        links = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+        seen.append([name for link in links if (name := Path(link).name).endswith(".tif")])
+        return read(folder, tile)
+
+    monkeypatch.setattr(TileFolder, "read", watched)
+    call = ("everything", *scans, tmp_path / "plain.tif", "--out", tmp_path / "out")
+    assert cli(*call, "--format", "coco", *TILES, *MODEL)[0] == 0
+    assert [*map(set, seen)] == [{"scan0.tif"}, {"scan1.tif"}, {"scan2.tif"}, {"plain.tif"}]
+
+
+def test_a_picture_that_cannot_be_read_is_named(cli, drawn, tmp_path):
+    path, out = tmp_path / "scan.tif", tmp_path / "out"
+    geotiff = {"driver": "GTiff", "height": SIZE[0], "width": SIZE[1], "count": 3, "dtype": "uint8"}
+    with rasterio.open(path, "w", compress="lzw", crs="EPSG:32633", **geotiff) as file:
+        file.write(np.moveaxis(drawn, -1, 0))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = b"\xff" * len(content[len(content) // 2 :])
+    path.write_bytes(content)
+    call = ("everything", path, "--out", out, "--format", "coco", *TILES, *MODEL)
+    code, _, err = cli(*call)
+    assert code == 1 and err.count("\n") == 1 and not (out / "scan.json").exists()
+    assert f"cannot read '{path}'" in err and "write" not in err
 
 
 def test_axes_and_channels_of_an_array_and_the_default_halo(cli, drawn, segmenter, tmp_path):

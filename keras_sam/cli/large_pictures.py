@@ -1,6 +1,8 @@
 """`keras-sam everything --tile`: all masks of pictures that are too large for one frame."""
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -72,7 +74,7 @@ def check_unused(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace, parameters: dict) -> int:
     """Segments each picture that is not done yet, and prints a summary."""
     _check(args)
-    pictures = _opened(args)
+    pictures = _checked(args)
     progress = Progress(args.quiet)
     summary = {"pictures": len(pictures), "skipped": 0, "masks": 0}
     began = time.monotonic()
@@ -82,8 +84,9 @@ def run(args: argparse.Namespace, parameters: dict) -> int:
 
         with bad_input():
             generator = TiledMaskGenerator(segmenter, args.tile, _halo(args), **parameters)
-        for number, (name, picture) in enumerate(pictures, start=1):
-            with progress.bar(len(generator.grid(picture))) as bar:
+        for number, (name, path) in enumerate(pictures, start=1):
+            picture = _opened(args, path)
+            with contextlib.closing(picture), progress.bar(len(generator.grid(picture))) as bar:
                 bar.describe(f"{number}/{len(pictures)} {name}")
                 _segment(args, generator, name, picture, bar.advance, summary)
     summary |= {
@@ -127,24 +130,47 @@ def _check(args):
         )
 
 
-def _opened(args):
-    """The pictures, each with what its results are called."""
-    from keras_sam.tiles import open_picture
+def _checked(args):
+    """The paths of the pictures, all of which can be opened, each with its results' name."""
     from keras_sam.tiles.polygons import check_reference
 
-    opened = {}
+    paths = {}
     for path in args.photos:
         name = path.name.removesuffix(path.suffix).removesuffix(".ome")
-        if name in opened:
+        if name in paths:
             raise CommandError(f"two pictures are called {name}: give each an --out of its own")
+        paths[name] = path
+        with contextlib.closing(_opened(args, path)) as picture:
+            if args.format not in ("geojson", "gpkg"):
+                continue
+            with _readable():
+                check_reference(picture, f".{args.format}")
+    return list(paths.items())
+
+
+def _opened(args, path):
+    """A picture whose parts that cannot be read are errors of the picture, not of --out."""
+    from keras_sam.tiles import open_picture
+
+    with _readable():
+        picture = open_picture(path, args.axes, args.channels)
+
+    def read(box):
         try:
-            with bad_input():
-                opened[name] = open_picture(path, args.axes, args.channels)
-                if args.format in ("geojson", "gpkg"):
-                    check_reference(opened[name], f".{args.format}")
-        except ImportError as error:
-            raise CommandError(str(error), code=1) from error
-    return list(opened.items())
+            return picture.read(box)
+        except (OSError, ValueError) as error:
+            raise CommandError(f"cannot read {picture.name}: {error}", code=1) from error
+
+    return dataclasses.replace(picture, read=read)
+
+
+@contextlib.contextmanager
+def _readable():
+    try:
+        with bad_input():
+            yield
+    except ImportError as error:
+        raise CommandError(str(error), code=1) from error
 
 
 def _segment(args, generator, name, picture, advance, summary):

@@ -53,6 +53,7 @@ class Picture:
         unit: optional str, such as `"µm"`.
         path: optional, the file or folder.
         channels: optional tuple of ints, the chosen channels.
+        close: function that closes the file that `open_picture` has opened, if any.
     """
 
     size: tuple[int, int]
@@ -66,6 +67,7 @@ class Picture:
     unit: str | None = None
     path: Path | None = None
     channels: tuple[int, ...] | None = None
+    close: Callable[[], Any] = lambda: None
 
     def whole_range(self, value_range: Any) -> Any:
         """Which values become 0..255 in every window of the picture, of a setting of `value_range`.
@@ -408,6 +410,7 @@ def _open_tiff(path: Path, about: dict) -> tuple[Any, str | None, dict]:
         raise _palette_error(name)
     has_gdal = importlib.util.find_spec("rasterio") is not None
     if page.is_geotiff and has_gdal:
+        file.close()
         return _with_gdal(path), None, about
     if orientation != 1:
         raise _turned_error(name, orientation)
@@ -416,6 +419,7 @@ def _open_tiff(path: Path, about: dict) -> tuple[Any, str | None, dict]:
     if not is_plain and importlib.util.find_spec("imagecodecs") is None:
         # GDAL shows one page: of several ones it would drop channels or planes.
         is_one_page = series.axes in ("YX", "YXS", "SYX") and page.index == 0
+        file.close()
         if has_gdal and is_one_page:
             return dataclasses.replace(_with_gdal(path), **about), None, about
         also = ', or "keras-sam[geo]"' if is_one_page else ""
@@ -426,6 +430,7 @@ def _open_tiff(path: Path, about: dict) -> tuple[Any, str | None, dict]:
     zarr = import_for("tiff", "zarr", "A TIFF read by windows")
     array = zarr.open(series.levels[0].aszarr(), mode="r")
     array = array if hasattr(array, "shape") else array["0"]
+    about["close"] = file.close
     is_white_0 = colours == 0 and array.dtype == np.uint8  # as pillow sees it
     return _Inverted(array) if is_white_0 else array, series.axes, about
 
@@ -489,8 +494,11 @@ def _with_gdal(path: Path) -> Picture:
         raise ValueError(f"{str(path)!r} must be a picture. Received: {error}") from error
     orientation = dataset.tags().get("EXIF_Orientation", "1")
     if orientation != "1":  # too large for pillow, which would have turned it
+        dataset.close()
         raise _turned_error(repr(str(path)), orientation)
-    return dataclasses.replace(_rasterio_picture(dataset), path=path, name=repr(str(path)))
+    picture = _rasterio_picture(dataset)
+    about = {"path": path, "name": repr(str(path)), "close": dataset.close}
+    return dataclasses.replace(picture, **about)
 
 
 def _of_rasterio(dataset: Any, channels: Any) -> Picture:
