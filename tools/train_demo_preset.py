@@ -61,6 +61,7 @@ from keras_sam.presets.locate import WEIGHTS_FILE
 from keras_sam.presets.write import save_hdf5, save_json
 from keras_sam.training import SAMTrainer
 from tools.demo_compositions import composition
+from tools.demo_photographs import Photographs
 from tools.demo_scenes import SIDE, SMALLEST, scene
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +93,7 @@ class Part:
         peak: float. Learning rate after the warm-up.
         easy: float. Part of the time in which plain scenes get fewer.
         composed: float. Share of the scenes that are compositions, drawn at the side of 512.
+        photographed: float. Share of the scenes that are photographs.
     """
 
     side: int
@@ -104,6 +106,7 @@ class Part:
     peak: float = 7e-4
     easy: float = 0.0
     composed: float = 0.0
+    photographed: float = 0.0
 
 
 # Patches of 8 at half the size cost a quarter, and become patches of 16 without any loss. In the
@@ -123,14 +126,15 @@ PARTS = (
     ),
     Part(
         2 * SIDE,
-        220,
-        225,
+        80,
+        80,
         (8.0, 0.4),
-        ((0.6, 0, 10, 0.5), (0.85, 1, 10, 0.5), (1.0, 4, 6, 0.4)),
+        ((0.5, 0, 10, 0.4), (0.8, 1, 8, 0.5), (1.0, 4, 5, 0.4)),
         tokens=2 * TOKENS,
         batch=2,
-        peak=5e-4,
-        composed=0.75,
+        peak=4e-4,
+        composed=0.1,
+        photographed=0.55,
     ),
 )
 
@@ -215,10 +219,11 @@ def assign(segmenter, values):
 class Scenes(keras.utils.PyDataset):
     """New scenes in every step, and some of each scene's objects."""
 
-    def __init__(self, part, number, first, objects, progress):
+    def __init__(self, part, number, first, objects, progress, photographs):
         super().__init__(workers=1)
         self.part, self.number, self.first, self.objects = part, number, first, objects
         self.plain = 1.0 - progress / part.easy if part.easy else 0.0
+        self.photographs = photographs
 
     @property
     def num_batches(self):
@@ -229,15 +234,19 @@ class Scenes(keras.utils.PyDataset):
         for i in range(self.part.batch):
             seed = (SEED, self.number, self.first + index, i)
             rng = np.random.default_rng((*seed, 1))
-            if rng.random() < self.part.composed:
+            kind = rng.random()
+            if kind < self.part.photographed:
+                image, masks = self.photographs.scene(seed)
+            elif kind < self.part.photographed + self.part.composed:
                 image, masks = composition(seed)
             else:
                 image, masks = scene(seed, "easy" if rng.random() < self.plain else None)
             if self.part.side < SIDE:
                 image, masks = half(image, masks)
             again = len(masks) < self.objects
-            likely = masks.sum(axis=(1, 2)) ** 0.25 if self.part.composed else np.ones(len(masks))
-            likely = likely / likely.sum()  # most of a composition's objects are small parts
+            # Most of what is in a composition or a photograph are small parts.
+            likely = masks.sum(axis=(1, 2)) ** (0.25 if self.part.photographed else 0.0)
+            likely = likely / likely.sum()
             images.append(image)
             targets.append(masks[rng.choice(len(masks), self.objects, replace=again, p=likely)])
         return {"images": images}, {"masks": targets}
@@ -308,8 +317,8 @@ def learning_rate(peak, progress):
     return peak * (0.02 + 0.98 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
 
 
-def train(part, work):
-    segmenter = build(part.side, part.tokens, "mixed_bfloat16")
+def train(part, work, dtype, photographs):
+    segmenter = build(part.side, part.tokens, dtype)
     optimizer = keras.optimizers.AdamW(
         part.peak, weight_decay=0.02, beta_2=0.99, global_clipnorm=1.0
     )
@@ -334,7 +343,7 @@ def train(part, work):
         began = time.process_time()
         rate = learning_rate(part.peak, work.seconds / (60 * part.schedule))
         optimizer.learning_rate = rate
-        scenes = Scenes(part, work.number, work.step, objects, progress)
+        scenes = Scenes(part, work.number, work.step, objects, progress, photographs)
         logs = trainer.fit(scenes, verbose=0).history
         work.step += STEPS
         work.seconds += time.process_time() - began
@@ -381,14 +390,19 @@ def main():
     parser.add_argument("folder", help="where the state of the training is kept")
     parser.add_argument("--preset", type=Path, default=ROOT / "presets" / "sam_tiny_demo")
     parser.add_argument("--start", help="a preset with which to begin the last part at once")
+    parser.add_argument("--photographs", help="what tools/demo_photographs.py has prepared")
+    parser.add_argument("--dtype", default="mixed_bfloat16", help="or float32, where it is faster")
     options = parser.parse_args()
+    if options.photographs is None:
+        parser.error("the last part takes --photographs")
+    photographs = Photographs(options.photographs)
     keras.utils.set_random_seed(SEED)
     Path(options.folder).mkdir(parents=True, exist_ok=True)
     work = Work(options.folder)
     if options.start and not work.arrays:
         work.start_from(options.start)
     while work.number < len(PARTS):
-        segmenter = train(PARTS[work.number], work)
+        segmenter = train(PARTS[work.number], work, options.dtype, photographs)
         work.next_part()
         if work.number == len(PARTS):
             minutes = sum(part.minutes for part in PARTS)
