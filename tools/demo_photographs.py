@@ -305,19 +305,26 @@ def regions(image, most=MOST):
     low = np.stack([ndimage.zoom(c, 0.5, order=1) for c in np.moveaxis(lab, -1, 0)])
     count, found = int(basins.max()) + 1, []
     boxes = ndimage.find_objects(basins + 1)
+
+    def add(mask, window):
+        mask = _rounded(mask)
+        clear = None if mask is None else _clear(mask, strength[window], low, window)
+        if clear is not None:
+            found.append((clear, len(found), mask, window))
+        return clear is not None
+
     for colourful in (False, True):
         for leaves in _Tree(basins, strength, lab, colourful).lasting():
-            rows, columns = zip(*(boxes[leaf] for leaf in leaves), strict=True)
-            window = tuple(
-                slice(
-                    max(0, min(s.start for s in part) - 16) // 2 * 2, max(s.stop for s in part) + 16
-                )
-                for part in (rows, columns)
-            )
-            mask = _rounded(np.isin(np.arange(count), leaves)[basins[window]])
-            clear = None if mask is None else _clear(mask, strength[window], low, window)
-            if clear is not None:
-                found.append((clear, len(found), mask, window))
+            window = _around(*(boxes[leaf] for leaf in leaves))
+            inside = np.isin(np.arange(count), leaves)[basins[window]]
+            if add(inside, window) and np.count_nonzero(inside) > 0.2 * basins.size:
+                # What a ground leaves open is often one thing, of whatever colours.
+                rest = np.ones(basins.shape, bool)
+                rest[window] = ~found[-1][2]
+                things = label(ndimage.binary_opening(rest, iterations=2), connectivity=1)
+                for number, box in enumerate(ndimage.find_objects(things)):
+                    window = _around(box)
+                    add(things[window] == number + 1, window)
     kept = []
     for _, _, mask, window in sorted(found, reverse=True, key=lambda one: one[:2]):
         whole = np.zeros(basins.shape, bool)
@@ -325,6 +332,14 @@ def regions(image, most=MOST):
         if len(kept) < most and all(_iou(whole, other) < 0.75 for other in kept):
             kept.append(whole)
     return np.stack(kept).astype("uint8") if kept else np.zeros((0, *basins.shape), "uint8")
+
+
+def _around(*boxes):
+    """The window of pixels around some boxes; its first pixel is one of the image at half size."""
+    return tuple(
+        slice(max(min(s.start for s in axis) // 2 * 2 - 16, 0), max(s.stop for s in axis) + 16)
+        for axis in zip(*boxes, strict=True)
+    )
 
 
 def _clear(mask, strength, low, window):
