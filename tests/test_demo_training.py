@@ -7,9 +7,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 import keras_sam
-from tools import demo_compositions, demo_scenes, train_demo_preset
+from tools import demo_compositions, demo_photographs, demo_scenes, train_demo_preset
 
 pytestmark = pytest.mark.once
 
@@ -48,6 +49,39 @@ def test_compositions_depend_on_their_seed_alone_and_hold_objects_of_every_size(
         areas += (pixels / image[..., 0].size).tolist()
     assert max(areas) <= demo_compositions.LARGEST
     assert max(areas) > 0.2 and min(areas) < 0.02
+
+
+def test_scenes_of_photographs_hold_the_regions_that_stand_out(tmp_path):
+    """A picture with a known ring, plate and ground, and a cut-out with a known outline."""
+    y, x = np.mgrid[:150, :200]
+    noise = np.random.default_rng(0).normal(0, 3, (150, 200, 1))
+    image = np.full((150, 200, 3), (40, 120, 60)) + noise
+    plate, dot = np.hypot(y - 70, x - 60) < 45, np.hypot(y - 70, x - 60) < 18
+    box = (abs(y - 80) < 40) & (abs(x - 150) < 30)
+    for place, colour in ((plate, (200, 60, 50)), (dot, (240, 230, 90)), (box, (60, 60, 190))):
+        image[place] = colour + noise[place]
+    image = np.uint8(np.clip(image, 0, 255))
+    found = demo_photographs.regions(image).astype(bool)
+    for wanted in (plate, dot, box, ~plate & ~box):
+        assert max(demo_photographs._iou(wanted, mask) for mask in found) > 0.9
+    source, prepared = tmp_path / "source", tmp_path / "prepared"
+    source.mkdir()
+    Image.fromarray(image).save(source / "photograph.png")
+    cutout = np.dstack([image[20:120, 10:110], np.uint8(255 * plate[20:120, 10:110])])
+    Image.fromarray(cutout).save(source / "cutout.png")
+    demo_photographs.prepare(source, prepared)
+    scenes = demo_photographs.Photographs(prepared)
+    for seed in range(3):
+        image, masks = scenes.scene((1, seed))
+        again, same = scenes.scene((1, seed))
+        np.testing.assert_array_equal(image, again)
+        np.testing.assert_array_equal(masks, same)
+        assert image.dtype == masks.dtype == np.uint8
+        assert max(image.shape) == demo_photographs.SIDE and masks.shape[1:] == image.shape[:2]
+        assert set(np.unique(masks)) == {0, 1}
+        areas = masks.sum(axis=(1, 2), dtype=int)
+        assert areas.min() >= demo_photographs.SMALLEST
+        assert areas.max() <= demo_photographs.LARGEST * image[..., 0].size
 
 
 def test_unseen_photographs_stay_unseen():

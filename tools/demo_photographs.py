@@ -31,6 +31,7 @@ from keras_sam.files import whole_file
 SIDE = 512  # the longest of a scene, pixels
 SMALLEST = 300  # pixels of the smallest object that is asked for
 LARGEST = 0.75  # of the scene, the largest
+PREPARED = 400  # the longest side that regions are computed at
 MOST = 40  # regions of a photograph
 _STRONG = 0.6  # a boundary that is as clear as any
 _WEAK = 0.35  # a difference of neighbours that may be none
@@ -222,8 +223,8 @@ def prepare(source, folder):
             continue
         if cutout:
             picture = picture.crop(picture.getchannel("A").getbbox())
-        if not cutout or max(picture.size) > SIDE:
-            whole = [max(1, round(n * SIDE / max(picture.size))) for n in picture.size]
+        if not cutout or max(picture.size) > PREPARED:
+            whole = [max(1, round(n * PREPARED / max(picture.size))) for n in picture.size]
             picture = picture.resize(whole, Image.Resampling.LANCZOS)
         if cutout:
             masks = _parts(np.asarray(picture))
@@ -244,7 +245,7 @@ def _parts(image):
     """What stands out within a cut-out of some size, masks `(M, H0, W0)`."""
     inside = image[..., 3] > 128
     none = np.zeros((0, *inside.shape), "uint8")
-    if min(image.shape[:2]) < 90:
+    if min(image.shape[:2]) < 120:
         return none
     ground = image[..., :3][inside].mean(axis=0)
     ground = np.where(ground > 127, ground - 100, ground + 100)
@@ -454,7 +455,7 @@ class _Tree:
                 self.edges[other][new] = sums
                 heapq.heappush(queue, (self._cost(new, other), new, other))
 
-    def lasting(self, most=120):
+    def lasting(self, most=90):
         """The basins of each region that may be worth a mask, the clearest region first."""
         found = []
         for region, (outline, weak) in self.outlines.items():

@@ -393,9 +393,9 @@ def main():
     parser.add_argument("--photographs", help="what tools/demo_photographs.py has prepared")
     parser.add_argument("--dtype", default="mixed_bfloat16", help="or float32, where it is faster")
     options = parser.parse_args()
-    if options.photographs is None:
-        parser.error("the last part takes --photographs")
-    photographs = Photographs(options.photographs)
+    if options.photographs is None and any(part.photographed for part in PARTS):
+        parser.error("--photographs is needed: what tools/demo_photographs.py has prepared")
+    photographs = Photographs(options.photographs) if options.photographs else None
     keras.utils.set_random_seed(SEED)
     Path(options.folder).mkdir(parents=True, exist_ok=True)
     work = Work(options.folder)
