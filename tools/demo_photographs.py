@@ -214,7 +214,9 @@ def _developed(rng, image):
 def prepare(source, folder):
     """Computes the regions of all pictures of a folder that have none yet, and keeps them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, path in enumerate(sorted(p for p in source.rglob("*") if p.suffix in _SUFFIXES)):
+    paths = sorted(path for path in source.rglob("*") if path.suffix in _SUFFIXES)
+    for number in np.random.default_rng(0).permutation(len(paths)):  # what is there is fair soon
+        path = paths[number]
         picture = Image.open(path).convert("RGBA")
         pixels = np.asarray(picture)
         cutout = np.mean(pixels[..., 3] < 128) > 0.03
