@@ -316,18 +316,19 @@ def regions(image, most=MOST):
             found.append((clear, len(found), mask, window))
         return clear is not None
 
-    for colourful in (False, True):
-        for leaves in _Tree(basins, strength, lab, colourful).lasting():
-            window = _around(*(boxes[leaf] for leaf in leaves))
-            inside = np.isin(np.arange(count), leaves)[basins[window]]
-            if add(inside, window) and np.count_nonzero(inside) > 0.2 * basins.size:
-                # What a ground leaves open is often one thing, of whatever colours.
-                rest = np.ones(basins.shape, bool)
-                rest[window] = ~found[-1][2]
-                things = label(ndimage.binary_opening(rest, iterations=2), connectivity=1)
-                for number, box in enumerate(ndimage.find_objects(things)):
-                    window = _around(box)
-                    add(things[window] == number + 1, window)
+    trees = (_Tree(basins, strength, lab, colourful) for colourful in (False, True))
+    different = {frozenset(leaves): leaves for tree in trees for leaves in tree.lasting()}
+    for leaves in different.values():
+        window = _around(*(boxes[leaf] for leaf in leaves))
+        inside = np.isin(np.arange(count), leaves)[basins[window]]
+        if add(inside, window) and np.count_nonzero(inside) > 0.2 * basins.size:
+            # What a ground leaves open is often one thing, of whatever colours.
+            rest = np.ones(basins.shape, bool)
+            rest[window] = ~found[-1][2]
+            things = label(ndimage.binary_opening(rest, iterations=2), connectivity=1)
+            for number, box in enumerate(ndimage.find_objects(things)):
+                window = _around(box)
+                add(things[window] == number + 1, window)
     kept = []
     for _, _, mask, window in sorted(found, reverse=True, key=lambda one: one[:2]):
         whole = np.zeros(basins.shape, bool)
@@ -457,7 +458,7 @@ class _Tree:
                 self.edges[other][new] = sums
                 heapq.heappush(queue, (self._cost(new, other), new, other))
 
-    def lasting(self, most=90):
+    def lasting(self, most=60):
         """The basins of each region that may be worth a mask, the clearest region first."""
         found = []
         for region, (outline, weak) in self.outlines.items():
