@@ -1,6 +1,7 @@
 """Trains `sam_tiny_demo`, the small SAM that ships with the package, from scratch on drawn scenes.
 
-    KERAS_BACKEND=torch python -m tools.train_demo_preset WORK_FOLDER
+    python -m tools.demo_photographs PHOTOGRAPHS PREPARED
+    KERAS_BACKEND=torch python -m tools.train_demo_preset WORK_FOLDER --photographs PREPARED
 
 It can be stopped at any time, and goes on where it was when it is started again with the same
 folder. The schedules follow the processor's time, so a slower machine makes fewer steps in it.
@@ -24,12 +25,17 @@ scikit-image's photograph; `before` is without the last part:
     nine clicks                 0.824   0.741   0.88      0.918  0.844
     coins found without prompts at IoU 0.7                24     23      20
 
-The weights that ship are without the fourth part, on compositions (`tools/demo_compositions.py`),
-scenes closer to photographs, which `--start` begins. 1,150 steps of it, 53 minutes of one core in
-float32, gave nothing: held-out scenes 0.825, 0.836 and 0.814 in the rows above, coins 0.929, 0.924
-and 0.910, and on photographs fewer masks of things than before, at any thresholds. Its loss was
-falling still: with two scenes in a step it takes an accelerator. On a processor without bfloat16
-of its own, a step in float32 takes half as long (2.3 s for more than 4).
+The weights that ship are without the fourth part, which `--start` begins: over half photographs,
+whose masks are regions that stand out (`tools/demo_photographs.py`, which names its sources).
+Nothing is known of what it gives: it was only run for nine steps, to see that it runs, for want of
+a free core; a step of two scenes takes 2.3 s of an AMD EPYC in float32, so its 80 minutes are
+about 2,000 steps.
+
+Tried before in its place, and no gain: compositions (`tools/demo_compositions.py`), drawn scenes
+closer to photographs. 1,150 steps, 53 minutes of one core in float32: held-out scenes 0.825, 0.836
+and 0.814 in the rows above, coins 0.929, 0.924 and 0.910, and on photographs fewer masks of things
+than before, at any thresholds. Its loss was falling still. On a processor without bfloat16 of its
+own, a step in float32 (`--dtype`) takes half as long.
 
 The scenes miss what was wanted from the box and from nine clicks by 0.04 and 0.06. From the box,
 objects of fewer than 256 pixels come to 0.67 and those that fill less than two fifths of their box
