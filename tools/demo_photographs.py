@@ -11,16 +11,15 @@ shadows. Regions are computed once, a few seconds for a picture, and kept in PRE
 PHOTOGRAPHS is a folder with pictures, at any depth; none of them is in the repository. It was
 tried with these, from Debian 12, their licences in each package's copyright file:
 
-    gcompris-qt-data            218 photographs, WebP inside its *.rcc; public domain, CC0, CC BY,
-                                CC BY-SA
-    tuxpaint-stamps-default     406 cut-outs, those that are no cartoons; GPL-2
+    gcompris-qt-data            225 photographs and paintings, WebP inside its *.rcc; public domain,
+                                CC0, CC BY, CC BY-SA
+    tuxpaint-stamps-default     406 cut-outs, those outside its folders of cartoons; GPL-2
     mate-backgrounds, palapeli-data, plasma-workspace-wallpapers, lomiri-wallpapers-16.04,
-    gnome-backgrounds           some 45 photographs; GPL-2+, CC0, GFDL, CC BY, CC BY-SA
+    gnome-backgrounds           42 photographs; GPL-2+, CC0, GFDL, CC BY, CC BY-SA
     opencv-doc                  23 photographs; BSD-3-Clause, Apache-2.0
 
-with the `quokka` of imgaug's wheel and the `stereo_motorcycle` of scikit-image's, and compared with
-the photographs that stay the test, of which none is among them: scikit-image's coins, chelsea,
-astronaut, coffee and rocket. Of what it draws most would be called objects or parts, others pieces
+with the `stereo_motorcycle` of scikit-image's wheel. Those of it that stay the test are not among
+them (coins, chelsea, astronaut, coffee, rocket). Of what it draws most would be called objects or parts, others pieces
 of grounds with a clear outline.
 """
 
