@@ -19,8 +19,8 @@ tried with these, from Debian 12, their licences in each package's copyright fil
     opencv-doc                  23 photographs; BSD-3-Clause, Apache-2.0
 
 with the `stereo_motorcycle` of scikit-image's wheel. Those of it that stay the test are not among
-them (coins, chelsea, astronaut, coffee, rocket). Of what it draws most would be called objects or parts, others pieces
-of grounds with a clear outline.
+them (coins, chelsea, astronaut, coffee, rocket). Of the masks that it finds, most would be called
+objects or parts, the others pieces of grounds with a clear outline.
 """
 
 import argparse
