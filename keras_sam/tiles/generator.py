@@ -17,7 +17,8 @@ from keras_sam.predictor import SAMPredictor
 from keras_sam.prompts.spellings import refuses_unknown_arguments
 from keras_sam.tiles.grid import Tile, TileGrid
 from keras_sam.tiles.joining import Joiner
-from keras_sam.tiles.pictures import Picture, open_picture
+from keras_sam.tiles.picture import Picture
+from keras_sam.tiles.pictures import open_picture
 from keras_sam.tiles.tile_folder import TileFolder
 
 
