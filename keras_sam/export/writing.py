@@ -265,7 +265,7 @@ def _onnx_parts(segmenter, settings, stored_in=None):
 
     `stored_in` is the precision of the ONNX model's weights, where it is not the settings'.
     """
-    from keras_sam.export import onnx_graphs
+    from keras_sam.export import onnx_graphs, onnx_steps
 
     opset, precision = settings["opset"], settings["precision"]
     plan = _plan(segmenter)
@@ -277,7 +277,7 @@ def _onnx_parts(segmenter, settings, stored_in=None):
         model = onnx_graphs.trace(graphs.ImageEncoderGraph(segmenter), opset)
         if dtype := settings["image_input"]:
             of = "uint8" if dtype is True else dtype
-            model = onnx_graphs.with_image_input(model, plan, opset, of)
+            model = onnx_steps.with_image_input(model, plan, opset, of)
         return stored(model)
 
     yield (
@@ -301,9 +301,7 @@ def _onnx_parts(segmenter, settings, stored_in=None):
     def metas():
         threshold = segmenter.mask_threshold
         return stored(
-            onnx_graphs.as_metas_decoder(
-                all_masks, plan, opset, mask_threshold=threshold, **options
-            )
+            onnx_steps.as_metas_decoder(all_masks, plan, opset, mask_threshold=threshold, **options)
         )
 
     yield "mask_decoder", metas, lambda run: checking.check_metas(run, segmenter, settings)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from keras_sam import ExportedSegmenter, SAMImageSegmenter
-from keras_sam.export import checking, export_model, graphs, onnx_graphs
+from keras_sam.export import checking, export_model, graphs, onnx_graphs, onnx_steps
 from keras_sam.exported.manifest import is_export
 from keras_sam.framing import ImageFraming
 from keras_sam.runtimes import OnnxRuntime, OpenVino
@@ -124,7 +124,7 @@ def test_metas_decoder_gives_what_metas_exported_model_gives(metas, tmp_path, op
     names = ("return_single_mask", "use_stability_score", "return_extra_metrics")
     settings = {**dict.fromkeys(names, False), **options}
     plan = {"frame": ours.image_shape[:2], "stretch": False}
-    made = onnx_graphs.as_metas_decoder(
+    made = onnx_steps.as_metas_decoder(
         copy.deepcopy(inner), plan, 20, mask_threshold=0.0, **settings
     )
     onnx.save(made, tmp_path / "decoder.onnx")
@@ -237,7 +237,7 @@ def test_images_are_scaled_alike_in_every_runtime(tmp_path, stretch):
     framing = ImageFraming(FRAME, stretch=stretch, pad_value=0)
     plan = {"frame": FRAME, "stretch": stretch, "mean": [0.0] * 3, "std": [1.0] * 3}
     path = tmp_path / "scaling.onnx"
-    onnx_graphs.save(onnx_graphs.with_image_input(encoder, plan, 20), path)
+    onnx_graphs.save(onnx_steps.with_image_input(encoder, plan, 20), path)
     for run in (OnnxRuntime(path), OpenVino(path)):
         for size in (*SIZES, (700, 900)):
             image = np.random.default_rng(0).integers(0, 256, (*size, 3), "uint8")
