@@ -15,9 +15,11 @@ import numpy as np
 
 from keras_sam import backends, runtimes
 from keras_sam.export import checking, graphs, processes
-from keras_sam.exported.manifest import MANIFEST, MANIFEST_FORMAT, ModelFacts, is_export
+from keras_sam.exported.manifest import MANIFEST, MANIFEST_FORMAT, ModelFacts, other_files
 from keras_sam.files import whole_folder
 from keras_sam.framing import ImageFraming
+from keras_sam.notices import notice
+from keras_sam.preprocessing.converter import SAMImageConverter
 from keras_sam.preprocessing.preprocessor import resizing_preprocessor
 
 # Settings of an image converter that say how images are passed, and that a file does not have.
@@ -144,9 +146,10 @@ def export_model(
         task = {"folder": os.path.abspath(folder), "format": format, **settings}
         processes.run_with(FORMATS[format], format, model, export_model, task)
         return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-    if (Path(folder) / MANIFEST).is_file() and not is_export(folder):
+    if others := other_files(folder):
         raise FileExistsError(
-            f"`{folder}` holds other files, and writing would replace them. Choose a new folder."
+            f"`{folder}` holds other files, such as {others[0]!r}, and writing would replace them. "
+            "Choose a new folder."
         )
     segmenter = _loaded(model)
     if image_input:
@@ -373,8 +376,13 @@ def _facts(segmenter, format, settings):
 
 
 def _image_settings(segmenter):
-    """The arguments of its image converter; a custom one is not written."""
+    """The arguments of its image converter; a class of the user's own is not written."""
     converter = resizing_preprocessor(segmenter).image_converter
+    if type(converter) is not SAMImageConverter:
+        notice(
+            "Exported files have no code of yours: where they are used, images are scaled and "
+            f"padded by a `SAMImageConverter`, not by a {type(converter).__name__}."
+        )
     if not isinstance(converter, ImageFraming):
         converter = segmenter.default_preprocessor(segmenter.backbone).image_converter
     return converter.settings()
