@@ -1,5 +1,6 @@
 """LiteRT files: its interpreter alone runs them, and they give the segmenter's numbers."""
 
+import functools
 import subprocess
 import sys
 
@@ -10,7 +11,8 @@ import pytest
 from keras_sam.export import export_model
 from keras_sam.runtimes import LiteRT
 from tests.closeness import assert_same
-from tests.tiny import photograph
+from tests.models.test_sam_hq import hq_segmenter
+from tests.tiny import photograph, tiny_sam2_segmenter
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="LiteRT files are written on TensorFlow"
@@ -58,6 +60,17 @@ def test_litert_alone_runs_both_files(segmenter, tmp_path):
     expected = segmenter.decode(features, canonical)
     for name in ("masks", "iou_pred"):
         assert_same(found[name], expected[name][:, :, 1:], 1e-4)
+
+
+@pytest.mark.parametrize(
+    "make", [functools.partial(hq_segmenter, light=True), tiny_sam2_segmenter], ids=["HQ", "SAM 2"]
+)
+def test_the_family_runs_in_litert(make, tmp_path):
+    """TinyViT and SAM-HQ's decoder, Hiera and SAM 2's: compared with the model when written."""
+    files = export_model(make(), tmp_path / "out", "litert")["files"]
+    for about in files.values():
+        assert about["differences"] and max(about["differences"].values()) < 1e-4
+    assert set(files["prompt_decoder.tflite"]["outputs"]) >= {"masks", "iou_pred"}
 
 
 def test_a_damaged_file_is_named(tmp_path):
