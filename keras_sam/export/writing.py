@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_sam import backends, runtimes
@@ -363,7 +364,7 @@ def _facts(segmenter, format, settings):
         "keras_sam": __version__,
         "runtime": format,
         "settings": settings,
-        "model": ModelFacts.of(segmenter),
+        "model": model_facts(segmenter),
         "preprocessing": {
             "pixel_mean": plan["mean"],
             "pixel_std": plan["std"],
@@ -373,6 +374,17 @@ def _facts(segmenter, format, settings):
             "image_converter": _image_settings(segmenter),
         },
     }
+
+
+def model_facts(segmenter: Any) -> dict[str, Any]:
+    """What the manifest says of a model: `ModelFacts.of`, with the features that its files have."""
+    facts, features = ModelFacts.of(segmenter), graphs.feature_shapes(segmenter)
+    if set(features) != set(facts["features"]):  # they depend on some of the decoder's weights
+        weights = segmenter.mask_decoder.feature_weights()
+        arrays = [keras.ops.convert_to_numpy(v.value).tobytes() for v in weights]
+        fingerprint = b"".join([facts["fingerprint"].encode(), *arrays])
+        facts["fingerprint"] = hashlib.blake2b(fingerprint, digest_size=16).hexdigest()
+    return {**facts, "features": {name: list(shape) for name, shape in features.items()}}
 
 
 def _image_settings(segmenter):
