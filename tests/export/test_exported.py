@@ -411,6 +411,18 @@ DAMAGES = [
         "a number must be in place of nan",
     ),
     (
+        lambda f: rewrite(f, lambda m: m["model"].update(stability=[0.05])),
+        "manifest.json in .* is damaged.*not enough values",
+    ),
+    (
+        lambda f: rewrite(f, lambda m: m["model"].update(best_of_candidates="false")),
+        "true or false must be in place of 'false'",
+    ),
+    (
+        lambda f: rewrite(f, lambda m: m["preprocessing"].update(pixel_mean=[float("nan")] * 3)),
+        "need one number per channel",
+    ),
+    (
         lambda f: rewrite(f, lambda m: m["preprocessing"]["image_converter"].update(OTHER_SIZE)),
         "another size than the model takes",
     ),

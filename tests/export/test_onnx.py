@@ -288,6 +288,16 @@ def test_other_files_are_not_replaced(segmenter, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_what_was_added_to_an_export_is_not_lost(segmenter, tmp_path):
+    manifest = {"format": "keras_sam export 2", "files": {"image_encoder.onnx": {}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for name in ("image_encoder.onnx", "thesis.txt"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="holds other files, such as 'thesis.txt'"):
+        export_model(segmenter, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_the_manifest_of_a_web_page_makes_no_export(segmenter, tmp_path):
     (tmp_path / "manifest.json").write_text('{"name": "My page", "format": 3}')
     (tmp_path / "index.html").write_text("mine")
