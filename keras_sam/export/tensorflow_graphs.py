@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,15 @@ def _litert(graph, precision):
         if precision == "float16":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.target_spec.supported_types = [tf.float16]
-        return converter.convert()
+        try:
+            return converter.convert()
+        except Exception as error:  # TensorFlow's class is private, and its text a program
+            missing = re.search(r"^TF Select ops: (.*)$", str(error), re.MULTILINE)
+            reason = f"LiteRT lacks {missing[1]}" if missing else str(error).splitlines()[0][:200]
+            raise RuntimeError(
+                f"TensorFlow cannot convert the {type(graph.layers[0]).__name__} to LiteRT: "
+                f"{reason}. Export it as ONNX instead."
+            ) from error
 
 
 def _save(graphs, path):
