@@ -14,11 +14,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_sam import backends, runtimes
+from keras_sam import backends, converters, runtimes
 from keras_sam.export import checking, graphs, processes
 from keras_sam.exported.manifest import MANIFEST, MANIFEST_FORMAT, ModelFacts, other_files
 from keras_sam.files import whole_folder
 from keras_sam.framing import ImageFraming
+from keras_sam.models import preset_models
 from keras_sam.notices import notice
 from keras_sam.preprocessing.converter import SAMImageConverter
 from keras_sam.preprocessing.preprocessor import resizing_preprocessor
@@ -81,7 +82,8 @@ def export_model(
             and scales, normalises and pads it. `"float32"` likewise with an image of that dtype, as
             AnyLabeling and samexporter pass it. Only for ONNX and OpenVINO.
         precision: `"float32"`; `"float16"` or `"int8"`, in which the weights are stored: half or a
-            quarter of the size. Numbers are computed in float32 all the same. int8 only in ONNX, a
+            quarter of the size. Numbers are computed in float32 all the same, whatever the model's
+            dtype policy. int8 only in ONNX, a
             SavedModel only in float32.
         opset: int, ONNX's operator set, at least 18.
         multimask_output: optional bool. Which masks `prompt_decoder` (of a SavedModel, `decode` and
@@ -152,7 +154,7 @@ def export_model(
             f"`{folder}` holds other files, such as {others[0]!r}, and writing would replace them. "
             "Choose a new folder."
         )
-    segmenter = _loaded(model)
+    segmenter = _in_float32(_loaded(model))
     if image_input:
         _check_scaling(segmenter)
     with whole_folder(folder, replaceable=MANIFEST) as temporary:
@@ -173,6 +175,30 @@ def _loaded(model):
     from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 
     return SAMImageSegmenter.from_preset(model)
+
+
+def _in_float32(segmenter):
+    """The segmenter, or one with its weights that computes in float32, as the files do."""
+    backbone = segmenter.backbone
+    if all(getattr(backbone, name).compute_dtype == "float32" for name in converters.PARTS):
+        return segmenter
+    made = type(backbone).from_loaded_preset(preset_models.in_memory(backbone), "float32")
+    return type(segmenter)(
+        made,
+        segmenter.preprocessor,
+        mask_threshold=segmenter.mask_threshold,
+        generator_settings=segmenter.generator_settings,
+        dtype="float32",
+    )
+
+
+def check_float32(encoder: Any) -> None:
+    """Raises unless an image encoder computes in float32, as the files do."""
+    if encoder.compute_dtype != "float32":
+        raise ValueError(
+            "An image encoder alone is exported in float32. Received: one that computes in "
+            f"{encoder.compute_dtype}. Load it with `from_preset(..., dtype='float32')`."
+        )
 
 
 def _check_scaling(segmenter):
