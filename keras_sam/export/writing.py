@@ -154,7 +154,7 @@ def export_model(
             f"`{folder}` holds other files, such as {others[0]!r}, and writing would replace them. "
             "Choose a new folder."
         )
-    segmenter = _in_float32(_loaded(model))
+    segmenter = in_float32(_loaded(model))
     if image_input:
         _check_scaling(segmenter)
     with whole_folder(folder, replaceable=MANIFEST) as temporary:
@@ -177,7 +177,7 @@ def _loaded(model):
     return SAMImageSegmenter.from_preset(model)
 
 
-def _in_float32(segmenter):
+def in_float32(segmenter: Any) -> Any:
     """The segmenter, or one with its weights that computes in float32, as the files do."""
     backbone = segmenter.backbone
     if all(getattr(backbone, name).compute_dtype == "float32" for name in converters.PARTS):

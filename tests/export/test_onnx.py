@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from keras_sam import ExportedSegmenter, SAMImageSegmenter
-from keras_sam.export import checking, export_model, graphs, onnx_graphs, onnx_steps
+from keras_sam.export import checking, export_model, graphs, onnx_graphs, onnx_steps, writing
 from keras_sam.exported.manifest import is_export
 from keras_sam.framing import ImageFraming
 from keras_sam.runtimes import OnnxRuntime, OpenVino
 from tests.closeness import assert_same
 from tests.meta_oracle import import_segment_anything
+from tests.models.test_sam_hq import hq_segmenter
 from tests.parity import oracles
 from tests.tiny import photograph
 
@@ -257,6 +258,20 @@ def test_how_images_are_passed_does_not_matter_to_the_files(segmenter, tmp_path)
     converter.resample = "nearest"
     with pytest.raises(ValueError, match=r"other \['resample'\].*without `image_input`"):
         export_model(own, tmp_path / "other", image_input=True)
+
+
+def test_files_compute_in_float32_whatever_the_model_does(tmp_path):
+    segmenter = hq_segmenter(dtype="bfloat16")
+    segmenter.hq_token_only, segmenter.generator_settings = True, {"points_per_side": 5}
+    made = writing.in_float32(segmenter)
+    assert made.image_encoder.compute_dtype == made.mask_decoder.compute_dtype == "float32"
+    assert made.hq_token_only and made.generator_settings == {"points_per_side": 5}
+    for ours, theirs in zip(made.get_weights(), segmenter.get_weights(), strict=True):
+        assert ours.dtype == "float32"
+        assert_same(ours, np.asarray(theirs, "float32"))
+    assert writing.in_float32(made) is made
+    with pytest.raises(ValueError, match="computes in bfloat16.*dtype='float32'"):
+        segmenter.image_encoder.export(tmp_path / "x.onnx", format="onnx")
 
 
 # --- bad input ---
