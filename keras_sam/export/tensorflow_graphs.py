@@ -75,7 +75,7 @@ def write_litert(segmenter: Any, folder: Path, settings: dict) -> dict[str, dict
     files = {}
     for name, (graph, check) in parts.items():
         path = folder / f"{name}.tflite"
-        path.write_bytes(_litert(graph, precision))
+        path.write_bytes(as_litert(graph, precision))
         run = runtimes.LiteRT(path)
         files[path.name] = {
             "inputs": run.inputs, "outputs": run.outputs, "differences": check(run)
@@ -83,7 +83,8 @@ def write_litert(segmenter: Any, folder: Path, settings: dict) -> dict[str, dict
     return files
 
 
-def _litert(graph, precision):
+def as_litert(graph: Graph, precision: str) -> bytes:
+    """A graph as a LiteRT file with one signature, `serve`, on the TensorFlow backend."""
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
