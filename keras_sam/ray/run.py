@@ -87,7 +87,9 @@ class Run:
             num_gpus=plan.accelerators,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env=runtime_env(max(1, int(plan.processors)), plan.options.get("backend")),
+            runtime_env=runtime_env(
+                max(1, int(plan.processors)), plan.options.get("backend"), plan.accelerators
+            ),
         )
 
     @property

@@ -116,7 +116,12 @@ class TiledMaskGenerator:
         else:  # a folder's time says nothing of the files in it
             about = {"content": picture.content_hash()}
         return {
-            "picture": {**about, "size": grid.size, "channels": picture.channels},
+            "picture": {
+                **about,
+                "size": grid.size,
+                "axes": picture.axes,
+                "channels": picture.channels,
+            },
             "tile_shape": grid.tile_shape,
             "halo": grid.halo,
             "model": _fingerprint(generator.segmenter),

@@ -173,6 +173,10 @@ def test_another_picture_of_the_same_size_is_refused(tiled, tmp_path):
         with pytest.raises(ValueError, match=r"`folder` must be new.*picture was .*'content'"):
             tiled.stream(other, folder=out)
         tiled.stream(same, folder=out)
+    np.save(tmp_path / "a.npy", first[:200, :200, 0])
+    tiled.stream(open_picture(tmp_path / "a.npy", "YX"), folder=tmp_path / "axes")
+    with pytest.raises(ValueError, match="picture was .*'axes': 'YX'"):
+        tiled.stream(open_picture(tmp_path / "a.npy", "XY"), folder=tmp_path / "axes")
     tiled.stream(first.astype("float32"), folder=tmp_path / "float")
     with pytest.raises(ValueError, match="picture was"):
         tiled.stream(first, folder=tmp_path / "float")
