@@ -7,7 +7,9 @@ import pytest
 import zarr
 
 import keras_sam
+from keras_sam.embedding_cache import EmbeddingCache
 from keras_sam.masks import decode_rle
+from keras_sam.predictor import SAMPredictor
 from keras_sam.tiles import TiledMaskGenerator, open_picture
 from keras_sam.tiles.tile_folder import TileFolder
 from tests.scenes import scene
@@ -191,13 +193,22 @@ def test_a_run_that_was_killed_at_its_start_begins_again(tmp_path):
         TileFolder(tmp_path, {"halo": 5})
 
 
-def test_another_precision_is_another_model():
+def test_another_precision_is_another_model(tmp_path):
     picture = open_picture(np.zeros(SIZE, "uint8"))
     single, half = (
         TiledMaskGenerator(tiny_segmenter(dtype=dtype), 110, 40).settings(picture)
         for dtype in ("float32", "bfloat16")
     )
     assert (single["precision"], half["precision"]) == ("float32", "bfloat16")
+    found = []
+    for dtype in ("float32", "mixed_bfloat16", "float32"):  # whose weights are the same
+        predictor = SAMPredictor(tiny_segmenter(dtype=dtype))
+        cache = EmbeddingCache(tmp_path, predictor, 10**9)
+        found.append(cache.load(predictor, b"a picture"))
+        if not found[-1]:
+            predictor.set_image(np.zeros((9, 9, 3), "uint8"))
+            cache.save(predictor, b"a picture")
+    assert found == [False, False, True]
 
 
 def test_windows_without_content_are_not_segmented(tiled, encoded):
