@@ -19,9 +19,9 @@ _NAMES = r"[0-9a-f]{32}_[0-9a-f]{16}\.safetensors"  # of our files; a user's own
 class EmbeddingCache:
     """A folder of embeddings, of which those that were not used for longest are deleted.
 
-    A file is named by the photograph's content, the model, its precision and its preprocessing: what
-    has changed is encoded again. A damaged file counts as missing, and a full disk is no error. Files of other
-    names are left alone.
+    A file is named by the photograph's content, the model, its precision and its preprocessing:
+    what has changed is encoded again. A damaged file counts as missing, and a full disk is no
+    error. Files of other names are left alone.
 
     Args:
         folder: path, created when needed.
