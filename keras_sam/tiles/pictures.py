@@ -169,6 +169,6 @@ def _choose(picture: Picture, channels: Any, reader: Callable | None = None) -> 
             return whole(box)[..., list(chosen)]
     else:
         read = reader(chosen)
-    if picture.channels is not None:  # a choice of a choice
-        chosen = tuple(picture.channels[n] for n in chosen)
-    return dataclasses.replace(picture, num_channels=len(chosen), read=read, channels=chosen)
+    # Of the file's channels, where this is a choice of a choice.
+    names = chosen if picture.channels is None else tuple(picture.channels[n] for n in chosen)
+    return dataclasses.replace(picture, num_channels=len(chosen), read=read, channels=names)
