@@ -204,6 +204,7 @@ def test_a_batch_without_its_columns(preset):
 
 BAD_CALLS = [
     (["none"], [], "none: there is no such photograph or folder"),
+    (["hdfs://nowhere/photos"], [], "cannot find the photographs: "),  # without Hadoop's library
     (["EMPTY"], [], "there are no photographs in this folder (--recursive"),
     (["EMPTY/*.jpg"], [], "there are no photographs"),
     (["TABLE"], [], "has no column of bytes, `bytes` or `image`, but only label"),
@@ -213,6 +214,7 @@ BAD_CALLS = [
     (["PHOTOS"], ["--format", "png"], "--ray writes parquet and coco"),
     (["PHOTOS"], ["--pictures", "x"], "--pictures cannot be combined with --ray"),
     (["PHOTOS"], ["--device", "cpu"], "--worker-gpus asks for GPUs"),
+    (["PHOTOS"], ["--worker-gpus", "1.5"], "must be whole, or a part of one GPU, received 1.5"),
     (["PHOTOS"], ["--model", "nothing"], "--model nothing: no such preset"),
     (["PHOTOS"], ["--polygons"], "belong to --format coco"),
 ]

@@ -14,7 +14,7 @@ from keras_sam.annotations import read_coco
 from keras_sam.masks import encode_rle
 
 pa = pytest.importorskip("pyarrow")
-from pyarrow import parquet  # noqa: E402
+from pyarrow import fs, parquet  # noqa: E402
 
 from keras_sam.ray import cluster, engine, results, run, sources  # noqa: E402
 from keras_sam.ray.worker import Worker  # noqa: E402
@@ -112,6 +112,20 @@ def test_photographs_of_one_name_are_called_by_their_paths(tmp_path):
         made.write_coco()
     images, _ = read_coco(tmp_path / "out" / results.COCO_FILE)
     assert [image.file_name for image in images] == ["/one/a.jpg", "b.jpg", "/two/a.jpg"]
+
+
+def test_a_bucket_that_is_not_there_is_said_before_the_work():
+    class Store:
+        type_name = "s3"
+
+        def get_file_info(self, path):
+            assert path == "nobody"
+            return fs.FileInfo(path, fs.FileType.NotFound)
+
+    with results.Results("mock://") as made:
+        made._filesystem, made._path = Store(), "nobody/masks"
+        with pytest.raises(FileNotFoundError, match="there is no bucket nobody"):
+            made.start(SETTINGS)
 
 
 def test_keys_of_an_address_are_not_told():

@@ -220,6 +220,12 @@ def _check(address):
     except subprocess.TimeoutExpired:
         done = None
     if done is None or done.returncode:
+        told = b"" if done is None else done.stdout + done.stderr
+        if b"AuthenticationError" in told:
+            raise ClusterError(
+                f"the cluster at {address} asks for a token: set RAY_AUTH_MODE=token, and have its "
+                "token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+            )
         raise ClusterError(f"what listens at {address} does not answer as a cluster of Ray")
 
 

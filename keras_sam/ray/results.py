@@ -29,6 +29,7 @@ SETTINGS_FILE = "keras_sam_ray.json"
 FAILED_FILE = "failed.parquet"
 FAILED_COLUMNS = ("path", "name", "sha256", "reason")
 COCO_FILE = "annotations.json"
+_STORES = ("abfs", "gcs", "s3")  # whose first folders are buckets
 _SHARD = re.compile(r"masks-(\d{6,})-[0-9a-f]{8}\.parquet")
 SHARD_ROWS = 256
 SHARD_BYTES = 32 << 20  # of run lengths
@@ -132,8 +133,10 @@ class Results:
         Raises:
             FileExistsError: if the folder of a new run holds something else, which is not replaced
                 with `overwrite`, either.
+            FileNotFoundError: if its bucket is not there.
         """
         self._settings, self._is_begun = settings, False
+        self._check_bucket()
         if not self._files(lambda name: name == SETTINGS_FILE):
             others = sorted(self._files(lambda name: not name.startswith(".")))
             if others and overwrite:
@@ -162,6 +165,14 @@ class Results:
         self._index.execute("DELETE FROM failed WHERE path IN (SELECT path FROM done)")
         self._is_begun = True
         self._drop_superseded()
+
+    def _check_bucket(self):
+        """Raises if there is no bucket: it would be said after minutes of work, which is lost."""
+        bucket = self._path.split("/")[0]
+        if self._filesystem.type_name not in _STORES or "allow_bucket_creation" in self.folder:
+            return
+        if self._filesystem.get_file_info(bucket).type.name == "NotFound":
+            raise FileNotFoundError(f"there is no bucket {bucket}")
 
     def _begin(self):
         """Makes the folder of a new run, without what it replaces."""
