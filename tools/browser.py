@@ -4,10 +4,10 @@
     python3 tools/browser.py
 
 Chromium or Chrome is the system's own; where both are missing, apt-get installs the former, if it
-may. JupyterLab is for
-the widget and goes into this Python's environment. The npm packages are those of
-examples/browser/'s lock file and go to `.check/browser/`. Where npm is missing, pip installs it
-into the environment, too. What is there already stays.
+may. A snap does not count: it sees no temporary folders. JupyterLab is for the widget and goes into
+this Python's environment. The npm packages are those of examples/browser/'s lock file and go to
+`.check/browser/`. Where npm is missing, pip installs it into the environment, too. What is there
+already stays.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ EXAMPLE = ROOT / "examples" / "browser"
 FOLDER = ROOT / ".check" / "browser"
 PICTURES = FOLDER / "pictures"
 NODE_MODULES = FOLDER / "node_modules"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
 # As root, as in containers, Chromium has no sandbox of its own; it shall ask nobody for anything.
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 
 
 def find_chromium() -> str | None:
-    return next(filter(None, map(shutil.which, NAMES)), None)
+    found = filter(None, map(shutil.which, NAMES))
+    return next((path for path in found if Path(path).resolve().name != "snap"), None)
 
 
 def find_npm() -> str | None:
