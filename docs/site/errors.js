@@ -1,23 +1,26 @@
 /* A box on the errors page that finds a pasted error among the messages, which are its small headings.
-   What the program had filled in is no part of a heading, so pairs of neighbouring words are compared:
-   most of the right message's are in what was pasted, wherever values stand between them. */
+   What the program had filled in is no part of a heading, so words and pairs of words are compared: most of
+   the right message's are in what was pasted, wherever values stand between them. */
 {
   const messages = [...document.querySelectorAll("h3.message")];
-  const pairs = (text) => {
+  // Words and pairs of neighbouring words. A pair is no accident, so it counts more.
+  const features = (text) => {
     const words = text.toLowerCase().match(/[\p{L}\d_]+|…/gu) || [];
-    const found = words.slice(1).map((word, i) => `${words[i]} ${word}`);
-    return words.length === 1 ? words : found.filter((pair) => !pair.includes("…"));
+    const pairs = words.slice(1).map((word, i) => `${words[i]} ${word}`);
+    return [...words, ...pairs].filter((feature) => !feature.includes("…"));
   };
+  const weigh = (found) => found.reduce((sum, feature) => sum + (feature.includes(" ") ? 1 : 0.3), 0);
   const wordsOf = (heading) => heading.textContent.replace("¶", "").trim();
   const find = (text) => {
-    const given = new Set(pairs(text));
+    const given = new Set(features(text));
     const rated = messages.map((heading) => {
-      const own = pairs(wordsOf(heading));
-      const hits = own.filter((pair) => given.has(pair)).length;
-      const isLike = hits >= Math.min(2, own.length);
-      return { heading, rate: isLike ? hits * (0.2 + hits / own.length) : 0 };
+      const own = features(wordsOf(heading));
+      const hits = weigh(own.filter((feature) => given.has(feature)));
+      const part = hits / weigh(own);
+      return { heading, part, rate: hits * (0.2 + part) };
     });
-    return rated.filter(({ rate }) => rate > 0.5).sort((a, b) => b.rate - a.rate).slice(0, 3);
+    // A few words of a long message are like it as well as a whole short one.
+    return rated.filter(({ part, rate }) => (part > 0.6 && rate > 1) || rate > 2).sort((a, b) => b.rate - a.rate).slice(0, 3);
   };
   const show = (found, place) => {
     place.replaceChildren(
@@ -53,6 +56,8 @@
       reply();
     }
   }
+  // With a traceback of thousands of letters, the search of the site takes all memory of its tab.
+  document.querySelector(".md-search__input")?.setAttribute("maxlength", "500");
   document.addEventListener("keyup", ({ target }) => {
     if (target.matches?.(".md-search__input")) sessionStorage.setItem("searched", target.value);
   });

@@ -63,6 +63,11 @@ def test_pasted_errors_lead_to_their_messages(find):
         assert shown[2].startswith("advice ") or shown[1].startswith("advice ")
 
 
+def test_short_messages_and_parts_of_long_ones_are_found(find):
+    assert "--device: … has no … here" in find("error: --device: torch has no gpu here").split("\n")[0]
+    assert "`boxes` must have x1 <= x2" in find("boxes must have x1 <= x2 and y1")
+
+
 def test_what_is_no_message_of_ours_is_called_so(find):
     assert find("RuntimeError: CUDA error: out of memory").startswith("No message of this package")
     assert find("") == ""
