@@ -64,7 +64,8 @@ def test_pasted_errors_lead_to_their_messages(find):
 
 
 def test_short_messages_and_parts_of_long_ones_are_found(find):
-    assert "--device: … has no … here" in find("error: --device: torch has no gpu here").split("\n")[0]
+    first = find("error: --device: torch has no gpu here").split("\n")[0]
+    assert "--device: … has no … here" in first
     assert "`boxes` must have x1 <= x2" in find("boxes must have x1 <= x2 and y1")
 
 
