@@ -13,6 +13,7 @@ import argparse
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -107,6 +108,7 @@ def measured(options, side):
             yield record
 
     tiles = options.folder / f"tiles_{side}"
+    shutil.rmtree(tiles, ignore_errors=True)  # of an earlier run: its tiles would not be encoded
     records = counted(
         generator.stream(picture, tiles, lambda n: counts.__setitem__("tiles", counts["tiles"] + n))
     )

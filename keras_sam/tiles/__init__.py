@@ -7,7 +7,7 @@ from keras_sam.namespaces import lazy_names
 
 HOMES = {
     "LabelMap": "keras_sam.tiles.label_maps",
-    "Picture": "keras_sam.tiles.pictures",
+    "Picture": "keras_sam.tiles.picture",
     "TileGrid": "keras_sam.tiles.grid",
     "TiledMaskGenerator": "keras_sam.tiles.generator",
     "TiledPredictor": "keras_sam.tiles.predictor",

@@ -1,6 +1,6 @@
 # Written by tools/stubs.py.
 from keras_sam.tiles.label_maps import LabelMap as LabelMap
-from keras_sam.tiles.pictures import Picture as Picture
+from keras_sam.tiles.picture import Picture as Picture
 from keras_sam.tiles.grid import TileGrid as TileGrid
 from keras_sam.tiles.generator import TiledMaskGenerator as TiledMaskGenerator
 from keras_sam.tiles.predictor import TiledPredictor as TiledPredictor

@@ -15,7 +15,7 @@ import numpy as np
 from keras_sam.files import whole_folder, whole_place
 from keras_sam.masks import decode_rle
 from keras_sam.tiles.grid import Box, overlap
-from keras_sam.tiles.pictures import Picture, import_for
+from keras_sam.tiles.picture import Picture, import_for
 
 _SIDE = 512  # pixels of a block, which is a chunk of zarr and a tile of TIFF
 _BLOCKS = 96  # in memory, 1 MB each

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_sam.files import whole_file, whole_place
 from keras_sam.masks import decode_rle
-from keras_sam.tiles.pictures import Picture, import_for
+from keras_sam.tiles.picture import Picture, import_for
 
 _BATCH = 500  # masks that are written to a GeoPackage together
 _FIELDS = {"label": int, "area": int, "predicted_iou": float, "stability_score": float}

@@ -21,7 +21,8 @@ from keras_sam.prompts import read as read_prompts
 from keras_sam.prompts.labels import BACKGROUND, FOREGROUND, TOP_LEFT
 from keras_sam.prompts.spellings import refuses_unknown_arguments
 from keras_sam.tiles.grid import Box, Tile, TileGrid
-from keras_sam.tiles.pictures import Picture, open_picture
+from keras_sam.tiles.picture import Picture
+from keras_sam.tiles.pictures import open_picture
 
 _EDGE = 20  # pixels of the level: a mask as close to the edge of its window is cut off
 _BLOCK = 2048  # pixels along each side that are read together for a coarser level

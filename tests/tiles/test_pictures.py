@@ -134,6 +134,26 @@ def test_three_of_many_channels_and_one(tmp_path):
             open_picture(source, axes, channels=(1, 2, 7))
 
 
+def test_channels_of_a_picture_that_is_open():
+    values = pixels(7)
+    picture = open_picture(values, "YXC", (4, 0, 2))
+    again = open_picture(picture, channels=1)
+    np.testing.assert_array_equal(read(again), part(values)[..., [0]])
+    assert again.channels == (0,) and open_picture(picture) is picture
+    with pytest.raises(ValueError, match=r"one or three of 0\.\.2"):
+        open_picture(picture, channels=4)
+
+
+@pytest.mark.parametrize("axes", ["YXC", "CYX", "YX"])
+def test_what_an_array_masks_stays_masked(axes):
+    values = np.ma.masked_greater(pixels(), 99)
+    shown = {"YXC": values, "CYX": np.moveaxis(values, -1, 0), "YX": values[..., 0]}[axes]
+    found = read(open_picture(shown, axes))
+    expected = np.ma.getmaskarray(part(values))[..., : found.shape[-1]]
+    assert expected.any() and not expected.all()
+    np.testing.assert_array_equal(np.ma.getmaskarray(found), expected)
+
+
 def test_resolution_of_a_plain_tiff(tmp_path):
     tifffile.imwrite(
         tmp_path / "a.tif", pixels(), resolution=(2e4, 1e4), resolutionunit="CENTIMETER"
@@ -317,6 +337,16 @@ def cut_in_half(tmp_path):
     return path
 
 
+def in_cmyk(tmp_path):
+    Image.fromarray(pixels()).convert("CMYK").save(tmp_path / "press.tif")
+    return tmp_path / "press.tif"
+
+
+def in_lab(tmp_path):
+    Image.fromarray(pixels()).convert("LAB").save(tmp_path / "lab.tif")
+    return tmp_path / "lab.tif"
+
+
 def zarr_without_names(tmp_path):
     return zarr.create_array(str(tmp_path / "b.zarr"), shape=(7, 90, 80), dtype="uint8")
 
@@ -331,6 +361,10 @@ def zarr_group(tmp_path):
     ("make", "error", "words"),
     [
         (cut_in_half, ValueError, r"must be a whole TIFF.*cut off at \d"),
+        (in_cmyk, ValueError, r"press.tif', a TIFF in CMYK: convert it to RGB first"),
+        (in_lab, ValueError, r"lab.tif', a TIFF in CIE Lab: convert it to RGB first"),
+        (lambda _: np.zeros((0, 5, 3)), ValueError, r"must not be empty.* of shape=\(0, 5, 3\)"),
+        (lambda _: np.zeros((5, 0)), ValueError, r"must not be empty.* of shape=\(5, 0\)"),
         (zarr_without_names, ValueError, r"`axes` must be given.*axes='CYX'.*shape=\(7, 90, 80\)"),
         (zarr_group, ValueError, r"must be an OME-Zarr picture.*\['pixels'\]"),
         (lambda folder: folder / "none.tif", FileNotFoundError, "There is no picture at"),
@@ -341,6 +375,14 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(make, error, words, tmp_pa
     with pytest.raises(error, match=words) as caught:
         open_picture(make(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 1), (1, 1, 3), (1, 7, 3), (2, 7, 4), (7, 1, 3)])
+def test_a_picture_of_one_row_or_one_pixel_needs_no_axes(shape):
+    values = np.arange(np.prod(shape), dtype="uint8").reshape(shape)
+    picture = open_picture(values)
+    h, w = shape[:2]
+    np.testing.assert_array_equal(picture.read((0, 0, w, h)), values.reshape(h, w, -1))
 
 
 @pytest.mark.parametrize("axes", ["YX", "TCYX", "CYXY", "CCY"])

@@ -36,7 +36,7 @@ def _photos(job):
     folder = Path(job.folder) / "photos"
     if not folder.is_dir():
         folder.mkdir()
-        for seed in range(48 if job.quick else 24):
+        for seed in range(48 if job.quick else 10):
             pixels = scene((480, 640), (8, 6), seed)[0]
             Image.fromarray(pixels).save(folder / f"{seed}.png")
     return folder
