@@ -10,7 +10,13 @@ import pytest
 from PIL import Image
 
 import keras_sam
-from tools import demo_compositions, demo_photographs, demo_scenes, train_demo_preset
+from tools import (
+    demo_compositions,
+    demo_photographs,
+    demo_scenes,
+    photograph_regions,
+    train_demo_preset,
+)
 
 pytestmark = pytest.mark.once
 
@@ -61,9 +67,9 @@ def test_scenes_of_photographs_hold_the_regions_that_stand_out(tmp_path):
     for place, colour in ((plate, (200, 60, 50)), (dot, (240, 230, 90)), (box, (60, 60, 190))):
         image[place] = colour + noise[place]
     image = np.uint8(np.clip(image, 0, 255))
-    found = demo_photographs.regions(image).astype(bool)
+    found = photograph_regions.regions(image).astype(bool)
     for wanted in (plate, dot, box, ~plate & ~box):
-        assert max(demo_photographs._iou(wanted, mask) for mask in found) > 0.9
+        assert max(photograph_regions._iou(wanted, mask) for mask in found) > 0.9
     source, prepared = tmp_path / "source", tmp_path / "prepared"
     source.mkdir()
     Image.fromarray(image).save(source / "photograph.png")
