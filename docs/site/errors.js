@@ -56,8 +56,8 @@
       reply();
     }
   }
-  // With a traceback of thousands of letters, the search of the site takes all memory of its tab.
-  document.querySelector(".md-search__input")?.setAttribute("maxlength", "500");
+  // The search of the site takes minutes for a traceback, each of whose words may begin many others.
+  document.querySelector(".md-search__input")?.setAttribute("maxlength", "200");
   document.addEventListener("keyup", ({ target }) => {
     if (target.matches?.(".md-search__input")) sessionStorage.setItem("searched", target.value);
   });
