@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+from keras_sam.encode_decode import EncodesAndDecodes
 from keras_sam.files import remove_leftovers
 from keras_sam.notices import notice
 from keras_sam.predictor import SAMPredictor
@@ -18,9 +19,9 @@ _NAMES = r"[0-9a-f]{32}_[0-9a-f]{16}\.safetensors"  # of our files; a user's own
 class EmbeddingCache:
     """A folder of embeddings, of which those that were not used for longest are deleted.
 
-    A file is named by the photograph's content, the model and its preprocessing: what has changed
-    is encoded again. A damaged file counts as missing, and a full disk is no error. Files of other
-    names are left alone.
+    A file is named by the photograph's content, the model, its precision and its preprocessing:
+    what has changed is encoded again. A damaged file counts as missing, and a full disk is no
+    error. Files of other names are left alone.
 
     Args:
         folder: path, created when needed.
@@ -31,7 +32,7 @@ class EmbeddingCache:
     def __init__(self, folder: str | os.PathLike, predictor: SAMPredictor, limit: int):
         self.folder, self.limit = Path(folder), limit
         frame = sorted(predictor.preprocessor.image_converter.settings().items())
-        model = predictor.segmenter.encoder_fingerprint()
+        model = predictor.segmenter.encoder_fingerprint(), precision_of(predictor.segmenter)
         self._model = hashlib.blake2b(f"{model} {frame}".encode(), digest_size=8).hexdigest()
 
     def load(self, predictor: SAMPredictor, content: bytes) -> bool:
@@ -75,3 +76,11 @@ class EmbeddingCache:
             with contextlib.suppress(OSError):  # another server has deleted it
                 os.unlink(path)
             left -= size
+
+
+def precision_of(segmenter: EncodesAndDecodes) -> str:
+    """What a model computes in; its parts may differ, and the whole says nothing of them."""
+    if hasattr(segmenter, "computes_in"):
+        return segmenter.computes_in
+    parts = segmenter.image_encoder, segmenter.mask_decoder
+    return ", ".join(dict.fromkeys(part.dtype_policy.name for part in parts))

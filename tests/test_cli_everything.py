@@ -20,6 +20,7 @@ import keras_sam
 from keras_sam import annotations
 from keras_sam.cli import everything, options, photos, run_log
 from keras_sam.cli.errors import CommandError
+from keras_sam.cli.model import hash_files
 from keras_sam.mask_generator import candidates
 from keras_sam.mask_generator.records import MaskRecords, Thresholds
 from tests.scenes import scene
@@ -435,6 +436,40 @@ def test_results_of_other_settings_are_not_mixed(cli, folder, tmp_path, encoded)
     same = ("--format", "sa1b", *FLAGS, "--box-nms-thresh", "0.2", "--points-per-batch", "3")
     assert cli(*call, *same)[0] == 0
     assert len(encoded) == 3  # what changes no result is no other setting
+
+
+def test_another_source_does_not_replace_masks_of_the_same_name(cli, canned, tmp_path):
+    one, two, out = (tmp_path / name for name in ("one", "two", "out"))
+    for seed, place in enumerate((one, two)):
+        place.mkdir()
+        Image.fromarray(scene((64, 80), (2, 2), seed)[0]).save(place / "1.png")
+    call = ("--out", out, "--format", "coco", *MODEL)
+    assert cli("everything", one, *call)[0] == 0
+    before = contents(out)
+    code, _, err = cli("everything", two, *call)
+    assert code == 2 and err.count("\n") == 1 and contents(out) == before
+    assert f"holds the masks of {one / '1.png'} as 1.png, which those of {two / '1.png'}" in err
+    shutil.rmtree(one)  # it was moved
+    assert cli("everything", two, *call)[0] == 0
+    # The results of a photograph in another form take the place of those that it had.
+    (two / "1.png").rename(two / "1.webp")
+    assert cli("everything", two, *call)[0] == 0
+    images, _ = annotations.read_coco(out / everything.COCO_FILE)
+    assert [image.file_name for image in images] == ["1.webp"]
+    (two / "1.webp").rename(two / "1.png")
+    done = len(canned.calls)
+    assert cli("everything", two, *call)[0] == 0 and len(canned.calls) == done + 1
+
+
+def test_a_model_that_was_trained_further_is_another_setting(tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "model.weights.h5").write_bytes(b"first")
+    (tmp_path / "best" / ".notes").write_bytes(b"mine")
+    first = hash_files(str(tmp_path / "best"))
+    (tmp_path / "best" / ".notes").write_bytes(b"others")
+    assert hash_files(str(tmp_path / "best")) == first != hash_files("sam_tiny_demo") is None
+    (tmp_path / "best" / "model.weights.h5").write_bytes(b"later")
+    assert hash_files(str(tmp_path / "best")) != first
 
 
 @pytest.mark.parametrize(("format_", "file"), [("sa1b", "b.json"), ("coco", "annotations.json")])

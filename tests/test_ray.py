@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pyarrow import parquet  # noqa: E402
 
 pytestmark = pytest.mark.once
 
+ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
 FLAGS = ("--points-per-side", "3", "--pred-iou-thresh", "0", "--stability-score-thresh", "0")
 GOOD = [f"{number}.png" for number in range(6)]
@@ -204,6 +206,7 @@ def test_a_batch_without_its_columns(preset):
 
 BAD_CALLS = [
     (["none"], [], "none: there is no such photograph or folder"),
+    (["hdfs://nowhere/photos"], [], "cannot find the photographs: "),  # without Hadoop's library
     (["EMPTY"], [], "there are no photographs in this folder (--recursive"),
     (["EMPTY/*.jpg"], [], "there are no photographs"),
     (["TABLE"], [], "has no column of bytes, `bytes` or `image`, but only label"),
@@ -213,6 +216,7 @@ BAD_CALLS = [
     (["PHOTOS"], ["--format", "png"], "--ray writes parquet and coco"),
     (["PHOTOS"], ["--pictures", "x"], "--pictures cannot be combined with --ray"),
     (["PHOTOS"], ["--device", "cpu"], "--worker-gpus asks for GPUs"),
+    (["PHOTOS"], ["--worker-gpus", "1.5"], "must be whole, or a part of one GPU, received 1.5"),
     (["PHOTOS"], ["--model", "nothing"], "--model nothing: no such preset"),
     (["PHOTOS"], ["--polygons"], "belong to --format coco"),
 ]
@@ -354,6 +358,22 @@ def test_boxes_of_a_detector_through_map_batches(local, preset, drawn):
     row = found["0.png"]
     assert np.allclose(row["mask_scores"], scores[:, 0], atol=1e-5)
     assert list(row["mask_areas"]) == wanted[:, 0].sum((1, 2)).tolist()
+
+
+def test_a_cluster_that_is_there(local, preset, drawn, expected, tmp_path):
+    """Another process, as after `ray start`."""
+    out = tmp_path / "out"
+    call = ["everything", drawn / "0.png", "--ray", local.get_runtime_context().gcs_address]
+    call += ["--workers", "1", "--out", out, "--model", preset, "--quiet", *FLAGS]
+    command = [sys.executable, "-m", "keras_sam", *call]
+    environment = {**os.environ, "PYTHONPATH": "", "KERAS_BACKEND": "torch"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = shards(out).values()
+    assert records_of(row) == expected["0.png"]
+    assert local.cluster_resources()["CPU"] >= 2  # it goes on
 
 
 def test_workers_of_another_version(cli, local, preset, drawn, tmp_path, monkeypatch):

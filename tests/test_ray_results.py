@@ -14,9 +14,9 @@ from keras_sam.annotations import read_coco
 from keras_sam.masks import encode_rle
 
 pa = pytest.importorskip("pyarrow")
-from pyarrow import parquet  # noqa: E402
+from pyarrow import fs, parquet  # noqa: E402
 
-from keras_sam.ray import engine, results, run, sources  # noqa: E402
+from keras_sam.ray import cluster, engine, results, run, sources  # noqa: E402
 from keras_sam.ray.worker import Worker  # noqa: E402
 
 pytestmark = pytest.mark.once
@@ -99,6 +99,66 @@ def test_what_cannot_be_read_any_more_is_in_failed_alone(tmp_path):
         made.add(photo_of("0", 2), row_of())
         made.finish()
     assert names_in(tmp_path / "out") == (["0", "1", "2", "3"], [])
+
+
+def test_photographs_of_one_name_are_called_by_their_paths(tmp_path):
+    with started(tmp_path / "out") as made:
+        for path, name in (("/one/a.jpg", "a.jpg"), ("/one/b.jpg", "b.jpg")):
+            made.add(sources.Photo(path, name, 1, 1), row_of())
+        made.finish()
+    with started(tmp_path / "out") as made:  # of another source
+        made.add(sources.Photo("/two/a.jpg", "a.jpg", 1, 1), row_of())
+        made.finish()
+        made.write_coco()
+    images, _ = read_coco(tmp_path / "out" / results.COCO_FILE)
+    assert [image.file_name for image in images] == ["/one/a.jpg", "b.jpg", "/two/a.jpg"]
+
+
+def test_a_bucket_that_is_not_there_is_said_before_the_work():
+    class Store:
+        type_name = "s3"
+
+        def get_file_info(self, path):
+            assert path == "nobody"
+            return fs.FileInfo(path, fs.FileType.NotFound)
+
+    with results.Results("mock://") as made:
+        made._filesystem, made._path = Store(), "nobody/masks"
+        with pytest.raises(FileNotFoundError, match="there is no bucket nobody"):
+            made.start(SETTINGS)
+
+
+def test_keys_of_an_address_are_not_told():
+    address = "s3://key:secret@bucket/photos?endpoint_override=127.0.0.1:5000&scheme=http"
+    _, path, origin = sources.open_filesystem(address)
+    assert path == "bucket/photos"
+    whole = sources.place_of("bucket/photos/a.jpg", origin)
+    assert whole == address.replace("photos", "photos/a.jpg")
+    told = sources.place_of("bucket/photos/a.jpg", origin, is_told=True)
+    assert told == "s3://bucket/photos/a.jpg"
+
+
+def test_the_folder_of_a_killed_process_goes_with_the_next_start(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "raysamof_others").mkdir()
+    with cluster._folder_in(tmp_path) as used:
+        killed = tmp_path / "raysamkilled"
+        killed.mkdir()
+        (killed / cluster._LOCK).touch()
+        (killed / "session").mkdir()
+        with cluster._folder_in(tmp_path) as second:
+            assert used.is_dir() and second.is_dir() and not killed.exists()
+            with (used / cluster._LOCK).open() as lock, pytest.raises(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert [path.name for path in tmp_path.iterdir()] == ["raysamof_others"]
+
+
+def test_workers_without_gpus_do_not_see_them(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    hidden = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu", "KERAS_TORCH_DEVICE": "cpu"}
+    assert cluster.runtime_env(2, "jax", 0)["env_vars"].items() >= hidden.items()
+    for gpus in (0.5, None):
+        assert not cluster.runtime_env(2, "jax", gpus)["env_vars"].keys() & hidden.keys()
 
 
 def test_a_run_killed_at_its_end_leaves_nothing_in_both(tmp_path, monkeypatch):

@@ -87,9 +87,10 @@ class Desk:
         )
 
     def objects(self, photo: str) -> dict:
-        """The objects of a photograph, and its size."""
+        """The objects of a photograph, its size, and the labels, to which others may have added."""
         size = self.engine.photos.size(photo)
-        return self._with_state(**_sides(size), objects=self.store.objects(photo, size))
+        objects = self.store.objects(photo, size)
+        return self._with_state(**_sides(size), objects=objects, labels=self.store.labels)
 
     def keep(
         self, photo: str, segmentation: Mapping, category_id: int, score: float | None = None

@@ -539,12 +539,18 @@ def _photos_of(images: Mapping[Any, Mapping], photos: Sequence[str]) -> dict[Any
     """The photograph of each image, by the image's id; an image of another folder has none."""
     last = Counter(name.rpartition("/")[2] for name in photos)
     by_last = {name.rpartition("/")[2]: name for name in photos}
-    names, found = set(photos), {}
-    for number, entry in images.items():
-        name = str(entry["file_name"]).replace("\\", "/")
-        short = name.rpartition("/")[2]
-        if name not in names:
-            name = by_last[short] if last[short] == 1 else None
-        if name is not None and name not in found.values():
-            found[number] = name
+    given = {n: str(entry["file_name"]).replace("\\", "/") for n, entry in images.items()}
+    names = set(photos)
+    found: dict[Any, str] = {}
+    taken: set[str] = set()
+    # Whole names first: an image of another folder must not take the place of a photograph's own.
+    for is_whole in (True, False):
+        for number, name in given.items():
+            short = name.rpartition("/")[2]
+            if (name in names) != is_whole or (not is_whole and last[short] != 1):
+                continue
+            name = name if is_whole else by_last[short]
+            if name not in taken:
+                found[number] = name
+                taken.add(name)
     return found

@@ -114,6 +114,13 @@ def run(args: argparse.Namespace) -> int:
     log = RunLog(args.out, _settings(args, parameters), args.overwrite)
     summary = _Summary(len(photos))
     todo = [photo for photo in photos if not _is_done(args, log, photo)]
+    for photo in todo:
+        if other := log.other_file(photo.name, photo.path):
+            raise CommandError(
+                f"--out {args.out}: holds the masks of {other} as {photo.name}, which those of "
+                f"{photo.path} would replace: choose another folder, or give both sources in one "
+                "call, into a new folder"
+            )
     summary.skipped = len(photos) - len(todo)
     summary.masks = log.count_masks({photo.name for photo in photos} - {p.name for p in todo})
     if log.is_new:
@@ -171,6 +178,7 @@ def _settings(args, parameters):
     """What results depend on: one folder holds results of the same settings only."""
     return {
         "model": args.model,
+        "model_files": model.hash_files(args.model),
         "image_shape": args.image_shape and list(args.image_shape),
         "dtype": args.dtype,
         "value_range": args.value_range,
@@ -261,7 +269,7 @@ def _segment_photo(args, generator, photo, log, bar, summary):
     with writing(args.out):
         _save(args, photo, records, generator)
     done = {"output": _output_name(args, photo), "masks": len(records)}
-    log.add(photo.name, {**stamp, **done})
+    log.add(photo.name, photo.path, {**stamp, **done})
     summary.segmented += 1
     summary.masks += len(records)
     return f"{len(records)} masks, {time.monotonic() - began:.1f} s"

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, parameters: dict, settings: dict) -> int:
     progress = Progress(args.quiet)
     cluster, results_of, source_of, plan_of = _import_ray()
     out = str(args.out)
-    with bad_input():
+    with bad_input(), _finding():
         photos = source_of([str(place) for place in args.photos], args.recursive, out)
         first = next(_listed(photos), None)  # a mistake in a source is found before Ray starts
     del first
@@ -128,6 +128,9 @@ def _check(args):
         raise CommandError(
             "--device cannot be combined with --ray, which chooses: --worker-gpus asks for GPUs"
         )
+    gpus = args.worker_gpus or 0
+    if gpus > 1 and gpus % 1:
+        raise CommandError(f"--worker-gpus must be whole, or a part of one GPU, received {gpus:g}")
     if (args.polygons or args.tolerance) and args.format != "coco":
         raise CommandError("--polygons and --tolerance belong to --format coco")
     if args.tolerance < 0:
@@ -166,8 +169,14 @@ def _run(args, progress, cluster, plan, photos, results):
 
 def _listed(photos):
     """The photographs, as they are found; an error is then not taken for one about results."""
-    try:
+    with _finding():
         yield from photos
+
+
+@contextlib.contextmanager
+def _finding():
+    try:
+        yield
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -1,6 +1,7 @@
 """The segmenter that a command runs, its backend and its device: checked early, loaded late."""
 
 import contextlib
+import hashlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -109,6 +110,23 @@ def check_source(source: str, option: str = "--model") -> None:
             f"{option} {source}: no such preset, file or folder. "
             f"Built-in presets: {', '.join(known)}"
         )
+
+
+def hash_files(source: str) -> str | None:
+    """A hash of the model's files, which may have been trained further; None for a name."""
+    path = Path(source)
+    if not path.exists():
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and not file.name.startswith("."):
+                digest.update(file.name.encode(errors="replace"))
+                with file.open("rb") as opened:
+                    digest.update(hashlib.file_digest(opened, "blake2b").digest())
+    except OSError as error:
+        raise CommandError(f"--model {source}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
 
 
 def open_exported(args: Any, progress: Progress) -> ExportedSegmenter:

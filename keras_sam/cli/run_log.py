@@ -28,6 +28,7 @@ class RunLog:
         self.settings = settings
         self.started = False
         self._entries: dict[str, dict] = {}
+        self._owners: dict[str, str] = {}  # the photograph that was last to write an output
         self._is_there = self.path.is_file() and not overwrite
         if self._is_there:
             self._read(folder)
@@ -39,7 +40,7 @@ class RunLog:
 
     def entries(self) -> list[dict]:
         """The finished photographs, in the order of their names."""
-        return [self._entries[name] for name in sorted(self._entries)]
+        return [self._entries[name] for name in sorted(self._owners.values())]
 
     def count_masks(self, names: set[str]) -> int:
         """How many masks these photographs have together."""
@@ -48,7 +49,14 @@ class RunLog:
     def find(self, name: str, stamp: dict) -> dict | None:
         """The entry of a photograph, unless the photograph has changed since."""
         entry = self._entries.get(name)
-        return entry if entry and entry.items() >= stamp.items() else None
+        if entry is None or self._owners[entry["output"]] != name:
+            return None
+        return entry if entry.items() >= stamp.items() else None
+
+    def other_file(self, name: str, path: Path) -> str | None:
+        """The file of another photograph, still there, whose results have the name of this one."""
+        known = self._entries.get(name, {}).get("file")
+        return None if known in (None, _real(path)) or not os.path.exists(known) else known
 
     def start(self) -> None:
         """Creates the file, or prepares an earlier one for more lines."""
@@ -61,14 +69,22 @@ class RunLog:
                     file.write(b"\n")  # completes the line that a killed run left unfinished
         self.started = True
 
-    def add(self, name: str, entry: dict) -> None:
+    def add(self, name: str, path: Path, entry: dict) -> None:
         """Logs that a photograph is finished; the line survives a power cut."""
-        entry = {"photo": name, **entry}
+        entry = {"photo": name, "file": _real(path), **entry}
         with writing(self.path), self.path.open("ab") as file:
             file.write(json.dumps(entry).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        self._enter(entry)
+
+    def _enter(self, entry):
+        name = entry["photo"]
+        before = self._entries.get(name)
+        if before is not None and self._owners[before["output"]] == name:
+            del self._owners[before["output"]]
         self._entries[name] = entry
+        self._owners[entry["output"]] = name
 
     def _read(self, folder):
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -82,4 +98,8 @@ class RunLog:
             )
         check_same_settings(folder, parsed[0]["settings"], self.settings)
         for entry in parsed[1:]:
-            self._entries[entry["photo"]] = entry
+            self._enter(entry)
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(path)

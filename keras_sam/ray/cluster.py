@@ -19,6 +19,12 @@ _CONNECT_SECONDS = 5
 _ANSWER_SECONDS = 40  # of a command of Ray, which takes seconds to start
 _ATTEMPTS = 4  # Ray gives its own processes 15 s, which a busy machine may need
 _OBJECT_STORE = 512 << 20
+_FOLDER = (
+    "raysam"  # of a cluster of this machine; a process holds the lock in it as long as it runs
+)
+_LOCK = "keras_sam.lock"
+# For workers that are to compute on processors: Ray hides GPUs from nobody who asks for none.
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu", "KERAS_TORCH_DEVICE": "cpu"}
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -38,7 +44,9 @@ def import_ray() -> Any:
     return ray
 
 
-def runtime_env(threads: int = 1, backend: str | None = None) -> dict[str, Any]:
+def runtime_env(
+    threads: int = 1, backend: str | None = None, gpus: float | None = None
+) -> dict[str, Any]:
     """Ray's `runtime_env` for workers that are as this process.
 
     They run Keras on the same backend, find this package where it is a checkout (which must then
@@ -48,6 +56,8 @@ def runtime_env(threads: int = 1, backend: str | None = None) -> dict[str, Any]:
     Args:
         threads: int. Processors of a worker, its `num_cpus`.
         backend: optional str. Defaults to `KERAS_BACKEND` of this process.
+        gpus: optional float. GPUs of a worker, its `num_gpus`. With 0 it computes on processors,
+            also where Ray shows it GPUs, as recent versions do. By default it takes what it sees.
 
     Returns:
         A dict for `runtime_env=` of `ray.init`, of an actor or of `map_batches`.
@@ -65,6 +75,8 @@ def runtime_env(threads: int = 1, backend: str | None = None) -> dict[str, Any]:
     backend = backend or os.environ.get("KERAS_BACKEND")
     if backend:
         variables["KERAS_BACKEND"] = backend
+    if gpus == 0:
+        variables |= _NO_GPU
     passed = ("KERAS_", "XLA_", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "TF_FORCE_GPU_ALLOW_GROWTH")
     for name, value in os.environ.items():
         if name.startswith(passed):
@@ -100,8 +112,12 @@ def connected(address: str, processors: int | None = None) -> Iterator[Any]:
         with _started(ray, max(processors or 1, os.cpu_count() or 1)):
             yield ray
         return
+    settings = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+    if address.startswith("ray://"):
+        # The class of the workers is looked at by a process there that is none of the workers.
+        settings["runtime_env"] = runtime_env()
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        ray.init(**settings)
     except Exception as error:  # of many kinds, by how it failed
         raise ClusterError(f"no cluster of Ray answers at {address} ({_brief(error)})") from error
     try:
@@ -114,34 +130,64 @@ def connected(address: str, processors: int | None = None) -> Iterator[Any]:
 def _started(ray, processors):
     # The names of sockets in it may have 107 bytes, of which Ray takes 70.
     place = tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp"
-    folder = tempfile.mkdtemp(prefix="ray", dir=place if os.path.isdir(place) else None)
+    place = Path(place if os.path.isdir(place) else tempfile.gettempdir())
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # none of them would be ours
-    settings = {
-        "address": LOCAL,
-        "num_cpus": processors,
-        "include_dashboard": False,
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-        "object_store_memory": _OBJECT_STORE,
-        "_temp_dir": folder,
-    }
+    with _folder_in(place) as folder:
+        settings = {
+            "address": LOCAL,
+            "num_cpus": processors,
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "logging_level": "ERROR",
+            "object_store_memory": _OBJECT_STORE,
+            "_temp_dir": str(folder),
+        }
+        try:
+            for attempt in range(1, _ATTEMPTS + 1):
+                before = _processes()
+                try:
+                    ray.init(**settings)
+                    break
+                except Exception as error:  # Ray's own class for a slow start is Exception
+                    ray.shutdown()
+                    for process in _processes() - before:  # which Ray leaves until this one ends
+                        process.kill()
+                        process.wait()
+                    if attempt == _ATTEMPTS:
+                        raise ClusterError(
+                            f"Ray does not start here, in {_ATTEMPTS} attempts ({_brief(error)}): "
+                            "it ends if its own processes need more than 15 s, as on a busy "
+                            "machine, so try again when this one is quieter"
+                        ) from error
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _folder_in(place: Path) -> Iterator[Path]:
+    """A folder for a cluster, which goes with the block, and those of processes that were killed.
+
+    A process locks the file in its folder as long as it runs, however it ends.
+    """
     try:
-        for attempt in range(1, _ATTEMPTS + 1):
-            before = _processes()
-            try:
-                ray.init(**settings)
-                break
-            except Exception as error:  # Ray's own class for a slow start is Exception
-                ray.shutdown()
-                for process in _processes() - before:  # which Ray leaves until this one ends
-                    process.kill()
-                    process.wait()
-                if attempt == _ATTEMPTS:
-                    raise ClusterError(f"Ray does not start here: {_brief(error)}") from error
-        yield
+        import fcntl
+    except ImportError:  # on Windows, where folders of killed processes stay
+        fcntl = None
+    for found in place.glob(f"{_FOLDER}*/{_LOCK}") if fcntl else ():
+        with contextlib.suppress(OSError), found.open("r+") as lock:  # of others, or in use
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(found.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=place))
+    try:
+        new = folder / "new"  # it is locked before others can see it
+        with new.open("w") as lock:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                new.rename(folder / _LOCK)
+            yield folder
     finally:
-        ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -174,8 +220,15 @@ def _check(address):
     except subprocess.TimeoutExpired:
         done = None
     if done is None or done.returncode:
+        told = b"" if done is None else done.stdout + done.stderr
+        if b"AuthenticationError" in told:
+            raise ClusterError(
+                f"the cluster at {address} asks for a token: set RAY_AUTH_MODE=token, and have its "
+                "token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+            )
         raise ClusterError(f"what listens at {address} does not answer as a cluster of Ray")
 
 
 def _brief(error):
-    return str(error).strip().split("\n")[0][:200]
+    """What Ray says, whose first line alone may be but a title."""
+    return " ".join(str(error).split())[:300]

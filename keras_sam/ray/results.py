@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_sam.annotations import ImageAnnotations, write_coco
-from keras_sam.files import whole_file
+from keras_sam.files import remove_leftovers, whole_file
 from keras_sam.ray.engine import MASK_COLUMNS, records_of
 from keras_sam.ray.sources import Photo, entries_of, open_filesystem
 
@@ -29,11 +29,13 @@ SETTINGS_FILE = "keras_sam_ray.json"
 FAILED_FILE = "failed.parquet"
 FAILED_COLUMNS = ("path", "name", "sha256", "reason")
 COCO_FILE = "annotations.json"
+_STORES = ("abfs", "gcs", "s3")  # whose first folders are buckets
 _SHARD = re.compile(r"masks-(\d{6,})-[0-9a-f]{8}\.parquet")
 SHARD_ROWS = 256
 SHARD_BYTES = 32 << 20  # of run lengths
 SHARD_SECONDS = 300
 _PROMPTED = tuple(MASK_COLUMNS.values())[:4]
+_NOTED = ("path", "name", "sha256", "size", "modified")
 
 
 def mask_fields() -> dict[str, Any]:
@@ -96,8 +98,8 @@ class Results:
         self._index.executescript(
             """
             PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -8000;
-            CREATE TABLE done (path TEXT PRIMARY KEY, sha256 TEXT, size INT, modified INT,
-                               shard TEXT, masks INT) WITHOUT ROWID;
+            CREATE TABLE done (path TEXT PRIMARY KEY, name TEXT, sha256 TEXT, size INT,
+                               modified INT, shard TEXT, masks INT) WITHOUT ROWID;
             CREATE TABLE touched (shard TEXT, path TEXT, size INT, modified INT);
             CREATE TABLE superseded (shard TEXT, path TEXT, until_the_end INT);
             CREATE TABLE seen (path TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -131,8 +133,10 @@ class Results:
         Raises:
             FileExistsError: if the folder of a new run holds something else, which is not replaced
                 with `overwrite`, either.
+            FileNotFoundError: if its bucket is not there.
         """
         self._settings, self._is_begun = settings, False
+        self._check_bucket()
         if not self._files(lambda name: name == SETTINGS_FILE):
             others = sorted(self._files(lambda name: not name.startswith(".")))
             if others and overwrite:
@@ -145,9 +149,11 @@ class Results:
             return
         if overwrite:
             return
+        if self._is_local:
+            remove_leftovers(self._path, f"{_SHARD.pattern}|{FAILED_FILE}|{COCO_FILE}")
         for name in self.shards():
             self._number = max(self._number, int(_SHARD.fullmatch(name)[1]))
-            for row in self._read(name, ["path", "sha256", "size", "modified", "masks"]):
+            for row in self._read(name, [*_NOTED, "masks"]):
                 self._note(row, name)
         if self._files(lambda name: name == FAILED_FILE):
             for row in self._read(FAILED_FILE, None):
@@ -159,6 +165,14 @@ class Results:
         self._index.execute("DELETE FROM failed WHERE path IN (SELECT path FROM done)")
         self._is_begun = True
         self._drop_superseded()
+
+    def _check_bucket(self):
+        """Raises if there is no bucket: it would be said after minutes of work, which is lost."""
+        bucket = self._path.split("/")[0]
+        if self._filesystem.type_name not in _STORES or "allow_bucket_creation" in self.folder:
+            return
+        if self._filesystem.get_file_info(bucket).type.name == "NotFound":
+            raise FileNotFoundError(f"there is no bucket {bucket}")
 
     def _begin(self):
         """Makes the folder of a new run, without what it replaces."""
@@ -290,15 +304,25 @@ class Results:
                 writer.write_table(table)
 
     def write_coco(self, polygons: bool = False, tolerance: float = 0.0) -> None:
-        """Joins all shards to one COCO file, a photograph in memory at a time."""
+        """Joins all shards to one COCO file, a photograph in memory at a time.
+
+        Photographs of the same name, of sources that were segmented one after the other or in a
+        table, are called by their paths.
+        """
+        self._index.execute("CREATE INDEX IF NOT EXISTS names ON done (name)")
+
+        def is_shared(name):
+            found = self._index.execute("SELECT 1 FROM done WHERE name = ? LIMIT 2", (name,))
+            return len(found.fetchall()) > 1
 
         def images():
             number = 0
-            for name in self.shards():
-                for row in self._read(name, None):
+            for shard in self.shards():
+                for row in self._read(shard, None):
                     number += 1
+                    name = row["path"] if is_shared(row["name"]) else row["name"]
                     size = (row["height"], row["width"])
-                    yield ImageAnnotations(row["name"], size, records_of(row), number)
+                    yield ImageAnnotations(name, size, records_of(row), number)
 
         how = {"polygons": polygons, "tolerance": tolerance}
         if self._is_local:
@@ -363,9 +387,10 @@ class Results:
         ).fetchone()
         if earlier is not None:
             self._index.execute("INSERT INTO superseded VALUES (?, ?, 0)", (earlier, row["path"]))
-        values = [row[name] for name in ("path", "sha256", "size", "modified")]
+        values = [row[name] for name in _NOTED]
         self._index.execute(
-            "INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?)", (*values, shard, row["masks"])
+            "INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (*values, shard, row["masks"]),
         )
 
     def _drop_superseded(self, is_end=False):

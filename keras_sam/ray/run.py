@@ -87,7 +87,9 @@ class Run:
             num_gpus=plan.accelerators,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env=runtime_env(max(1, int(plan.processors)), plan.options.get("backend")),
+            runtime_env=runtime_env(
+                max(1, int(plan.processors)), plan.options.get("backend"), plan.accelerators
+            ),
         )
 
     @property
@@ -156,7 +158,10 @@ class Run:
         """Starts workers, no more than there is work for."""
         starting = [hand for hand in self._hands if not hand.ready]
         while len(self._hands) < self._wanted and len(starting) < needed:
-            hand = _Hand(self._class.remote(self._plan.options, self._plan.parameters))
+            try:
+                hand = _Hand(self._class.remote(self._plan.options, self._plan.parameters))
+            except ModuleNotFoundError as error:  # through Ray's client, which asks the cluster
+                raise self._fault(error) from error
             starting.append(hand)
             self._hands.add(hand)
             self._owners[hand.actor.version.remote()] = hand

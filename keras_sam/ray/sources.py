@@ -31,7 +31,7 @@ class Photo:
     Args:
         path: str. Path or address by which it is known, or `FILE#ROW` for a row of Parquet. Of a
             link it is the path of the file itself, so that no file comes twice; bytes that are
-            not UTF-8 are escaped.
+            not UTF-8 are escaped; keys and options of an address are left out.
         name: str. The same within the source, or the path that a row of Parquet names.
         size: int. Bytes of the file that it is or is in.
         modified: int. Time of that file, ns.
@@ -79,11 +79,16 @@ def open_filesystem(place: str) -> tuple[Any, str, str]:
     return filesystem, path, f"{root}\n{base}\n{mark}{options}"
 
 
-def place_of(path: str, origin: str) -> str:
-    """The path or address of a file that was found in a file system of `open_filesystem`."""
+def place_of(path: str, origin: str, is_told: bool = False) -> str:
+    """The path or address of a file that was found in a file system of `open_filesystem`.
+
+    What is told to others, as in results, is without keys and options: `s3://bucket/a.jpg`.
+    """
     if not origin:
         return path
     root, base, options = origin.split("\n")
+    if is_told:
+        root, options = re.sub(r"://[^/]*@", "://", root), ""
     return f"{root}/{path.removeprefix(base).lstrip('/')}{options}"
 
 
@@ -192,9 +197,9 @@ class Source:
                     folders.append(info.path)
 
     def _of_file(self, filesystem, info, origin, is_table):
-        place = place_of(info.path, origin)
-        path = _as_text(place if info.real_path is None else info.real_path)
-        name = place if self._base is None else posixpath.relpath(info.path, self._base)
+        place, told = (place_of(info.path, origin, is_told) for is_told in (False, True))
+        path = _as_text(told if info.real_path is None else info.real_path)
+        name = told if self._base is None else posixpath.relpath(info.path, self._base)
         name = _as_text(name)
         stamp = {"size": info.size, "modified": info.modified}
         if not is_table:

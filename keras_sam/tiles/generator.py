@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_sam.embedding_cache import precision_of
 from keras_sam.encode_decode import EncodesAndDecodes
 from keras_sam.mask_generator.generator import SAMAutomaticMaskGenerator
 from keras_sam.predictor import SAMPredictor
@@ -116,11 +117,16 @@ class TiledMaskGenerator:
         else:  # a folder's time says nothing of the files in it
             about = {"content": picture.content_hash()}
         return {
-            "picture": {**about, "size": grid.size, "channels": picture.channels},
+            "picture": {
+                **about,
+                "size": grid.size,
+                "axes": picture.axes,
+                "channels": picture.channels,
+            },
             "tile_shape": grid.tile_shape,
             "halo": grid.halo,
             "model": _fingerprint(generator.segmenter),
-            "precision": _precision(generator.segmenter),
+            "precision": precision_of(generator.segmenter),
             "value_range": generator.predictor.preprocessor.image_converter.value_range,
             **dataclasses.asdict(generator.thresholds),
             "clicks": f"{len(clicks[0])} of {_short_hash(clicks)}",
@@ -178,14 +184,6 @@ def _fingerprint(segmenter: EncodesAndDecodes) -> str:
     else:
         parts.append(segmenter.files_hash)
     return _short_hash(parts)
-
-
-def _precision(segmenter: EncodesAndDecodes) -> str:
-    """What the model computes in; its parts may differ, and the whole says nothing of them."""
-    if hasattr(segmenter, "computes_in"):
-        return segmenter.computes_in
-    parts = segmenter.image_encoder, segmenter.mask_decoder
-    return ", ".join(dict.fromkeys(part.dtype_policy.name for part in parts))
 
 
 def _short_hash(value: Any) -> str:

@@ -9,8 +9,10 @@ The rule:
    stays. The generator has compared only their boxes, which a stray pixel enlarges.
 1. A mask is *cut* if it reaches an edge of its window that is not an edge of the picture.
 2. Two masks of different tiles are the same object if they agree where their windows overlap: the
-   IoU of what both have there is at least `AGREEMENT`. A mask has at most one partner in each other
-   tile, the one with which it agrees best.
+   IoU of what both have there is at least `AGREEMENT`. A mask that is not cut says that the object
+   has nothing elsewhere either, so what the other one has elsewhere counts against it: one that
+   holds two objects, or the ground, does not swallow what a neighbour shows whole. A mask has at
+   most one partner in each other tile, the one with which it agrees best.
 3. Of an object that some tiles show whole, the mask of the tile that shows it farthest from the
    edges of its window stays, as it is.
 4. An object that is cut in all of them is joined: a pixel is as the tile says in whose core it
@@ -269,7 +271,10 @@ def _partners(
 def _agreements(
     some: list[_Piece], others: list[_Piece], shared: Box
 ) -> Iterator[tuple[float, _Piece, _Piece]]:
-    """The IoU in a box of every two masks for which it is at least `AGREEMENT`."""
+    """The IoU in a box of every two masks for which it is at least `AGREEMENT`.
+
+    Beside a mask that is not cut, all of the other one counts.
+    """
     shown: dict[_Piece, tuple[np.ndarray, Box, int]] = {}
     for piece in (*some, *others):
         box = overlap(piece.box, shared)
@@ -281,6 +286,8 @@ def _agreements(
             if a not in shown or b not in shown or (some is others and a.number >= b.number):
                 continue
             (pixels_a, box_a, area_a), (pixels_b, box_b, area_b) = shown[a], shown[b]
+            area_a = area_a if any(b.cut) else a.record["area"]
+            area_b = area_b if any(a.cut) else b.record["area"]
             both = overlap(box_a, box_b)
             if both is None or min(area_a, area_b) < AGREEMENT * max(area_a, area_b):
                 continue

@@ -40,6 +40,7 @@ class Picture:
         unit: optional str, such as `"µm"`.
         path: optional, the file or folder.
         channels: optional tuple of ints, the chosen channels.
+        axes: optional str, a letter per axis of the array that is read.
         close: function that closes the file that `open_picture` has opened, if any.
     """
 
@@ -54,6 +55,7 @@ class Picture:
     unit: str | None = None
     path: Path | None = None
     channels: tuple[int, ...] | None = None
+    axes: str | None = None
     close: Callable[[], Any] = lambda: None
 
     def whole_range(self, value_range: Any) -> Any:

@@ -57,7 +57,7 @@ def open_picture(
     ```
     """
     if isinstance(source, Picture):
-        return source
+        return source if channels is None else _choose(source, channels)
     about: dict[str, Any] = {"name": f"a picture, {type(source).__name__},"}
     if isinstance(source, (str, os.PathLike)):
         source, found_axes, about = open_path(Path(os.path.expanduser(source)))
@@ -94,7 +94,7 @@ def _of_array(array: Any, axes: str | None, channels: Any, about: dict) -> Pictu
     def read(box):
         return _read_array(array, axes, box, range(count))
 
-    picture = Picture(size, count, np.dtype(array.dtype), read=read, **about)
+    picture = Picture(size, count, np.dtype(array.dtype), read=read, axes=axes, **about)
     return _choose(
         picture, channels, lambda chosen: lambda box: _read_array(array, axes, box, chosen)
     )
@@ -107,7 +107,8 @@ def _read_array(array: Any, axes: str, box: Box, channels: Sequence[int]) -> np.
 
     def part(channel):
         index = tuple({**places, "C": channel}.get(axis, 0) for axis in axes)
-        values = np.asarray(array[index])
+        values = array[index]
+        values = values if np.ma.isMaskedArray(values) else np.asarray(values)
         return values if kept == ["Y", "X"] else values.T
 
     if "C" not in axes:
@@ -115,7 +116,8 @@ def _read_array(array: Any, axes: str, box: Box, channels: Sequence[int]) -> np.
     if axes[-1] == "C" and kept == ["Y", "X"]:  # side by side: read together
         first = min(channels)
         return part(slice(first, max(channels) + 1))[..., [n - first for n in channels]]
-    return np.stack([part(channel) for channel in channels], axis=-1)
+    parts = [part(channel) for channel in channels]
+    return (np.ma.stack if np.ma.isMaskedArray(parts[0]) else np.stack)(parts, axis=-1)
 
 
 def _checked_axes(axes: str | None, shape: tuple[int, ...], name: str) -> str:
@@ -167,4 +169,6 @@ def _choose(picture: Picture, channels: Any, reader: Callable | None = None) -> 
             return whole(box)[..., list(chosen)]
     else:
         read = reader(chosen)
-    return dataclasses.replace(picture, num_channels=len(chosen), read=read, channels=chosen)
+    # Of the file's channels, where this is a choice of a choice.
+    names = chosen if picture.channels is None else tuple(picture.channels[n] for n in chosen)
+    return dataclasses.replace(picture, num_channels=len(chosen), read=read, channels=names)

@@ -61,6 +61,8 @@ def test_from_click_to_file(served):
     assert (shown["id"], shown["category_id"]) == (number, 1)
     label = served.call("POST", "/api/labels", {"name": "<b>bird</b>"}, 201)["label"]
     assert label == {"id": 3, "name": "<b>bird</b>"}
+    # An open page learns of it with the next photograph.
+    assert served.call("GET", "/api/objects?photo=b.jpg")["labels"][-1] == label
     served.call("DELETE", f"/api/objects/{number}")
     assert served.call("DELETE", f"/api/objects/{number}", status=404)["error"].startswith(
         "There is"

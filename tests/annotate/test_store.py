@@ -177,6 +177,19 @@ def test_a_file_of_another_kind_is_not_loaded_in_part(folder):
     assert [label["name"] for label in store.labels] == ["cat", "dog"]
 
 
+def test_an_image_of_the_whole_name_is_the_photograph_s(folder):
+    sides = {"width": SIZE[1], "height": SIZE[0]}
+    names = {1: "elsewhere/a.png", 2: "a.png", 3: "other/b.png", 4: "more/b.png"}
+    images = [{"id": number, "file_name": name, **sides} for number, name in names.items()]
+    masks = [{"id": n, "image_id": n, **record(y=n % 4)} for n in names]
+    content = {"images": images, "annotations": masks, "categories": [{"id": 1, "name": "cat"}]}
+    (folder / "out.json").write_text(json.dumps(content))
+    store = open_store(folder)
+    # `b.png` is a part of one photograph's name alone, and the first image of that name is taken.
+    for photo, number in (("a.png", 2), ("deep/b.png", 3)):
+        assert [shown["id"] for shown in store.objects(photo, SIZE)] == [number]
+
+
 def test_boxes_without_masks_are_not_counted_and_ids_stay_apart(folder):
     content = {
         "images": [{"id": 1, "file_name": "a.png"}],

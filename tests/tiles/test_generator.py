@@ -7,7 +7,9 @@ import pytest
 import zarr
 
 import keras_sam
+from keras_sam.embedding_cache import EmbeddingCache
 from keras_sam.masks import decode_rle
+from keras_sam.predictor import SAMPredictor
 from keras_sam.tiles import TiledMaskGenerator, open_picture
 from keras_sam.tiles.tile_folder import TileFolder
 from tests.scenes import scene
@@ -173,6 +175,10 @@ def test_another_picture_of_the_same_size_is_refused(tiled, tmp_path):
         with pytest.raises(ValueError, match=r"`folder` must be new.*picture was .*'content'"):
             tiled.stream(other, folder=out)
         tiled.stream(same, folder=out)
+    np.save(tmp_path / "a.npy", first[:200, :200, 0])
+    tiled.stream(open_picture(tmp_path / "a.npy", "YX"), folder=tmp_path / "axes")
+    with pytest.raises(ValueError, match="picture was .*'axes': 'YX'"):
+        tiled.stream(open_picture(tmp_path / "a.npy", "XY"), folder=tmp_path / "axes")
     tiled.stream(first.astype("float32"), folder=tmp_path / "float")
     with pytest.raises(ValueError, match="picture was"):
         tiled.stream(first, folder=tmp_path / "float")
@@ -187,13 +193,22 @@ def test_a_run_that_was_killed_at_its_start_begins_again(tmp_path):
         TileFolder(tmp_path, {"halo": 5})
 
 
-def test_another_precision_is_another_model():
+def test_another_precision_is_another_model(tmp_path):
     picture = open_picture(np.zeros(SIZE, "uint8"))
     single, half = (
         TiledMaskGenerator(tiny_segmenter(dtype=dtype), 110, 40).settings(picture)
         for dtype in ("float32", "bfloat16")
     )
     assert (single["precision"], half["precision"]) == ("float32", "bfloat16")
+    found = []
+    for dtype in ("float32", "mixed_bfloat16", "float32"):  # whose weights are the same
+        predictor = SAMPredictor(tiny_segmenter(dtype=dtype))
+        cache = EmbeddingCache(tmp_path, predictor, 10**9)
+        found.append(cache.load(predictor, b"a picture"))
+        if not found[-1]:
+            predictor.set_image(np.zeros((9, 9, 3), "uint8"))
+            cache.save(predictor, b"a picture")
+    assert found == [False, False, True]
 
 
 def test_windows_without_content_are_not_segmented(tiled, encoded):

@@ -120,6 +120,22 @@ def test_the_ground_is_dropped_and_what_lies_on_it_stays():
     assert sorted(record["area"] for record in records) == [400, 300 * 300 - 400]
 
 
+@pytest.mark.parametrize("is_ground", [False, True])
+def test_a_mask_of_two_objects_does_not_swallow_those_that_neighbours_show_whole(is_ground):
+    size = (60, 260)
+    one, other = rectangle(size, 82, 5, 115, 55), rectangle(size, 145, 5, 185, 55)
+    both = one | other | rectangle(size, 115, 20, 145, 40)
+    if is_ground:
+        both[:, 80:200] = True
+    grid = TileGrid(size, (60, 80), (0, 20))
+    joiner, records = Joiner(grid), []
+    assert [tile.window[::2] for tile in grid] == [(0, 120), (80, 200), (140, 260)]
+    for tile, masks in zip(grid, ([one], [both], [other]), strict=True):
+        records += joiner.add(tile, seen(masks, tile))
+    found = decode_rle([record["segmentation"] for record in records])
+    assert {mask.tobytes() for mask in found} >= {one.tobytes(), other.tobytes()}
+
+
 def test_nearly_the_same_mask_of_one_tile_counts_once():
     size = (90, 90)
     better, worse = rectangle(size, 10, 10, 30, 30), rectangle(size, 10, 10, 30, 31)

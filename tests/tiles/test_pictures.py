@@ -134,6 +134,26 @@ def test_three_of_many_channels_and_one(tmp_path):
             open_picture(source, axes, channels=(1, 2, 7))
 
 
+def test_channels_of_a_picture_that_is_open():
+    values = pixels(7)
+    picture = open_picture(values, "YXC", (4, 0, 2))
+    again = open_picture(picture, channels=1)
+    np.testing.assert_array_equal(read(again), part(values)[..., [0]])
+    assert again.channels == (0,) and open_picture(picture) is picture
+    with pytest.raises(ValueError, match=r"one or three of 0\.\.2"):
+        open_picture(picture, channels=4)
+
+
+@pytest.mark.parametrize("axes", ["YXC", "CYX", "YX"])
+def test_what_an_array_masks_stays_masked(axes):
+    values = np.ma.masked_greater(pixels(), 99)
+    shown = {"YXC": values, "CYX": np.moveaxis(values, -1, 0), "YX": values[..., 0]}[axes]
+    found = read(open_picture(shown, axes))
+    expected = np.ma.getmaskarray(part(values))[..., : found.shape[-1]]
+    assert expected.any() and not expected.all()
+    np.testing.assert_array_equal(np.ma.getmaskarray(found), expected)
+
+
 def test_resolution_of_a_plain_tiff(tmp_path):
     tifffile.imwrite(
         tmp_path / "a.tif", pixels(), resolution=(2e4, 1e4), resolutionunit="CENTIMETER"

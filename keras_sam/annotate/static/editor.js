@@ -113,7 +113,9 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
       const answer = await server.objects({ photo: asked.name });
       if (photo() !== asked) return;
       state.objects = answer.objects.map((object) => ({ ...object, hidden: false }));
+      state.labels = answer.labels; // to which another tab may have added
       showSave(answer.save);
+      showLabels();
       showObjects();
     } catch (error) {
       if (photo() === asked) showBroken(error);

@@ -20,7 +20,18 @@ function connect(model) {
   const waiting = new Map();
   const view = crypto.getRandomValues(new Uint32Array(2)).join("-");
   let count = 0;
+  let doubted = false; // whether Python still knows this widget, after it may have been restarted
+  function giveUp(number) {
+    const asked = waiting.get(number);
+    if (waiting.delete(number)) asked.reject(new KernelError("Python does not answer. If it was restarted, run the cell again.", 0));
+  }
+  const giveUpSoon = (number) => setTimeout(giveUp, PATIENCE * 1000, number);
+  function doubt() {
+    doubted = true;
+    for (const number of waiting.keys()) giveUpSoon(number);
+  }
   function hear({ number, answer, error, status }, buffers) {
+    doubted = false;
     const asked = waiting.get(number);
     if (!waiting.delete(number)) return;
     if (error === undefined) asked.resolve({ answer, buffers });
@@ -30,10 +41,12 @@ function connect(model) {
     const number = `${view}-${count++}`;
     return new Promise((resolve, reject) => {
       waiting.set(number, { resolve, reject });
+      if (doubted) giveUpSoon(number);
       model.send({ number, question, content });
     });
   }
   model.on("msg:custom", hear);
+  model.on("comm_live_update", doubt); // in JupyterLab, when the kernel is lost or restarted
   const server = Object.fromEntries(
     QUESTIONS.map((question) => [question, async (content = {}) => (await ask(question, content)).answer]),
   );
@@ -41,7 +54,11 @@ function connect(model) {
     const { answer, buffers } = await ask("picture", content);
     return new Blob([buffers[0]], { type: answer.type });
   };
-  return { server, disconnect: () => model.off("msg:custom", hear) };
+  const disconnect = () => {
+    model.off("msg:custom", hear);
+    model.off("comm_live_update", doubt);
+  };
+  return { server, disconnect };
 }
 
 /** Whether what is behind an element is dark: notebooks have themes of their own. */
