@@ -59,11 +59,25 @@ def test_what_is_written_about_messages_is_about_messages_that_are_there():
     written, found = messages.notes(), messages.collect()
     assert len(found) > 600
     for entry in written["message"]:
-        assert [m for m in found if entry["says"] in m.text], entry["says"]
+        for words in entry["says"]:
+            hits = [m for m in found if words in m.text]
+            assert [m for m in hits if messages.explained(m, written["message"]) is entry], words
     for room in written["room"]:
         for path in room["paths"]:
             assert [m for m in found if m.place.startswith(path)], (room["title"], path)
     assert all(messages.room_of(message, written["room"]) for message in found)
+
+
+def test_every_message_is_a_heading_of_its_own_with_advice_below():
+    """So that a search leads to it. Where nothing is written for it, the advice is its room's."""
+    lines = messages.markdown().split("\n\n")
+    headings = [i for i, line in enumerate(lines) if line.startswith("### ")]
+    assert len(headings) == len(messages.collect())
+    anchors = re.findall(r"^##.* \{ #([a-z0-9-]+)", "\n".join(lines), re.M)
+    assert len(anchors) == len(set(anchors)) > len(headings)
+    for i in headings:
+        link = re.search(r"\(#([a-z0-9-]+)\)$", lines[i + 1])
+        assert link[1] in anchors if link else lines[i + 1].endswith("**"), lines[i : i + 2]
 
 
 @pytest.mark.parametrize(

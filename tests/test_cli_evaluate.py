@@ -97,7 +97,6 @@ def test_void_and_the_size_of_the_pictures_may_be_said(cli, data, tmp_path):
     assert (code, err) == (0, "") and json.loads(out)["objects"] > 0
 
 
-@pytest.mark.every_backend
 def test_table_and_files(cli, data, expected, tmp_path):
     out_folder = tmp_path / "report"
     code, out, err = cli(

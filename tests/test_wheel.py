@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,12 +85,45 @@ def test_metadata_is_as_pypi_renders_it(built):
     with zipfile.ZipFile(built[0]) as wheel:
         (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = wheel.read(name).decode()
+    shown = metadata.partition("\n\n")[2]
+    assert shown.startswith("# keras_sam\n")
+    assert not [place for place in targets(shown) if not place.startswith("https://")]
     version = built[0].name.split("-")[1]
     assert f"\nVersion: {version}\n" in metadata
     source = (ROOT / "keras_sam" / "__init__.py").read_text()
     assert f'__version__ = "{version}"' in source  # the one place that says it
     for path in ("pyproject.toml", "CITATION.cff", "mkdocs.yml"):
         assert version not in (ROOT / path).read_text(), path
+
+
+def targets(markdown):
+    """Where the links and pictures of a text lead."""
+    nodes = list(MarkdownIt().enable("table").parse(markdown))
+    for node in nodes:
+        nodes += node.children or ()
+        yield from (node.attrs[name] for name in ("href", "src") if name in node.attrs)
+        assert not node.type.startswith("html"), node.content
+
+
+def test_links_of_the_readme_lead_to_the_repository_where_its_address_is_known(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from long_description import long_description
+
+    readme = (ROOT / "README.md").read_text()
+    paths = [place for place in targets(readme) if "://" not in place]
+    assert "docs/index.md" in paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    address = "https://host/owner/name"
+    assert list(targets(long_description(readme, address + "/"))) == [
+        place
+        if "://" in place
+        else f"{address}/{'raw' if place.endswith('.png') else 'blob'}/HEAD/{place}"
+        for place in targets(readme)
+    ]
+    words = (
+        "See [the page](docs/a.md#b), [above](#c), [us](https://a.org/).\n\n![A picture](a.png)\n\n"
+    )
+    assert long_description(words) == "See the page, [above](#c), [us](https://a.org/).\n\n"
 
 
 def test_wheel_carries_the_code_and_the_presets(built):

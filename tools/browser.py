@@ -3,10 +3,11 @@
 
     python3 tools/browser.py
 
-Chromium is the system's own; where it is missing, apt-get installs it, if it may. JupyterLab is for
-the widget and goes into this Python's environment. The npm packages are those of
-examples/browser/'s lock file and go to `.check/browser/`. Where npm is missing, pip installs it
-into the environment, too. What is there already stays.
+Chromium or Chrome is the system's own; where both are missing, apt-get installs the former, if it
+may. A snap does not count: it sees no temporary folders. JupyterLab is for the widget and goes into
+this Python's environment. The npm packages are those of examples/browser/'s lock file and go to
+`.check/browser/`. Where npm is missing, pip installs it into the environment, too. What is there
+already stays.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ EXAMPLE = ROOT / "examples" / "browser"
 FOLDER = ROOT / ".check" / "browser"
 PICTURES = FOLDER / "pictures"
 NODE_MODULES = FOLDER / "node_modules"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = ("chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
 # As root, as in containers, Chromium has no sandbox of its own; it shall ask nobody for anything.
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 
 
 def find_chromium() -> str | None:
-    return next(filter(None, map(shutil.which, NAMES)), None)
+    found = filter(None, map(shutil.which, NAMES))
+    return next((path for path in found if Path(path).resolve().name != "snap"), None)
 
 
 def find_npm() -> str | None:
@@ -51,9 +53,13 @@ def install_chromium() -> None:
     apt = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]
     subprocess.run([*apt, "update"], check=True, env=environment)
     packages = ["chromium", "fonts-liberation"]  # without a font, pictures show no text
-    subprocess.run(
-        [*apt, "install", "-y", "--no-install-recommends", *packages], check=True, env=environment
-    )
+    install = [*apt, "install", "-y", "--no-install-recommends", *packages]
+    if subprocess.run(install, env=environment).returncode or find_chromium() is None:
+        sys.exit(
+            "apt-get could not install Chromium. On Ubuntu it is a snap, which containers do not "
+            "run: install Google Chrome, or put another Chromium on the path under one of the "
+            f"names {', '.join(NAMES)}, and run this again."
+        )
 
 
 def pip_install(package: str) -> None:

@@ -172,7 +172,7 @@ def all_steps() -> list[Step]:
             "--backend=torch",
             *left_out(*ONCE),
             "tests",
-            minutes=7.0,
+            minutes=20.0,
             **QUICK_XLA,  # of the processes that tests start
         ),
         *compiled_steps("jax", {"parity": 2.0, "model": 4.0, "others": 13.0}, **QUICK_XLA),

@@ -8,7 +8,7 @@ from keras_sam.cli.model import choose_backend, open_segmenter
 from keras_sam.cli.options import add_model_options
 from keras_sam.cli.output import add_overwrite_option, check_nothing_is_lost, check_output_folder
 from keras_sam.cli.progress import Progress
-from keras_sam.exported.manifest import is_export
+from keras_sam.exported.manifest import other_files
 
 # The format's names, and the backends that write it, the first that is installed.
 _BACKENDS = {
@@ -81,9 +81,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the folder whole, or not at all."""
     check_nothing_is_lost([args.out], args.overwrite)
-    others = args.out.is_dir() and any(args.out.iterdir())
-    if others and not is_export(args.out):
-        raise CommandError(f"--out {args.out}: holds other files than an export: not replaced")
+    if others := other_files(args.out):
+        raise CommandError(
+            f"--out {args.out}: holds other files than an export, such as {others[0]}: not replaced"
+        )
     check_output_folder(args.out.parent)
     choose_backend(args.backend, _BACKENDS[args.format])
     progress = Progress(args.quiet)

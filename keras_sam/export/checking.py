@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_sam.export.graphs import Graph, pixel_statistics
+from keras_sam.export.graphs import Graph, as_files_have_them, pixel_statistics
 from keras_sam.predictor import SAMPredictor
 
 # How far the outputs may be off, as a part of the largest value: rounding of float32 in another
@@ -39,9 +39,7 @@ def check_encoder(run: Any, segmenter: Any, image_input: bool, precision: str) -
     else:
         mean, std = pixel_statistics(segmenter)
         outputs = run({"pixels": ((frames - mean) / std).transpose(0, 3, 1, 2)})
-    expected = {
-        name: np.transpose(expected[name], (0, 3, 1, 2)) for name in segmenter.feature_shapes
-    }
+    expected = as_files_have_them(segmenter, expected)
     bound = max(BOUNDS[precision], _OF_AN_IMAGE if image_input else 0)
     return compare(outputs, expected, bound)
 
@@ -61,7 +59,7 @@ def check_metas(run: Any, segmenter: Any, settings: dict[str, Any]) -> dict[str,
     points = np.concatenate([plan.to_model(clicks), np.zeros((1, 2), "float32")])
     outputs = run(
         {
-            **{k: x.transpose(0, 3, 1, 2) for k, x in predictor.features.items()},
+            **as_files_have_them(segmenter, predictor.features),
             "point_coords": np.float32(points)[None],
             "point_labels": np.float32([[1, 0, -1]]),
             "mask_input": np.zeros((1, 1, *segmenter.mask_size), "float32"),

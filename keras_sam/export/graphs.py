@@ -14,7 +14,11 @@ from keras import ops
 
 from keras_sam.encode_decode import named_features
 from keras_sam.layers.arguments import Tensor
+from keras_sam.layers.hq_mask_decoder import SAMHQMaskDecoder
+from keras_sam.layers.mask_upscaler import cells_of, depth_to_space
 from keras_sam.models.programs import extra_outputs
+
+_EARLY, _HQ = "early_features", "hq_features"
 
 
 class Argument(NamedTuple):
@@ -41,20 +45,27 @@ class Graph:
 
 
 class ImageEncoderGraph(Graph):
-    """Pixels `(B, channels, H, W)`, normalised and padded with 0, to the features by name."""
+    """Pixels `(B, channels, H, W)`, normalised and padded with 0, to the features by name.
+
+    They are those of `feature_shapes`.
+    """
 
     def __init__(self, segmenter: Any):
-        self.encoder = segmenter.image_encoder
+        self.encoder, self.decoder = segmenter.image_encoder, segmenter.mask_decoder
         self.layers = (self.encoder,)
+        self.outputs = tuple(feature_shapes(segmenter))
+        if _HQ in self.outputs:
+            self.layers += (self.decoder,)
         h, w, channels = segmenter.image_shape
         self.mean, self.std = pixel_statistics(segmenter)
         self.arguments = (Argument("pixels", "float32", (1, channels, h, w)),)
-        self.outputs = tuple(segmenter.feature_shapes)
 
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
         images = ops.add(ops.multiply(ops.transpose(pixels, (0, 2, 3, 1)), self.std), self.mean)
         features = named_features(self.encoder(images, training=False))
-        return {name: _channels_first(x) for name, x in features.items()}
+        if _HQ in self.outputs:
+            features = with_hq_features(self.decoder, features)
+        return {name: _channels_first(features[name]) for name in self.outputs}
 
 
 class PromptDecoderGraph(Graph):
@@ -84,6 +95,9 @@ class PromptDecoderGraph(Graph):
     def __call__(self, *arrays: Tensor) -> dict[str, Tensor]:
         count = len(self.features)
         features = {x.name: _channels_last(a) for x, a in zip(self.features, arrays[:count])}
+        if _HQ in features:
+            cells = cells_of(features[_HQ], features["image_embeddings"].shape[1:3])
+            features[_HQ] = ops.reshape(cells, (1, -1, features[_HQ].shape[-1]))
         points, labels, masks, mask_given = arrays[count:]
         embedded = self.prompt_encoder(
             points=points,
@@ -97,11 +111,44 @@ class PromptDecoderGraph(Graph):
         return {name: ops.cast(x, "float32") for name, x in outputs.items()}
 
 
+def feature_shapes(segmenter: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes `(h, w, C)` of what the files' image encoder gives, and their decoder takes, by name.
+
+    They are those of `encode`. Only of SAM-HQ the encoder's file gives, in place of
+    `early_features`, what its decoder makes of an image before it looks at prompts: `hq_features`,
+    in the size of the masks. Else the decoder's file would compute that for every click.
+    """
+    shapes, decoder = dict(segmenter.feature_shapes), segmenter.mask_decoder
+    if isinstance(decoder, SAMHQMaskDecoder):
+        del shapes[_EARLY]
+        shapes[_HQ] = (*segmenter.mask_size, decoder.hidden_size // 8)
+    return shapes
+
+
+def with_hq_features(decoder: SAMHQMaskDecoder, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The features of a SAM-HQ as its files pass them on, see `feature_shapes`."""
+    features = decoder.embed_features(**features)
+    grid = features["image_embeddings"].shape[1:3]
+    return {**features, _HQ: depth_to_space(features[_HQ], grid)}
+
+
+def as_files_have_them(segmenter: Any, encoded: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What `encode` of a segmenter returned as arrays `(1, C, h, w)` for the decoder's file."""
+    features = {name: encoded[name] for name in segmenter.feature_shapes}
+    decoder = segmenter.mask_decoder
+    if isinstance(decoder, SAMHQMaskDecoder):
+        dtype = decoder.compute_dtype
+        tensors = {name: ops.convert_to_tensor(x, dtype) for name, x in features.items()}
+        made = with_hq_features(decoder, tensors)
+        features = {k: ops.convert_to_numpy(ops.cast(x, "float32")) for k, x in made.items()}
+    return {name: x.transpose(0, 3, 1, 2) for name, x in features.items()}
+
+
 def feature_arguments(segmenter: Any) -> tuple[Argument, ...]:
     """The image's features as arguments `(1, C, h, w)`."""
     return tuple(
         Argument(name, "float32", (1, shape[-1], *shape[:-1]))
-        for name, shape in segmenter.feature_shapes.items()
+        for name, shape in feature_shapes(segmenter).items()
     )
 
 

@@ -125,6 +125,7 @@ def _write_encoder(encoder, path, format, batch_size, opset=20):
     from keras_sam.export import onnx_graphs
 
     writing.check_opset(opset)
+    writing.check_float32(encoder)
     writing.import_onnx()
     graph = KerasEncoderGraph(encoder, batch_size)
     model = onnx_graphs.trace(graph, opset)

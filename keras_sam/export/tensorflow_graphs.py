@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def write_litert(segmenter: Any, folder: Path, settings: dict) -> dict[str, dict
     files = {}
     for name, (graph, check) in parts.items():
         path = folder / f"{name}.tflite"
-        path.write_bytes(_litert(graph, precision))
+        path.write_bytes(as_litert(graph, precision))
         run = runtimes.LiteRT(path)
         files[path.name] = {
             "inputs": run.inputs, "outputs": run.outputs, "differences": check(run)
@@ -82,7 +83,8 @@ def write_litert(segmenter: Any, folder: Path, settings: dict) -> dict[str, dict
     return files
 
 
-def _litert(graph, precision):
+def as_litert(graph: Graph, precision: str) -> bytes:
+    """A graph as a LiteRT file with one signature, `serve`, on the TensorFlow backend."""
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory(prefix="keras_sam_") as place:
@@ -91,7 +93,15 @@ def _litert(graph, precision):
         if precision == "float16":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.target_spec.supported_types = [tf.float16]
-        return converter.convert()
+        try:
+            return converter.convert()
+        except Exception as error:  # TensorFlow's class is private, and its text a program
+            missing = re.search(r"^TF Select ops: (.*)$", str(error), re.MULTILINE)
+            reason = f"LiteRT lacks {missing[1]}" if missing else str(error).splitlines()[0][:200]
+            raise RuntimeError(
+                f"TensorFlow cannot convert the {type(graph.layers[0]).__name__} to LiteRT: "
+                f"{reason}. Export it as ONNX instead."
+            ) from error
 
 
 def _save(graphs, path):

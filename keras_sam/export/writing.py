@@ -11,13 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
-from keras_sam import backends, runtimes
+from keras_sam import backends, converters, runtimes
 from keras_sam.export import checking, graphs, processes
-from keras_sam.exported.manifest import MANIFEST, MANIFEST_FORMAT, ModelFacts, is_export
+from keras_sam.exported.manifest import MANIFEST, MANIFEST_FORMAT, ModelFacts, other_files
 from keras_sam.files import whole_folder
 from keras_sam.framing import ImageFraming
+from keras_sam.models import preset_models
+from keras_sam.notices import notice
+from keras_sam.preprocessing.converter import SAMImageConverter
 from keras_sam.preprocessing.preprocessor import resizing_preprocessor
 
 # Settings of an image converter that say how images are passed, and that a file does not have.
@@ -78,7 +82,8 @@ def export_model(
             and scales, normalises and pads it. `"float32"` likewise with an image of that dtype, as
             AnyLabeling and samexporter pass it. Only for ONNX and OpenVINO.
         precision: `"float32"`; `"float16"` or `"int8"`, in which the weights are stored: half or a
-            quarter of the size. Numbers are computed in float32 all the same. int8 only in ONNX, a
+            quarter of the size. Numbers are computed in float32 all the same, whatever the model's
+            dtype policy. int8 only in ONNX, a
             SavedModel only in float32.
         opset: int, ONNX's operator set, at least 18.
         multimask_output: optional bool. Which masks `prompt_decoder` (of a SavedModel, `decode` and
@@ -144,11 +149,12 @@ def export_model(
         task = {"folder": os.path.abspath(folder), "format": format, **settings}
         processes.run_with(FORMATS[format], format, model, export_model, task)
         return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-    if (Path(folder) / MANIFEST).is_file() and not is_export(folder):
+    if others := other_files(folder):
         raise FileExistsError(
-            f"`{folder}` holds other files, and writing would replace them. Choose a new folder."
+            f"`{folder}` holds other files, such as {others[0]!r}, and writing would replace them. "
+            "Choose a new folder."
         )
-    segmenter = _loaded(model)
+    segmenter = in_float32(_loaded(model))
     if image_input:
         _check_scaling(segmenter)
     with whole_folder(folder, replaceable=MANIFEST) as temporary:
@@ -169,6 +175,30 @@ def _loaded(model):
     from keras_sam.models.sam_image_segmenter import SAMImageSegmenter
 
     return SAMImageSegmenter.from_preset(model)
+
+
+def in_float32(segmenter: Any) -> Any:
+    """The segmenter, or one with its weights that computes in float32, as the files do."""
+    backbone = segmenter.backbone
+    if all(getattr(backbone, name).compute_dtype == "float32" for name in converters.PARTS):
+        return segmenter
+    made = type(backbone).from_loaded_preset(preset_models.in_memory(backbone), "float32")
+    return type(segmenter)(
+        made,
+        segmenter.preprocessor,
+        mask_threshold=segmenter.mask_threshold,
+        generator_settings=segmenter.generator_settings,
+        dtype="float32",
+    )
+
+
+def check_float32(encoder: Any) -> None:
+    """Raises unless an image encoder computes in float32, as the files do."""
+    if encoder.compute_dtype != "float32":
+        raise ValueError(
+            "An image encoder alone is exported in float32. Received: one that computes in "
+            f"{encoder.compute_dtype}. Load it with `from_preset(..., dtype='float32')`."
+        )
 
 
 def _check_scaling(segmenter):
@@ -265,7 +295,7 @@ def _onnx_parts(segmenter, settings, stored_in=None):
 
     `stored_in` is the precision of the ONNX model's weights, where it is not the settings'.
     """
-    from keras_sam.export import onnx_graphs
+    from keras_sam.export import onnx_graphs, onnx_steps
 
     opset, precision = settings["opset"], settings["precision"]
     plan = _plan(segmenter)
@@ -277,7 +307,7 @@ def _onnx_parts(segmenter, settings, stored_in=None):
         model = onnx_graphs.trace(graphs.ImageEncoderGraph(segmenter), opset)
         if dtype := settings["image_input"]:
             of = "uint8" if dtype is True else dtype
-            model = onnx_graphs.with_image_input(model, plan, opset, of)
+            model = onnx_steps.with_image_input(model, plan, opset, of)
         return stored(model)
 
     yield (
@@ -301,9 +331,7 @@ def _onnx_parts(segmenter, settings, stored_in=None):
     def metas():
         threshold = segmenter.mask_threshold
         return stored(
-            onnx_graphs.as_metas_decoder(
-                all_masks, plan, opset, mask_threshold=threshold, **options
-            )
+            onnx_steps.as_metas_decoder(all_masks, plan, opset, mask_threshold=threshold, **options)
         )
 
     yield "mask_decoder", metas, lambda run: checking.check_metas(run, segmenter, settings)
@@ -362,7 +390,7 @@ def _facts(segmenter, format, settings):
         "keras_sam": __version__,
         "runtime": format,
         "settings": settings,
-        "model": ModelFacts.of(segmenter),
+        "model": model_facts(segmenter),
         "preprocessing": {
             "pixel_mean": plan["mean"],
             "pixel_std": plan["std"],
@@ -374,9 +402,25 @@ def _facts(segmenter, format, settings):
     }
 
 
+def model_facts(segmenter: Any) -> dict[str, Any]:
+    """What the manifest says of a model: `ModelFacts.of`, with the features that its files have."""
+    facts, features = ModelFacts.of(segmenter), graphs.feature_shapes(segmenter)
+    if set(features) != set(facts["features"]):  # they depend on some of the decoder's weights
+        weights = segmenter.mask_decoder.feature_weights()
+        arrays = [keras.ops.convert_to_numpy(v.value).tobytes() for v in weights]
+        fingerprint = b"".join([facts["fingerprint"].encode(), *arrays])
+        facts["fingerprint"] = hashlib.blake2b(fingerprint, digest_size=16).hexdigest()
+    return {**facts, "features": {name: list(shape) for name, shape in features.items()}}
+
+
 def _image_settings(segmenter):
-    """The arguments of its image converter; a custom one is not written."""
+    """The arguments of its image converter; a class of the user's own is not written."""
     converter = resizing_preprocessor(segmenter).image_converter
+    if type(converter) is not SAMImageConverter:
+        notice(
+            "Exported files have no code of yours: where they are used, images are scaled and "
+            f"padded by a `SAMImageConverter`, not by a {type(converter).__name__}."
+        )
     if not isinstance(converter, ImageFraming):
         converter = segmenter.default_preprocessor(segmenter.backbone).image_converter
     return converter.settings()

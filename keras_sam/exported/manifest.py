@@ -63,12 +63,16 @@ class ModelFacts:
         model, pixels = manifest["model"], manifest["preprocessing"]
         channels = _whole(model["image_shape"][2])
         mean, std = (np.asarray(pixels[f"pixel_{name}"], "float32") for name in ("mean", "std"))
-        if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
+        are_numbers = np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()
+        if mean.shape != (channels,) or std.shape != (channels,) or not are_numbers:
             raise ValueError("`pixel_mean` and `pixel_std` need one number per channel")
         features = {str(k): tuple(map(_whole, v)) for k, v in model["features"].items()}
         if EMBEDDINGS not in features or any(len(shape) != 3 for shape in features.values()):
             raise ValueError(f"`features` must be shapes, and one of {EMBEDDINGS}")
-        stability = model["stability"]
+        stability, limit = model["stability"], model["largest_prompt_logit"]
+        if stability is not None:
+            offset, least = stability
+            stability = (_finite(offset), _finite(least))
         return cls(
             image_shape=(*size_pair(model["image_shape"][:2], "image_shape"), channels),
             mask_size=size_pair(model["mask_size"], "mask_size"),
@@ -76,11 +80,9 @@ class ModelFacts:
             num_masks=_whole(model["num_masks"]),
             extra_outputs=tuple(map(str, model["extra_outputs"])),
             mask_threshold=_finite(model["mask_threshold"]),
-            best_of_candidates=bool(model["best_of_candidates"]),
-            stability=None if stability is None else tuple(map(_finite, stability)),
-            largest_prompt_logit=None
-            if model["largest_prompt_logit"] is None
-            else _finite(model["largest_prompt_logit"]),
+            best_of_candidates=_choice(model["best_of_candidates"]),
+            stability=stability,
+            largest_prompt_logit=None if limit is None else _finite(limit),
             generator_settings=check_generator_settings(model["generator_settings"]),
             fingerprint=str(model["fingerprint"]),
             pixel_mean=mean,
@@ -141,8 +143,14 @@ def _whole(value):
     return value
 
 
+def _choice(value):
+    if not isinstance(value, bool):
+        raise ValueError(f"true or false must be in place of {value!r:.40}")
+    return value
+
+
 def _finite(value):
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"a number must be in place of {value!r:.40}")
     return float(value)
 
@@ -152,11 +160,27 @@ def _finite(value):
 
 def is_export(path: str | os.PathLike) -> bool:
     """Whether a folder is an export, of any version. Web pages and others have manifests, too."""
+    return _files_of_export(path) is not None
+
+
+def other_files(path: str | os.PathLike) -> list[str]:
+    """Names of what a folder holds besides the files of an export, if there is such a folder."""
+    known = _files_of_export(path)
+    own = set() if known is None else {MANIFEST, *known}
+    return sorted({*os.listdir(path)} - own) if os.path.isdir(path) else []
+
+
+def _files_of_export(path):
+    """What the manifest of an export says of its files; None if the folder is no export."""
     try:
         with open(os.path.join(path, MANIFEST), "rb") as file:
-            return str(json.loads(file.read(_LARGEST_MANIFEST))["format"]).startswith(_FAMILY)
+            manifest = json.loads(file.read(_LARGEST_MANIFEST))
+        if not str(manifest["format"]).startswith(_FAMILY):
+            return None
+        files = manifest.get("files")
+        return files if isinstance(files, dict) else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
+        return None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -41,9 +41,10 @@ def from_windows(x: Tensor, grid: tuple[int, int]) -> Tensor:
 def pool(x: Tensor) -> Tensor:
     """The largest of each 2 x 2 cells: `(B, n, h, w, C)` to `(B, n, h / 2, w / 2, C)`."""
     count, h, w, channels = x.shape[1:]
-    x = ops.reshape(x, (-1, count, h // 2, 2, w // 2, 2, channels))
-    x = ops.maximum(x[:, :, :, 0], x[:, :, :, 1])  # (B, n, h / 2, w / 2, 2, C)
-    return ops.maximum(x[..., 0, :], x[..., 1, :])
+    x = ops.reshape(x, (-1, 2, w, channels))  # few axes: LiteRT cannot slice seven
+    x = ops.reshape(ops.maximum(x[:, 0], x[:, 1]), (-1, 2, channels))
+    x = ops.maximum(x[:, 0], x[:, 1])
+    return ops.reshape(x, (-1, count, h // 2, w // 2, channels))
 
 
 @keras.saving.register_keras_serializable(package="keras_sam")

@@ -303,8 +303,10 @@ class MaskRefinement(KeptArguments, keras.layers.Layer):
         x = self._features(x, training)
         h, w, channels = x.shape[1:]
         kernel = ops.reshape(ops.cast(self.conv2.kernel, x.dtype), (9 * channels, self.filters))
-        kernel = ops.matmul(kernel, ops.transpose(weights))  # (9 * channels, B)
-        kernel = ops.transpose(ops.reshape(kernel, (9, channels, -1)), (2, 1, 0))
+        kernel = ops.matmul(weights, ops.transpose(kernel))  # (B, 9 * channels)
+        # Not -1, which LiteRT's converter would take for a length.
+        kernel = ops.reshape(kernel, (ops.shape(weights)[0], 9, channels))
+        kernel = ops.transpose(kernel, (0, 2, 1))
         bias = ops.matmul(weights, ops.cast(self.conv2.bias, x.dtype))  # (B,)
         products = backends.matmul(ops.reshape(x, (-1, h * w, channels)), kernel)  # (B, h w, 9)
         products = ops.reshape(ops.transpose(products, (0, 2, 1)), (-1, 9, h, w))

@@ -640,7 +640,6 @@ def test_enable_lora_of_a_backbone():
         make_backbone().enable_lora(4, ["query"])
 
 
-@pytest.mark.every_backend
 def test_backbone_with_lora_learns_in_its_task():
     backbone = make_backbone()
     backbone.enable_lora(2)

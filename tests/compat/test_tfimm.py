@@ -393,7 +393,6 @@ def test_image_positional_encodings(model):
 # --- the predictor ---
 
 
-@pytest.mark.every_backend
 def test_prompts_of_one_object_are_those_of_our_predictor(predictor, ours):
     assert predictor.image_set
     close(predictor.image_embedding, ours.image_embeddings)

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import json
 
+import keras
 import numpy as np
 import pytest
 
@@ -394,6 +395,20 @@ def test_names_of_the_hub(folder):
     }
     assert {name: configuration.address_of(name) for name in addresses} == addresses
     assert configuration.address_of("owner/name", "v2") == "hf://owner/name@v2"
+
+
+def test_a_preset_of_ours_has_a_processor(tmp_path):
+    model = keras_sam.SAMImageSegmenter.from_preset("sam_tiny_demo", load_weights=False)
+    model.save_to_preset(tmp_path)
+    wanted = keras.ops.convert_to_numpy(model.preprocessor.image_converter(IMAGE))
+    encoder = model.image_encoder
+    for name in ("sam_tiny_demo", tmp_path):
+        inputs = ours.SamProcessor.from_pretrained(name)(IMAGE, return_tensors="np")
+        height, width = inputs["reshaped_input_sizes"][0]
+        assert inputs["pixel_values"].shape == (1, 3, *wanted.shape[:2])
+        pixels = np.moveaxis(inputs["pixel_values"][0], 0, -1)
+        pixels = pixels * encoder.pixel_std + encoder.pixel_mean
+        np.testing.assert_allclose(pixels[:height, :width], wanted[:height, :width], atol=1e-3)
 
 
 def test_the_processors_files(folder, tmp_path):

@@ -15,6 +15,7 @@ from PIL import Image
 import keras_sam
 from keras_sam import ExportedSegmenter, SAMAutomaticMaskGenerator, SAMPredictor
 from keras_sam.export.graphs import ImageEncoderGraph, PromptDecoderGraph, pixel_statistics
+from keras_sam.export.writing import model_facts
 from keras_sam.exported.manifest import MANIFEST, ModelFacts, check_parts
 from keras_sam.exported.segmenter import ExportedSegmenter as Exported
 from keras_sam.masks import decode_rle
@@ -145,7 +146,7 @@ def in_keras(segmenter):
     """An `ExportedSegmenter` of what the manifest says of a model, and of its graphs."""
     mean, std = pixel_statistics(segmenter)
     described = {
-        "model": ModelFacts.of(segmenter),
+        "model": model_facts(segmenter),
         "preprocessing": {"pixel_mean": mean.tolist(), "pixel_std": std.tolist()},
         "settings": {"image_input": False, "precision": "float32"},
     }
@@ -193,15 +194,29 @@ def test_every_family_chooses_its_masks_as_its_decoder_does(make):
     exported = in_keras(segmenter)
     image = photograph((53, 80))
     features = segmenter.encode([image])
-    assert_same_outputs(exported.encode([image]), features, BOUND)
+    given = exported.encode([image])
+    both = given.keys() & features.keys()
+    assert_same_outputs({k: given[k] for k in both}, {k: features[k] for k in both}, BOUND)
     points = np.random.default_rng(0).uniform(0, 53, (1, 4, 2, 2))
     prompts = {"points": points, "labels": np.tile([1, 0], (1, 4, 1))}
     for choice in (None, True, False):
         expected = segmenter.decode(features, prompts, multimask_output=choice)
-        found = exported.decode(features, prompts, multimask_output=choice)
+        found = exported.decode(given, prompts, multimask_output=choice)
         assert_same_outputs(found, expected, BOUND)
     logits = 50 * np.ones((1, 2, 2), "float32")
     assert_same(exported.logits_as_prompt(logits), segmenter.logits_as_prompt(logits))
+
+
+def test_what_sam_hq_makes_of_an_image_alone_is_made_by_the_encoder(tmp_path):
+    segmenter = hq_segmenter()
+    exported = in_keras(segmenter)
+    assert exported.feature_shapes == {"image_embeddings": (4, 6, 16), "hq_features": (16, 24, 2)}
+    for source, target in ((segmenter, exported), (exported, segmenter)):
+        predictor = SAMPredictor(source)
+        predictor.set_image(photograph((53, 80)))
+        predictor.save_embedding(tmp_path / "embedding")
+        with pytest.raises(ValueError, match="was made by another model"):
+            SAMPredictor(target).load_embedding(tmp_path / "embedding")
 
 
 def test_a_family_chooses_otherwise():
@@ -394,6 +409,18 @@ DAMAGES = [
     (
         lambda f: rewrite(f, lambda m: m["model"].update(mask_threshold=float("nan"))),
         "a number must be in place of nan",
+    ),
+    (
+        lambda f: rewrite(f, lambda m: m["model"].update(stability=[0.05])),
+        "manifest.json in .* is damaged.*not enough values",
+    ),
+    (
+        lambda f: rewrite(f, lambda m: m["model"].update(best_of_candidates="false")),
+        "true or false must be in place of 'false'",
+    ),
+    (
+        lambda f: rewrite(f, lambda m: m["preprocessing"].update(pixel_mean=[float("nan")] * 3)),
+        "need one number per channel",
     ),
     (
         lambda f: rewrite(f, lambda m: m["preprocessing"]["image_converter"].update(OTHER_SIZE)),

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from keras_sam.export import export_model
+from keras_sam.export.checking import check_encoder
+from keras_sam.export.graphs import ImageEncoderGraph
+from keras_sam.export.tensorflow_graphs import as_litert
 from keras_sam.runtimes import LiteRT
 from tests.closeness import assert_same
-from tests.tiny import photograph
+from tests.models.test_sam_hq import hq_segmenter
+from tests.tiny import photograph, tiny_sam2_segmenter
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="LiteRT files are written on TensorFlow"
@@ -31,7 +35,9 @@ np.savez(arrays, **given)
 """
 
 
-def test_litert_alone_runs_both_files(segmenter, tmp_path):
+def test_litert_alone_runs_both_files(tmp_path):
+    """Of SAM-HQ, whose encoder and decoder have all that SAM's have."""
+    segmenter = hq_segmenter()
     export_model(segmenter, tmp_path / "out", "litert", multimask_output=True)
     frame = segmenter.preprocessor.image_converter.convert([photograph((53, 80))])[0]
     encoder = segmenter.image_encoder
@@ -39,7 +45,7 @@ def test_litert_alone_runs_both_files(segmenter, tmp_path):
     given = {
         "points": np.float32([[[[30, 40], [90, 50], [0, 0]], [[20, 20], [70, 60], [0, 0]]]]),
         "labels": np.int32([[[1, 0, -1], [2, 3, -10]]]),
-        "mask_prompts": np.random.default_rng(0).standard_normal((1, 2, 28, 36)).astype("float32"),
+        "mask_prompts": np.random.default_rng(0).standard_normal((1, 2, 16, 24)).astype("float32"),
         "mask_given": np.float32([[0, 1]]),
     }
     arrays = tmp_path / "arrays.npz"
@@ -55,9 +61,18 @@ def test_litert_alone_runs_both_files(segmenter, tmp_path):
     features = segmenter.encode_frames(frame)
     wanted = features["image_embeddings"].transpose(0, 3, 1, 2)
     assert_same(found["image_embeddings"], wanted, 1e-4)
-    expected = segmenter.decode(features, canonical)
+    expected = segmenter.decode(features, canonical, multimask_output=True)
     for name in ("masks", "iou_pred"):
-        assert_same(found[name], expected[name][:, :, 1:], 1e-4)
+        assert_same(found[name], expected[name], 1e-4)
+
+
+def test_hiera_runs_in_litert(tmp_path):
+    segmenter = tiny_sam2_segmenter()
+    path = tmp_path / "image_encoder.tflite"
+    path.write_bytes(as_litert(ImageEncoderGraph(segmenter), "float32"))
+    differences = check_encoder(LiteRT(path), segmenter, False, "float32")
+    assert set(differences) == {*segmenter.feature_shapes}
+    assert max(differences.values()) < 1e-4
 
 
 def test_a_damaged_file_is_named(tmp_path):

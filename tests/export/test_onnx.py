@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from keras_sam import ExportedSegmenter, SAMImageSegmenter
-from keras_sam.export import checking, export_model, graphs, onnx_graphs
+from keras_sam.export import checking, export_model, graphs, onnx_graphs, onnx_steps, writing
 from keras_sam.exported.manifest import is_export
 from keras_sam.framing import ImageFraming
 from keras_sam.runtimes import OnnxRuntime, OpenVino
 from tests.closeness import assert_same
 from tests.meta_oracle import import_segment_anything
+from tests.models.test_sam_hq import hq_segmenter
 from tests.parity import oracles
 from tests.tiny import photograph
 
@@ -124,7 +125,7 @@ def test_metas_decoder_gives_what_metas_exported_model_gives(metas, tmp_path, op
     names = ("return_single_mask", "use_stability_score", "return_extra_metrics")
     settings = {**dict.fromkeys(names, False), **options}
     plan = {"frame": ours.image_shape[:2], "stretch": False}
-    made = onnx_graphs.as_metas_decoder(
+    made = onnx_steps.as_metas_decoder(
         copy.deepcopy(inner), plan, 20, mask_threshold=0.0, **settings
     )
     onnx.save(made, tmp_path / "decoder.onnx")
@@ -237,7 +238,7 @@ def test_images_are_scaled_alike_in_every_runtime(tmp_path, stretch):
     framing = ImageFraming(FRAME, stretch=stretch, pad_value=0)
     plan = {"frame": FRAME, "stretch": stretch, "mean": [0.0] * 3, "std": [1.0] * 3}
     path = tmp_path / "scaling.onnx"
-    onnx_graphs.save(onnx_graphs.with_image_input(encoder, plan, 20), path)
+    onnx_graphs.save(onnx_steps.with_image_input(encoder, plan, 20), path)
     for run in (OnnxRuntime(path), OpenVino(path)):
         for size in (*SIZES, (700, 900)):
             image = np.random.default_rng(0).integers(0, 256, (*size, 3), "uint8")
@@ -257,6 +258,20 @@ def test_how_images_are_passed_does_not_matter_to_the_files(segmenter, tmp_path)
     converter.resample = "nearest"
     with pytest.raises(ValueError, match=r"other \['resample'\].*without `image_input`"):
         export_model(own, tmp_path / "other", image_input=True)
+
+
+def test_files_compute_in_float32_whatever_the_model_does(tmp_path):
+    segmenter = hq_segmenter(dtype="bfloat16")
+    segmenter.hq_token_only, segmenter.generator_settings = True, {"points_per_side": 5}
+    made = writing.in_float32(segmenter)
+    assert made.image_encoder.compute_dtype == made.mask_decoder.compute_dtype == "float32"
+    assert made.hq_token_only and made.generator_settings == {"points_per_side": 5}
+    for ours, theirs in zip(made.get_weights(), segmenter.get_weights(), strict=True):
+        assert ours.dtype == "float32"
+        assert_same(ours, np.asarray(theirs, "float32"))
+    assert writing.in_float32(made) is made
+    with pytest.raises(ValueError, match="computes in bfloat16.*dtype='float32'"):
+        segmenter.image_encoder.export(tmp_path / "x.onnx", format="onnx")
 
 
 # --- bad input ---
@@ -286,6 +301,16 @@ def test_other_files_are_not_replaced(segmenter, tmp_path):
     with pytest.raises(FileExistsError, match="holds other files"):
         export_model(segmenter, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_was_added_to_an_export_is_not_lost(segmenter, tmp_path):
+    manifest = {"format": "keras_sam export 2", "files": {"image_encoder.onnx": {}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for name in ("image_encoder.onnx", "thesis.txt"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="holds other files, such as 'thesis.txt'"):
+        export_model(segmenter, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_manifest_of_a_web_page_makes_no_export(segmenter, tmp_path):

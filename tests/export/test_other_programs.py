@@ -16,7 +16,7 @@ from PIL import Image
 from keras_sam import SAMPredictor
 from keras_sam.compat.segment_anything import SamPredictor
 from keras_sam.compat.segment_anything.modeling import Sam
-from keras_sam.export import graphs, onnx_graphs
+from keras_sam.export import graphs, onnx_graphs, onnx_steps
 from tests.closeness import assert_same
 from tests.parity import oracles
 from tests.tiny import photograph
@@ -38,7 +38,7 @@ def ours():
 @pytest.fixture(scope="module")
 def decoder(ours):
     """Meta's decoder with the option of its notebook."""
-    made = onnx_graphs.as_metas_decoder(
+    made = onnx_steps.as_metas_decoder(
         onnx_graphs.trace(graphs.PromptDecoderGraph(ours), 20),
         {**PLAN, "frame": ours.image_shape[:2]},
         20,
@@ -155,7 +155,7 @@ def test_the_steps_of_samexporters_runner(segmenter, pixels_folder, size, image_
     encoder = onnx.load(pixels_folder / "image_encoder.onnx")
     frame = segmenter.image_shape[:2]
     if image_input:
-        encoder = onnx_graphs.with_image_input(encoder, {**PLAN, "frame": frame}, 20, "float32")
+        encoder = onnx_steps.with_image_input(encoder, {**PLAN, "frame": frame}, 20, "float32")
     sessions = (encoder, onnx.load(pixels_folder / "mask_decoder.onnx"))
     sessions = (onnxruntime.InferenceSession(x.SerializeToString()) for x in sessions)
     runner = Samexporter(*sessions, frame)

@@ -1,4 +1,7 @@
-"""SavedModels: TensorFlow alone loads them, and they give the segmenter's numbers."""
+"""SavedModels: TensorFlow alone loads them, and they give the segmenter's numbers.
+
+One is written from JAX, which starts a process with TensorFlow: that is written on TensorFlow, too.
+"""
 
 import subprocess
 import sys
@@ -12,8 +15,9 @@ from keras_sam.export import export_model
 from tests.closeness import assert_same
 from tests.tiny import photograph
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="SavedModels are written on TensorFlow"
+ON_JAX, ON_TENSORFLOW = (
+    pytest.mark.skipif(keras.backend.backend() != name, reason="once is enough")
+    for name in ("jax", "tensorflow")
 )
 ALONE = """
 import sys
@@ -32,7 +36,9 @@ np.savez(sys.argv[2], **given)
 """
 
 
-def test_tensorflow_alone_runs_every_signature(segmenter, tmp_path):
+@ON_JAX
+def test_tensorflow_alone_runs_every_signature_of_a_model_on_jax(segmenter, tmp_path):
+    pytest.importorskip("tensorflow")
     export_model(segmenter, tmp_path / "out", "saved_model")
     frame = segmenter.preprocessor.image_converter.convert([photograph((53, 80))])[0]
     encoder = segmenter.image_encoder
@@ -67,6 +73,7 @@ def test_tensorflow_alone_runs_every_signature(segmenter, tmp_path):
             assert_same(found[f"{signature}/{name}"], expected[name], 1e-4)
 
 
+@ON_TENSORFLOW
 def test_onnx_is_written_by_torch_in_a_process_of_its_own(segmenter, tmp_path):
     encoder = segmenter.image_encoder
     encoder.export(tmp_path / "encoder.onnx", format="onnx", verbose=False)
@@ -75,6 +82,7 @@ def test_onnx_is_written_by_torch_in_a_process_of_its_own(segmenter, tmp_path):
     assert_same(found["image_embeddings"], encoder(images).numpy(), 1e-4)
 
 
+@ON_TENSORFLOW
 def test_the_error_of_the_other_process_is_the_same(segmenter, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds other files"):

@@ -135,6 +135,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("name", "argument", "value", "path", "shape"), SHAPES)
 def test_argument_sets_the_shape_of(name, argument, value, path, shape):
     part = make(name, **{argument: value})
@@ -192,6 +193,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("name", "arguments", "message"), REFUSED)
 def test_impossible_argument_is_refused(name, arguments, message):
     if name == "MLP":
@@ -253,6 +255,7 @@ WITH_WINDOWS = (
 )
 
 
+@pytest.mark.once
 def test_table_of_arguments_is_complete():
     """Each argument of each part is in one of this folder's tables, or says why it is not."""
     tested = {(name, argument) for name, argument, *_ in (*EFFECTS, *SHAPES)}

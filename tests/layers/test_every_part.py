@@ -18,6 +18,7 @@ def global_policy():
     keras.config.set_dtype_policy(before)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", PARTS)
 def test_config_is_json_and_makes_the_same_part(name):
     part = make(name)
@@ -29,6 +30,7 @@ def test_config_is_json_and_makes_the_same_part(name):
     assert [w.shape for w in copy.weights] == [w.shape for w in part.weights]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", PARTS)
 def test_config_has_every_argument(name):
     part = make(name)
@@ -37,6 +39,7 @@ def test_config_has_every_argument(name):
     assert named - {"self"} <= set(part.get_config())
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", PARTS)
 def test_keras_knows_the_class_by_its_registered_name(name):
     part = make(name)
@@ -47,6 +50,7 @@ def test_keras_knows_the_class_by_its_registered_name(name):
     assert copy.name == part.name
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", PARTS)
 def test_no_name_depends_on_what_was_made_before(name):
     # An unnamed sublayer would be `dense`, `dense_1`, ...: checkpoints go by these names.
@@ -55,6 +59,7 @@ def test_no_name_depends_on_what_was_made_before(name):
     assert variable_names(first) == variable_names(second)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", PARTS)
 def test_dtype_reaches_every_sublayer(name):
     policy = "bfloat16"
@@ -65,6 +70,7 @@ def test_dtype_reaches_every_sublayer(name):
     check_variables(part, policy)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", PARTS)
 def test_global_dtype_policy_is_the_default(name, global_policy):
     global_policy("mixed_bfloat16")

@@ -11,6 +11,8 @@ from keras_sam.models.preset_models import in_memory
 from keras_sam.presets.write import save_hdf5, save_safetensors
 from tests.tiny import tiny_segmenter
 
+pytestmark = pytest.mark.once
+
 FREQUENCIES = "prompt_encoder/positional_embedding/gaussian_matrix"
 META_FREQUENCIES = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 
@@ -65,6 +67,7 @@ def test_a_part(part, only, reason, base, trained, tmp_path):
     assert_loaded(base, before, wanted, [part])
 
 
+@pytest.mark.every_backend
 def test_a_decoder_changes_the_masks_of_a_model_that_was_used(base, trained, tmp_path):
     inputs = {
         "images": np.random.default_rng(0).uniform(0, 255, (1, 112, 144, 3)),

@@ -11,6 +11,8 @@ import pytest
 import keras_sam
 from tests.tiny import tiny_backbone, tiny_segmenter
 
+pytestmark = pytest.mark.once
+
 FILES = {"config.json", "preprocessor.json", "task.json", "metadata.json", "model.weights.h5"}
 
 
@@ -44,6 +46,7 @@ def test_a_folder_has_these_files_and_no_other(folder):
     assert config["registered_name"] == "keras_sam>SAMBackbone"
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("cls", [keras_sam.SAMImageSegmenter, keras_sam.ImageSegmenter])
 def test_a_segmenter_comes_back(cls, folder, segmenter):
     found = cls.from_preset(folder)
@@ -105,6 +108,7 @@ def test_random_weights_on_request(folder, tmp_path, segmenter):
         keras_sam.SAMBackbone.from_preset(tmp_path, load_weights=True)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(
     ("dtype", "compute", "stored"),
     [("bfloat16", "bfloat16", "bfloat16"), ("mixed_bfloat16", "bfloat16", "float32")],
@@ -129,6 +133,7 @@ def test_half_precision_is_not_ignored(dtype, compute, stored, folder):
     assert keras.backend.standardize_dtype(hidden.dtype) == compute
 
 
+@pytest.mark.every_backend
 def test_half_precision_is_kept_by_saving(folder, tmp_path):
     half = keras_sam.SAMBackbone.from_preset(folder, dtype="bfloat16")
     half.save_to_preset(tmp_path)
@@ -140,6 +145,7 @@ def test_half_precision_is_kept_by_saving(folder, tmp_path):
     assert_same_values(single, half)
 
 
+@pytest.mark.every_backend
 def test_what_lora_has_learnt_is_merged(tmp_path):
     backbone = tiny_backbone()
     qkv = backbone.image_encoder.get_layer("block_0").attention.qkv
@@ -284,6 +290,7 @@ def test_a_class_that_is_not_registered(folder, tmp_path):
         keras_sam.SAMBackbone.from_preset(tmp_path)
 
 
+@pytest.mark.every_backend
 def test_a_custom_part_is_saved_and_loaded(tmp_path):
     @keras.saving.register_keras_serializable(package="tests_presets")
     class TwiceTheDecoder(keras_sam.SAMMaskDecoder):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WIDTH = "96"
+WIDTH = "78"  # what the page shows without scrolling
 
 
 def markdown() -> str:

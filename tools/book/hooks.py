@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -18,6 +19,10 @@ import reference  # noqa: E402
 
 # Pages of the repository's own folder.
 DOCUMENTS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+
+# Where the pages of the repository say that the site has more, it is put in the place of that.
+MESSAGES = "*The messages are on the site, which `python3 tools/docs.py` builds.*"
+OPTIONS = "*All options are on the site, which `python3 tools/docs.py` builds, and in `--help`.*"
 
 
 def on_config(config):
@@ -53,9 +58,9 @@ def on_page_markdown(markdown, page, config, files):
     """
     here = page.file.src_uri
     if here == "errors.md":
-        markdown = markdown.replace("<!-- messages -->", messages.markdown())
+        markdown = _filled(markdown, MESSAGES, messages.markdown())
     if here == "command_line.md":
-        markdown += command_line.markdown()
+        markdown = _filled(markdown, OPTIONS, command_line.markdown())
     if here in DOCUMENTS:
         markdown = re.sub(r"\]\(docs/", "](", markdown)
     return re.sub(
@@ -64,6 +69,21 @@ def on_page_markdown(markdown, page, config, files):
         _as_text,
         markdown,
     )
+
+
+def _filled(markdown, place, content):
+    if place not in markdown:
+        raise PluginError(f"A page must have the line that its list replaces: {place}")
+    return markdown.replace(place, content)
+
+
+def on_page_content(html, page, config, files):
+    """Leaves the hundreds of messages, which are headings for the search, out of the contents."""
+    if page.file.src_uri == "errors.md":
+        for heading in page.toc.items:
+            for room in heading.children:
+                room.children = []
+    return html
 
 
 def _as_text(match):

@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import functools
 import html
+import itertools
 import re
 import tomllib
 from collections.abc import Iterator
@@ -230,38 +231,59 @@ def room_of(message: Message, rooms: list[dict]) -> dict | None:
 
 
 def explained(message: Message, entries: list[dict]) -> dict | None:
-    """The hand-written entry of a message, found by a part of its words."""
-    return next((entry for entry in entries if entry["says"] in message.text), None)
+    """The first hand-written entry that has a part of the message's words."""
+    return next((entry for entry in entries if any(w in message.text for w in entry["says"])), None)
 
 
 def markdown() -> str:
-    """The part of the errors page that is made from the sources."""
+    """The part of the errors page that is made from the sources.
+
+    Each message is a heading, so that a search leads to it and not to a room of a hundred. What is
+    written for it follows, or the way to the room's cause and remedy.
+    """
     written = notes()
     everything = collect()
+    taken: set[str] = set()
     parts = []
     for room in written["room"]:
         own = [m for m in everything if room_of(m, written["room"]) is room]
         if not own:
             continue
+        anchor = _anchor(room["title"], taken)
         parts += [
-            f"## {room['title']}",
+            f"## {room['title']} {{ #{anchor} }}",
             f"**Cause.** {room['cause']}",
             f"**What to do.** {room['remedy']}",
         ]
-        parts.append("\n".join(_item(m, explained(m, written["message"])) for m in _sorted(own)))
+        for message in _sorted(own):
+            entry = explained(message, written["message"])
+            if entry:
+                advice = f"{entry['because']} **{entry['do']}**"
+            else:
+                advice = f"[{room['title']}: cause, and what to do](#{anchor})"
+            parts.append(f"### {_shown(message)} {{ #{_anchor(message.text, taken)} .message }}")
+            parts.append(f"`{message.kind}` {advice}")
     return "\n\n".join(parts) + "\n"
+
+
+def _anchor(text: str, taken: set[str]) -> str:
+    """Up to eight words of a heading, with a number where another one starts with the same."""
+    words = re.findall(r"[a-z0-9]+", text.lower())[:8]
+    anchor = next(
+        name
+        for number in itertools.count(1)
+        if (name := "-".join([*words, str(number)] if number > 1 else words)) not in taken
+    )
+    taken.add(anchor)
+    return anchor
 
 
 def _sorted(messages: list[Message]) -> list[Message]:
     return sorted(messages, key=lambda m: re.sub(r"[^a-z]", "", m.text.lower()))
 
 
-def _item(message: Message, entry: dict | None) -> str:
-    """A line of the list; backticks of the message are code on the page as well."""
+def _shown(message: Message) -> str:
+    """The words as Markdown; their backticks are code on the page as well."""
     text = html.escape(message.text, quote=False)
     text = re.sub(r"`([^`]*)`", r"<code>\1</code>", text).replace("`", "&#96;")
-    text = re.sub(r"([*_\[\]{}|#~^\\])", lambda found: f"&#{ord(found[1])};", text)
-    line = f"* {text} <small>{message.kind}</small>"
-    if entry:
-        line += f"\n    <br>**{entry['because']}** {entry['do']}"
-    return line
+    return re.sub(r"([*_\[\]{}|#~^\\])", lambda found: f"&#{ord(found[1])};", text)

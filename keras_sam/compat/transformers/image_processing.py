@@ -23,8 +23,11 @@ from keras_sam.compat.transformers.image_reading import (
 )
 from keras_sam.compat.transformers.mask_processing import MaskProcessing
 from keras_sam.compat.transformers.outputs import BatchFeature
+from keras_sam.converters.sam_transformers import preprocessor_config
 from keras_sam.geometry import ResizePlan, resize_image
 from keras_sam.images import PIXEL_MEAN, PIXEL_STD, is_pillow_image
+from keras_sam.presets.locate import PREPROCESSOR_FILE, names
+from keras_sam.presets.read import read_preset
 from keras_sam.prompts.nested import to_numpy
 
 FILE = "preprocessor_config.json"
@@ -108,7 +111,8 @@ class SamImageProcessor(MaskProcessing):
         """Reads `preprocessor_config.json` of a folder or a repository of the Hub.
 
         Args:
-            pretrained_model_name_or_path: path of a folder, or a name as `facebook/sam-vit-base`.
+            pretrained_model_name_or_path: path of a folder, or a name as `facebook/sam-vit-base`;
+                or a preset of this package, a folder or a built-in name, which says it its own way.
             revision: optional str, branch, tag or commit of the repository.
             **kwargs: settings to replace.
 
@@ -116,7 +120,7 @@ class SamImageProcessor(MaskProcessing):
             FileNotFoundError: if there is no such file.
         """
         address = address_of(pretrained_model_name_or_path, revision)
-        return cls.from_dict(read_config(address, FILE), **kwargs)
+        return cls.from_dict(_of_preset(address) or read_config(address, FILE), **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, as they are written to a file."""
@@ -341,3 +345,13 @@ class SamImageProcessor(MaskProcessing):
         labels = to_numpy(np.asarray(labels) if is_pillow_image(labels) else labels)
         labels = np.asarray(labels, "float32").reshape(*labels.shape[-2:], 1)
         return maps._finished(maps._scaled(labels))[..., 0].astype("int64")
+
+
+def _of_preset(address):
+    """The entries of the file, of a preset that this package wrote; None for another one."""
+    folder = os.path.expanduser(address)
+    is_ours = address in names() or os.path.isfile(os.path.join(folder, PREPROCESSOR_FILE))
+    if not is_ours or os.path.isfile(os.path.join(folder, FILE)):
+        return None
+    parts = read_preset(address, load_weights=False).parts
+    return preprocessor_config({name: part["config"] for name, part in parts.items()})
