@@ -95,7 +95,7 @@ def test_every_message_is_a_heading_of_its_own_with_advice_below():
         ("The mask is empty.", "on the page", "annotate/static/canvas.js"),
         ("The server does not answer. Is it", "on the page", "annotate/static/page.js"),
         ("The server answered …", "on the page", "annotate/static/page.js"),
-        ("Python does not answer.", "on the page", "annotate/static/widget.js"),
+        ("Python does not answer. If no", "on the page", "annotate/static/widget.js"),
     ],
 )
 def test_what_the_page_and_its_server_say_is_listed(text, kind, place):

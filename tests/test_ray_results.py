@@ -155,6 +155,7 @@ def test_the_folder_of_a_killed_process_goes_with_the_next_start(tmp_path):
 
 def test_workers_without_gpus_do_not_see_them(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("KERAS_TORCH_DEVICE", "cpu")
     hidden = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu", "KERAS_TORCH_DEVICE": "cpu"}
     assert cluster.runtime_env(2, "jax", 0)["env_vars"].items() >= hidden.items()
     for gpus in (0.5, None):

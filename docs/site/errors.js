@@ -13,13 +13,13 @@
   const wordsOf = (heading) => heading.textContent.replace("¶", "").trim();
   const find = (text) => {
     const given = new Set(features(text));
+    const all = weigh([...given]);
     const rated = messages.map((heading) => {
       const own = features(wordsOf(heading));
       const hits = weigh(own.filter((feature) => given.has(feature)));
-      const part = hits / weigh(own);
+      const part = Math.max(hits / weigh(own), hits / all); // of the message, or of words from a part of it
       return { heading, part, rate: hits * (0.2 + part) };
     });
-    // A few words of a long message are like it as well as a whole short one.
     return rated.filter(({ part, rate }) => (part > 0.6 && rate > 1) || rate > 2).sort((a, b) => b.rate - a.rate).slice(0, 3);
   };
   const show = (found, place) => {
@@ -56,8 +56,8 @@
       reply();
     }
   }
-  // With a traceback of thousands of letters, the search of the site takes all memory of its tab.
-  document.querySelector(".md-search__input")?.setAttribute("maxlength", "500");
+  // The search of the site takes minutes for a traceback, each of whose words may begin many others.
+  document.querySelector(".md-search__input")?.setAttribute("maxlength", "200");
   document.addEventListener("keyup", ({ target }) => {
     if (target.matches?.(".md-search__input")) sessionStorage.setItem("searched", target.value);
   });

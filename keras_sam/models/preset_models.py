@@ -408,10 +408,16 @@ def save(folder: str | os.PathLike, model: PresetModel) -> None:
 
 
 def in_memory(backbone: PresetModel) -> Preset:
-    """A `SAMBackbone` as a preset in memory, which can then be adapted."""
+    """A `SAMBackbone` as a preset in memory, which can then be adapted and loaded.
+
+    Values of bfloat16, a type that numpy does not have, are widened as those of files are.
+    """
     names = ("image_encoder", "prompt_encoder", "mask_decoder")
     parts = {name: _serialized(getattr(backbone, name)) for name in names}
     arrays = {path: np.asarray(values) for path, values in _arrays(backbone).items()}
+    for path, array in arrays.items():
+        if array.dtype.name == "bfloat16":
+            arrays[path] = array.astype("float32")
     return Preset(parts, arrays)
 
 

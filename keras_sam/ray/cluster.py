@@ -79,7 +79,8 @@ def runtime_env(
         variables |= _NO_GPU
     passed = ("KERAS_", "XLA_", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "TF_FORCE_GPU_ALLOW_GROWTH")
     for name, value in os.environ.items():
-        if name.startswith(passed):
+        # The device of this process is not that of workers on other machines.
+        if name.startswith(passed) and name not in _NO_GPU:
             variables.setdefault(name, value)
     if (_ROOT / "pyproject.toml").is_file():  # a checkout
         paths = [str(_ROOT), os.environ.get("PYTHONPATH")]

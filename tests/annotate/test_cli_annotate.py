@@ -117,7 +117,12 @@ def test_the_server_starts_keeps_a_mask_and_saves_at_sigterm(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_signals_end_it_alike(name):
+    # A shell that starts the tests in the background has them ignore Ctrl-C.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), annotate._ends_as_by_ctrl_c():
-        signal.raise_signal(getattr(signal, name))
-    assert signal.getsignal(signal.SIGTERM) is before
+    try:
+        with pytest.raises(KeyboardInterrupt), annotate._ends_as_by_ctrl_c():
+            signal.raise_signal(getattr(signal, name))
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGINT, interrupt)

@@ -64,9 +64,9 @@ def test_pasted_errors_lead_to_their_messages(find):
 
 
 def test_short_messages_and_parts_of_long_ones_are_found(find):
-    first = find("error: --device: torch has no gpu here").split("\n")[0]
-    assert "--device: … has no … here" in first
-    assert "`boxes` must have x1 <= x2" in find("boxes must have x1 <= x2 and y1")
+    shown = find("keras-sam segment: error: --device: torch has no gpu here")
+    assert shown.startswith("--device: … has no … here")
+    assert find("boxes must have x1 <= x2 and y1").startswith("`boxes` must have x1 <= x2")
 
 
 def test_what_is_no_message_of_ours_is_called_so(find):

@@ -38,7 +38,7 @@ np.savez(arrays, **given)
 def test_litert_alone_runs_both_files(tmp_path):
     """Of SAM-HQ, whose encoder and decoder have all that SAM's have."""
     segmenter = hq_segmenter()
-    export_model(segmenter, tmp_path / "out", "litert", multimask_output=True)
+    export_model(segmenter, tmp_path / "out", "litert")
     frame = segmenter.preprocessor.image_converter.convert([photograph((53, 80))])[0]
     encoder = segmenter.image_encoder
     pixels = (frame - np.float32(encoder.pixel_mean)) / np.float32(encoder.pixel_std)
@@ -61,7 +61,7 @@ def test_litert_alone_runs_both_files(tmp_path):
     features = segmenter.encode_frames(frame)
     wanted = features["image_embeddings"].transpose(0, 3, 1, 2)
     assert_same(found["image_embeddings"], wanted, 1e-4)
-    expected = segmenter.decode(features, canonical, multimask_output=True)
+    expected = segmenter.decode(features, canonical)
     for name in ("masks", "iou_pred"):
         assert_same(found[name], expected[name], 1e-4)
 

@@ -1,5 +1,6 @@
 """The same weights at another input size."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -26,13 +27,18 @@ def test_its_own_size_changes_nothing_and_shares_nothing(segmenter):
     assert not {id(v) for v in same.weights} & {id(v) for v in segmenter.weights}
 
 
-def test_dtype_policy_and_threshold_are_kept():
-    segmenter = tiny_segmenter(dtype="mixed_bfloat16")
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16"])
+def test_dtype_policy_and_threshold_are_kept(dtype):
+    segmenter = tiny_segmenter(dtype=dtype)
     segmenter.mask_threshold = 0.25
     moved = segmenter.at_image_shape((64, 64))
     assert moved.mask_threshold == 0.25
     assert moved.mask_decoder.compute_dtype == "bfloat16"
     assert moved.image_encoder.get_layer("block_0").compute_dtype == "bfloat16"
+    kernels = [model.mask_decoder.weights[0] for model in (segmenter, moved)]
+    assert kernels[0].dtype == kernels[1].dtype == segmenter.mask_decoder.variable_dtype
+    first, second = (keras.ops.convert_to_numpy(keras.ops.cast(k, "float32")) for k in kernels)
+    np.testing.assert_array_equal(first, second)
 
 
 def test_a_size_that_patches_do_not_fill(segmenter):
