@@ -18,7 +18,9 @@ tried with these, from Debian 12, their licences in each package's copyright fil
 
 with the `stereo_motorcycle` of scikit-image's wheel. Those of it that stay the test are not among
 them (coins, chelsea, astronaut, coffee, rocket). Of the masks that it finds, most would be called
-objects or parts, the others pieces of grounds with a clear outline.
+objects or parts, the others pieces of grounds with a clear outline. Some of these licences ask that
+what is made of a picture has the same: weights that are to ship under this project's licence have
+to be trained without those pictures.
 """
 
 import argparse
