@@ -100,7 +100,6 @@ def test_what_a_run_leaves(whole, preset):
     assert keras_sam.SAMImageSegmenter.from_preset(whole / "best").image_shape == (64, 80, 3)
 
 
-@pytest.mark.every_backend
 def test_a_killed_run_ends_as_if_nothing_had_happened(data, preset, whole, cli, tmp_path):
     out = tmp_path / "run"
     call = words(data, preset, out, "--flips")
