@@ -19,9 +19,8 @@ _CONNECT_SECONDS = 5
 _ANSWER_SECONDS = 40  # of a command of Ray, which takes seconds to start
 _ATTEMPTS = 4  # Ray gives its own processes 15 s, which a busy machine may need
 _OBJECT_STORE = 512 << 20
-_FOLDER = (
-    "raysam"  # of a cluster of this machine; a process holds the lock in it as long as it runs
-)
+# Of a cluster of this machine; a process holds the lock in its folder as long as it runs.
+_FOLDER = "raysam"
 _LOCK = "keras_sam.lock"
 # For workers that are to compute on processors: Ray hides GPUs from nobody who asks for none.
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu", "KERAS_TORCH_DEVICE": "cpu"}
