@@ -4,23 +4,22 @@
 
 A mask is a region that stands out (`tools/photograph_regions.py`), which takes a second or two a
 picture and is kept in PREPARED. Pictures with a transparent ground are cut-outs, whose masks are
-exact; they are pasted over photographs, with shadows.
+exact. They are pasted over photographs, with shadows, and so are the clearest regions of other
+photographs.
 
-PHOTOGRAPHS is a folder with pictures, at any depth; none of them is in the repository. It was
-tried with these, from Debian 12, their licences in each package's copyright file:
+PHOTOGRAPHS is a folder with pictures, at any depth; none of them is in the repository. Weights that
+ship under this project's licence are trained on pictures that may be used for anything, or with
+their author's name (public domain, CC0, CC BY, BSD, Apache-2.0):
 
-    gcompris-qt-data            225 photographs and paintings, WebP inside its *.rcc; public domain,
-                                CC0, CC BY, CC BY-SA
-    tuxpaint-stamps-default     406 cut-outs, those outside its folders of cartoons; GPL-2
-    mate-backgrounds, palapeli-data, plasma-workspace-wallpapers, lomiri-wallpapers-16.04,
-    gnome-backgrounds           42 photographs; GPL-2+, CC0, GFDL, CC BY, CC BY-SA
-    opencv-doc                  23 photographs; BSD-3-Clause, Apache-2.0
+    gcompris-qt-data 3.1       53 photographs, those of its categories, and of animals of the world,
+                               that its copyright file says are free, and 27 cut-outs of fish
+    opencv-doc 4.6             22 photographs among its samples
+    lomiri-wallpapers-16.04    9 photographs that are CC0 or CC BY
+    scikit-learn               its two, CC BY
 
-with the `stereo_motorcycle` of scikit-image's wheel. Those of it that stay the test are not among
-them (coins, chelsea, astronaut, coffee, rocket). Of the masks that it finds, most would be called
-objects or parts, the others pieces of grounds with a clear outline. Some of these licences ask that
-what is made of a picture has the same: weights that are to ship under this project's licence have
-to be trained without those pictures.
+from Debian 12 and PyPI. scikit-image's are not among them: they stay the test (coins, chelsea,
+astronaut, coffee, rocket). Of the masks that it finds, most would be called objects or parts, the
+others pieces of grounds with a clear outline.
 """
 
 import argparse
@@ -92,6 +91,28 @@ class Photographs:
         masks = [Image.fromarray(m).resize(whole, Image.Resampling.NEAREST) for m in masks]
         return image.astype("float32"), np.stack([np.asarray(mask) for mask in masks])
 
+    def _cutout(self, rng):
+        """Something to paste, uint8 `(H0, W0, 4)`, and the masks of its parts.
+
+        Half of it are regions: the clearest of a photograph, which do not end at its borders.
+        """
+        while rng.random() < 0.5:
+            image, masks = _opened(self._photographs[rng.integers(len(self._photographs))])
+            inside = np.pad(masks[:, 1:-1, 1:-1], ((0, 0), (1, 1), (1, 1))).astype(bool)
+            whole = [n for n in range(len(masks)) if (inside[n] == masks[n]).all()][:4]
+            if not whole:
+                continue
+            mask = inside[rng.choice(whole)]
+            rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+            window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            # Pixels at the outline are half of the ground.
+            alpha = ndimage.gaussian_filter(
+                255 * ndimage.binary_erosion(mask).astype("float32"), 0.7
+            )
+            cutout = np.concatenate([image, alpha[..., None].astype("uint8")], axis=-1)[window]
+            return cutout, np.zeros((0, *cutout.shape[:2]), "uint8")
+        return _opened(self._cutouts[rng.integers(len(self._cutouts))])
+
     def _pasted(self, rng, image, masks):
         """Cut-outs over a scene, with their shadows, and the masks of what is still to be seen."""
         if rng.random() < 0.35:  # out of focus behind them
@@ -99,10 +120,10 @@ class Photographs:
         before = masks.sum(axis=(1, 2))
         pasted = []  # mask and area of each
         count = rng.integers(1, 4) if rng.random() < 0.5 else rng.integers(4, 13)
-        same = rng.integers(len(self._cutouts)) if rng.random() < 0.2 else None
+        same = self._cutout(rng) if rng.random() < 0.2 else None
         for _ in range(count):
-            number = rng.integers(len(self._cutouts)) if same is None else same
-            pixels, alpha, parts = _turned(rng, *_opened(self._cutouts[number]), 260 / count**0.35)
+            cutout = same or self._cutout(rng)
+            pixels, alpha, parts = _turned(rng, *cutout, 260 / count**0.35)
             placed = _placed(rng, alpha, image.shape[:2])
             if placed is None:
                 continue
