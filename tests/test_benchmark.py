@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+ANSWER = "@@ "  # as benchmark_here.py says it
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
 
@@ -19,16 +21,58 @@ def run(tmp_path):
         command = [sys.executable, str(TOOLS / "benchmark.py"), "--quick", "--out", str(tmp_path)]
         done = subprocess.run([*command, *words], capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr  # the table says why
-        measured = json.loads((tmp_path / "benchmark.json").read_text())
-        table = (tmp_path / "benchmark.md").read_text()
-        assert table.strip() == done.stdout.strip()
-        for row in measured["rows"]:
-            assert 0 < row["fastest"] <= row["seconds"] <= row["slowest"]
-            assert row["repeats"] == len(row["all_seconds"])
-        rows = {(row["variant"], row["side"]): row for row in measured["rows"]}
-        return rows, measured, table
+        return what_it_wrote(tmp_path, done.stdout)
 
     return run
+
+
+@pytest.fixture
+def run_here(tmp_path, here):
+    """The same with PyTorch and all sides in one process, for what the cases themselves do."""
+
+    def run(*words):
+        code, printed = here(["--quick", "--out", str(tmp_path), *words])
+        assert code == 0, printed
+        return what_it_wrote(tmp_path, printed)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """Asks one process for the runs of all tests; gives a run's exit code and what it printed."""
+    script = TOOLS.parent / "tests" / "benchmark_here.py"
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path_factory.mktemp("shared"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": "torch"},
+    )
+
+    def ask(words):
+        process.stdin.write(json.dumps(words) + "\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            if line.startswith(ANSWER):
+                return json.loads(line.removeprefix(ANSWER))
+        pytest.fail(f"The process ended with exit code {process.wait()}; stderr says why.")
+
+    yield ask
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+def what_it_wrote(folder, printed):
+    measured = json.loads((folder / "benchmark.json").read_text())
+    table = (folder / "benchmark.md").read_text()
+    assert table.strip() == printed.strip()
+    for row in measured["rows"]:
+        assert 0 < row["fastest"] <= row["seconds"] <= row["slowest"]
+        assert row["repeats"] == len(row["all_seconds"])
+    rows = {(row["variant"], row["side"]): row for row in measured["rows"]}
+    return rows, measured, table
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +159,7 @@ def assert_same_work(rows, fact, first="ours, float32", bound=1e-3):
                 assert row["facts"][fact] == pytest.approx(expected, rel=allowed), side
 
 
-def test_encoders(run, tmp_path):
+def test_encoders(run_here, tmp_path):
     for name in ("openvino", "onnxruntime", "transformers"):
         pytest.importorskip(name)
     peer = tmp_path / "peer" / "keras_hub.py"  # as KerasHub's, whose classes ours are named after
@@ -123,7 +167,7 @@ def test_encoders(run, tmp_path):
     peer.write_text("from keras_sam.compat.keras_hub import models")
     words = ["--cases", "encoder", "--repeats", "1", "--keras-hub", str(peer.parent)]
     words += ["--sides", "ours", "Meta", "transformers", "KerasHub, float32", "alone, float32"]
-    rows, measured, _ = run(*words)
+    rows, measured, _ = run_here(*words)
     assert measured["missing"] == [] and len(rows) == 10
     with_the_same_weights = {
         key: row
@@ -134,20 +178,20 @@ def test_encoders(run, tmp_path):
     assert len(with_the_same_weights) == 8
 
 
-def test_the_encoders_of_sam2(run):
+def test_the_encoders_of_sam2(run_here):
     pytest.importorskip("transformers")
     words = ["--cases", "hiera", "--repeats", "1", "--sides", "float32"]
-    rows, measured, _ = run(*words)
+    rows, measured, _ = run_here(*words)
     assert measured["missing"] == [] and len(rows) == 3
     same = {key: row for key, row in rows.items() if "SAM 2.1" in key[1]}
     assert_same_work(same, "largest value", first="ours, SAM 2.1 tiny, float32")
 
 
-def test_the_encoders_of_mobile_sam_and_a_click_with_each_model(run):
+def test_the_encoders_of_mobile_sam_and_a_click_with_each_model(run_here):
     if importlib.util.find_spec("mobile_sam") is None:  # cannot be imported without stand-ins
         pytest.skip("mobilesam-mirror is not installed")
     words = ["--cases", "mobile", "family", "--repeats", "1", "--sides", "float32", "ours, SAM"]
-    rows, measured, _ = run(*words)
+    rows, measured, _ = run_here(*words)
     assert measured["missing"] == []
     same = {key: row for key, row in rows.items() if "MobileSAM" in key[1]}
     assert_same_work(same, "largest value", first="ours, MobileSAM, float32")
@@ -157,21 +201,21 @@ def test_the_encoders_of_mobile_sam_and_a_click_with_each_model(run):
     assert len(clicked) == 3
 
 
-def test_decoders(run):
+def test_decoders(run_here):
     for name in ("openvino", "transformers"):
         pytest.importorskip(name)
-    rows, measured, table = run("--cases", "decoder", "--repeats", "1")
+    rows, measured, table = run_here("--cases", "decoder", "--repeats", "1")
     assert measured["missing"] == [] and len(rows) == 3 * 7
     assert_same_work(rows, "deviation")
     assert "| CPU ms per prompt |" in table and "| Meta, float32, 64 prompts |" in table
 
 
-def test_exported_files(run):
+def test_exported_files(run_here):
     for name in ("onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(name)
     cases = ("export_encoder", "export_decoder", "export_predictor")
     sides = ("in ONNX Runtime", "exported, in", "Keras on")
-    rows, measured, _ = run("--cases", *cases, "--repeats", "1", "--sides", *sides)
+    rows, measured, _ = run_here("--cases", *cases, "--repeats", "1", "--sides", *sides)
     assert measured["missing"] == []
     compared = {
         "export_encoder": ("largest value", "ours in ONNX Runtime, float32", 2),
@@ -184,18 +228,18 @@ def test_exported_files(run):
         assert_same_work(of_case, fact, first=first)
 
 
-def test_everybody_answers_a_click_alike(run):
-    rows, _, _ = run("--cases", "click", "--repeats", "1")
+def test_everybody_answers_a_click_alike(run_here):
+    rows, _, _ = run_here("--cases", "click", "--repeats", "1")
     assert_same_work(rows, "pixels", bound=0.01)
 
 
-def test_everybody_takes_the_same_training_step(run):
-    rows, _, _ = run("--cases", "train", "--repeats", "1")
+def test_everybody_takes_the_same_training_step(run_here):
+    rows, _, _ = run_here("--cases", "train", "--repeats", "1")
     assert_same_work(rows, "loss", first="ours", bound=0.01)
 
 
-def test_loading_and_importing(run):
-    rows, measured, _ = run("--cases", "load", "import", "--repeats", "1")
+def test_loading_and_importing(run_here):
+    rows, measured, _ = run_here("--cases", "load", "import", "--repeats", "1")
     assert measured["missing"] == []
     loaded = {key: row for key, row in rows.items() if key[0]}
     assert_same_work(loaded, "million weights", first="ours", bound=0.02)
@@ -214,8 +258,8 @@ def test_int8_says_what_it_costs(run):
     )
 
 
-def test_a_busy_neighbour_changes_no_mask(run):
+def test_a_busy_neighbour_changes_no_mask(run_here):
     sides = ("on torch, imported", "on torch, OMP")
-    rows, _, table = run("--cases", "busy", "--repeats", "1", "--sides", *sides)
+    rows, _, table = run_here("--cases", "busy", "--repeats", "1", "--sides", *sides)
     assert len(rows) == 4 and len({row["facts"]["pixels"] for row in rows.values()}) == 1
     assert "| on torch, OMP_WAIT_POLICY=passive, busy |" in table

@@ -36,17 +36,21 @@ def need_file(job, name: str) -> str:
         before = {"sam2_transformers": "sam2", "mobile.safetensors": "mobile"}.get(name, "sam.pth")
         if name != "sam.pth":
             need_file(job, before)
-        # In a process of its own: a side that is measured must not hold what this takes.
-        words = [str(path), job.size, str(job.batch)]
-        paths = [str(TOOLS.parent), os.environ.get("PYTHONPATH", "")]
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "benchmarks.files", *words],
-            check=True,
-            cwd=TOOLS,
-            stdout=sys.stderr,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        )
+        write_apart(path, job)
     return str(path)
+
+
+def write_apart(path: Path, job) -> None:
+    """In a process of its own: a side that is measured must not hold what this takes."""
+    words = [str(path), job.size, str(job.batch)]
+    paths = [str(TOOLS.parent), os.environ.get("PYTHONPATH", "")]
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.files", *words],
+        check=True,
+        cwd=TOOLS,
+        stdout=sys.stderr,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
 
 
 def write(path: Path, size: str, batch: int) -> None:

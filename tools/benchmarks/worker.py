@@ -78,24 +78,42 @@ class Worker:
         raise SideFailed(f"killed by signal {-code}" if code < 0 else f"exit code {code}")
 
 
+class Prepared:
+    """A side that is ready to be timed, in this process; `Worker` is one in another.
+
+    Raises:
+        LeftOut: if the side cannot run here.
+    """
+
+    def __init__(self, case: Case, side: str, shared: dict):
+        runs = case.sides[side].prepare(shared)
+        self._runs = runs if isinstance(runs, dict) else {"": runs}
+        give_memory_back()
+        model = resident_bytes()
+        self._first = {name: warm_up(run, case.warmups) for name, run in self._runs.items()}
+        self._before = {"model": model, "preparing": peak_bytes()}
+        self.device = device()
+        self.variants = list(self._runs)
+
+    def repeat(self, variant: str) -> dict:
+        return {**self._before, "first": self._first[variant], **measure(self._runs[variant])}
+
+    def stop(self) -> None:
+        self._runs.clear()
+
+
 def work(side: str, case: Case) -> None:
     """Prepares a side, then answers each line of stdin with one repetition."""
     sys.path.insert(0, str(ROOT))
     shared = json.loads(sys.stdin.readline())
     try:
-        runs = case.sides[side].prepare(shared)
-        runs = runs if isinstance(runs, dict) else {"": runs}
-        give_memory_back()
-        model = resident_bytes()
-        first = {variant: warm_up(run, case.warmups) for variant, run in runs.items()}
+        prepared = Prepared(case, side, shared)
     except LeftOut as reason:
         say({"left_out": str(reason)})
         return
-    before = {"model": model, "preparing": peak_bytes()}
-    say({"shared": shared, "variants": list(runs), "device": device()})
+    say({"shared": shared, "variants": prepared.variants, "device": prepared.device})
     for line in sys.stdin:
-        variant = json.loads(line)
-        say({**before, "first": first[variant], **measure(runs[variant])})
+        say(prepared.repeat(json.loads(line)))
 
 
 def warm_up(run, times) -> float | None:
