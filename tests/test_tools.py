@@ -15,6 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
 
 
+@pytest.fixture(autouse=True)
+def quick_starts(monkeypatch):
+    """The pytests that are started here load no installed plugins, which take seconds to import."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
 @pytest.fixture(scope="module")
 def tools():
     """The modules of tools/, importable for these tests only."""
