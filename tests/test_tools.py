@@ -15,12 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
 
 
-@pytest.fixture(autouse=True)
-def quick_starts(monkeypatch):
-    """The pytests that are started here load no installed plugins, which take seconds to import."""
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-
-
 @pytest.fixture(scope="module")
 def tools():
     """The modules of tools/, importable for these tests only."""
@@ -218,9 +212,8 @@ def backend_suite(tmp_path):
             f"def test_it(): assert SEEN in {good!r}\n"
         )
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ)
-        )
+        variables = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # as the steps have
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=variables)
 
     return run
 

@@ -17,6 +17,7 @@ import dataclasses
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,12 @@ PARTS = {
 # Programs that run once are made by XLA in half the time without its optimizations. Parity on JAX
 # is tested with what users get.
 QUICK_XLA = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}
+# What XLA has compiled for one test of a step, the next ones load: many make the same small model.
+# Each run starts with none, so that every program was made by the code under test.
+KEPT_PROGRAMS = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 # Tests marked `once` show the same on every backend: torch, which compiles nothing, runs them.
 EVERY_BACKEND = ("-m", "not package and (not once or every_backend)")
 SNIPPETS = "tests/test_snippets.py"
@@ -281,6 +288,7 @@ class Runner:
         self.logs.mkdir(parents=True, exist_ok=True)
         counts = self.logs / f"{step.name}.xml"
         counts.unlink(missing_ok=True)
+        shutil.rmtree(self.programs(step), ignore_errors=True)
         reasons = []
         with self.log(step.name).open("w") as log:
             for command in step.commands:
@@ -314,6 +322,9 @@ class Runner:
             KERAS_HOME=str(self.logs.parent / "keras"),  # not the user's own settings
             OMP_NUM_THREADS=str(share),
             PYTHONUNBUFFERED="1",
+            PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",  # importing them all takes three seconds
+            JAX_COMPILATION_CACHE_DIR=str(self.programs(step)),
+            **KEPT_PROGRAMS,
             **step.variables,
         )
         process = subprocess.Popen(
@@ -366,6 +377,10 @@ class Runner:
             print(f"----- the end of {self.log(result.name)} ({len(lines)} lines)")
             print("\n".join(lines[-150:]))
             print("-----", flush=True)
+
+    def programs(self, step: Step) -> Path:
+        """A folder of the step's own: two processes at once might meet half a file."""
+        return self.logs.parent / "programs" / step.name
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
