@@ -2,6 +2,9 @@
 
 Both run on the trained weights of `sam_tiny_demo`, for a model with random weights makes masks as
 large as the image.
+
+A backend encodes pictures and decodes clicks, crops and masks; what becomes of the candidates is
+numpy, which is tested once.
 """
 
 import copy
@@ -42,6 +45,8 @@ from tests.meta_oracle import import_segment_anything
 from tests.scenes import scene
 from tests.tiny import photograph
 
+pytestmark = pytest.mark.once
+
 
 @functools.cache
 def trained():
@@ -61,7 +66,17 @@ def ours(setting):
     return our_records(trained(), setting, chosen()[SETTINGS[setting][1]]["seed"])
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+# An odd size, an upright one and crops: what a model is asked differs in nothing else.
+ON_EVERY_BACKEND = ("uncompressed", "coco", "1 layer of crops")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param(name, marks=[pytest.mark.every_backend] * (name in ON_EVERY_BACKEND))
+        for name in SETTINGS
+    ],
+)
 def test_records_equal_metas(setting):
     expected, watch = metas(setting)
     assert_telling(setting, expected, watch)
@@ -76,6 +91,7 @@ def test_images_of_odd_sizes_are_among_them():
     assert any(h < w for h, w in odd) and any(h > w for h, w in odd)
 
 
+@pytest.mark.every_backend
 def test_run_lengths_have_metas_form():
     for setting in ("uncompressed", "coco"):
         (a, b) = ours(setting)[0]["segmentation"], metas(setting)[0][0]["segmentation"]
@@ -131,6 +147,7 @@ def assert_identical(actual, expected):
         }
 
 
+@pytest.mark.every_backend
 def test_images_of_different_sizes_in_one_call():
     images = [small_picture(), small_picture(6, (90, 128))]
     results = generator().generate(images, verbose=0)
@@ -259,6 +276,7 @@ def test_stream_tells_how_many_clicks_are_done():
     assert sum(told) == crops.clicks_per_image == 32 and len(told) == 5
 
 
+@pytest.mark.every_backend
 def test_embeddings_are_used_as_they_are(monkeypatch, tmp_path):
     expected = generator().generate(small_picture())
     other = generator().generate(small_picture(6))
@@ -292,6 +310,7 @@ def test_bgr_and_paths(tmp_path):
     assert_identical(generator().generate(tmp_path / "photo.png"), expected)
 
 
+@pytest.mark.every_backend
 def test_no_other_backend_is_imported():
     """As Keras imports TensorFlow for a layer's config: seconds, and half a gigabyte."""
     code = (
@@ -555,6 +574,7 @@ def test_masks_that_wait_take_no_memory(monkeypatch):
     assert peaks[1] - peaks[0] < 2000 * 6 * 16 * 3
 
 
+@pytest.mark.every_backend
 def test_memory_does_not_grow_with_the_number_of_points():
     image = photograph((300, 400))
     enlarged = {"pred_iou_thresh": 0, "stability_score_thresh": 1.01}  # all, and none is a record
@@ -592,6 +612,7 @@ def test_a_part_is_enlarged_as_the_whole(seed):
     assert part.size < whole.size or seed
 
 
+@pytest.mark.every_backend
 def test_m2m_decodes_every_mask_with_itself_as_prompt():
     image, grid = small_picture(), np.array([[0.3, 0.4], [0.7, 0.55]])
     everything = {"pred_iou_thresh": 0, "stability_score_thresh": 0, "point_grids": [grid]}

@@ -1,6 +1,7 @@
 """What works with SAM works with each model of the family, a small one of each."""
 
 import functools
+import itertools
 import json
 
 import keras
@@ -51,7 +52,22 @@ def name(request):
 HALVES = ("mixed_bfloat16", "bfloat16", *(("float16",) if backends.NAME == "torch" else ()))
 
 
-@pytest.mark.parametrize("dtype", HALVES)
+# Each model, in one policy of the two; one backend has all of both.
+ON_EVERY_BACKEND = {
+    ("MobileSAM", "mixed_bfloat16"),
+    ("SAM-HQ", "bfloat16"),
+    ("light SAM-HQ", "bfloat16"),
+    ("SAM 2", "mixed_bfloat16"),
+}
+
+
+@pytest.mark.parametrize(
+    "name, dtype",
+    [
+        pytest.param(*pair, marks=[pytest.mark.once] * (pair not in ON_EVERY_BACKEND))
+        for pair in itertools.product(MODELS, HALVES)
+    ],
+)
 def test_half_precision_is_close(name, dtype):
     outputs = MODELS[name](dtype=dtype).predict(BOXES, verbose=0)
     assert outputs["masks"].dtype == "float32"
@@ -102,6 +118,7 @@ def test_converted_files_give_the_same_masks(name, tmp_path):
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.once
 @TRAINS
 def test_frozen_parts_and_recomputed_blocks(name, tmp_path):
     segmenter = MODELS[name]()

@@ -62,8 +62,8 @@ class EarlyDecoder(keras_sam.SAMMaskDecoder):
         return super().project_image(image_embeddings + early_features, **prompts)
 
 
-def with_early_features(seed=14):
-    plain = tiny_backbone(seed=seed)
+def with_early_features(**settings):
+    plain = tiny_backbone(**settings)
     encoder = plain.image_encoder
     early = keras.layers.AveragePooling2D(16)(encoder.input / 255.0)
     early = ops.concatenate([early] * 5 + [early[..., :1]], axis=-1)  # (B, Eh, Ew, 16)
@@ -152,6 +152,7 @@ def test_predictor_keeps_and_saves_them(segmenter, encoded, tmp_path):
         other.load_embedding(tmp_path / "two.safetensors")
 
 
+@pytest.mark.once
 def test_generator_takes_them(segmenter):
     generator = keras_sam.SAMAutomaticMaskGenerator(
         segmenter, points_per_side=3, pred_iou_thresh=-9, stability_score_thresh=0.0
@@ -167,6 +168,7 @@ def test_generator_takes_them(segmenter):
     assert [r["bbox"] for r in embedded] == [r["bbox"] for r in records]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -181,18 +183,24 @@ def test_features_that_do_not_fit_are_refused(segmenter, encoded, change, messag
         segmenter.decode({**encoded, **change}, PROMPTS)
 
 
+@pytest.mark.once
 def test_an_array_is_not_enough(segmenter, encoded):
     with pytest.raises(ValueError, match="`early_features` must be given beside"):
         segmenter.decode(encoded["image_embeddings"], PROMPTS, encoded["original_sizes"])
 
 
+# One block and one layer of the decoder: every program of training is compiled anew.
+SMALL = {"num_layers": 1, "global_attention_layer_indices": [], "window_size": 3}
+SMALL |= {"image_shape": (48, 80, 3), "decoder_layers": 1}
+
+
 @pytest.mark.skipif(keras.backend.backend() == "openvino", reason="OpenVINO only predicts")
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.once)])
 def test_cached_features_train_as_images_do(tmp_path, dtype):
     source = [(image, disc(image.shape[:2], 25, 30, 12)[None]) for image in PHOTOS]
     losses = []
     for is_cached in (False, True):
-        segmenter = with_early_features()
+        segmenter = with_early_features(**SMALL)
         segmenter.freeze("image_encoder")
         segmenter.compile(keras.optimizers.SGD(1e-3))
         data = CachedEmbeddings(segmenter, source, tmp_path / dtype, dtype, 2, verbose=0)
@@ -210,6 +218,7 @@ def test_cached_features_train_as_images_do(tmp_path, dtype):
     trainer.fit(ObjectBatches(data, 2, seed=3), verbose=0)
 
 
+@pytest.mark.once
 @pytest.mark.skipif(keras.backend.backend() == "openvino", reason="OpenVINO only predicts")
 def test_a_batch_with_an_unknown_key_is_refused(segmenter, encoded):
     segmenter.freeze("image_encoder")
@@ -219,6 +228,7 @@ def test_a_batch_with_an_unknown_key_is_refused(segmenter, encoded):
         segmenter.fit(x, {"masks": [np.ones((1, *size)) for size in SIZES]}, verbose=0)
 
 
+@pytest.mark.once
 def test_intermediate_results_need_an_encoder_that_gives_them(segmenter):
     with pytest.raises(ValueError, match="`with_outputs`"):
         segmenter.encode(PHOTOS, return_hidden_states=True)

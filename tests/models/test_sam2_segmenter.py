@@ -1,4 +1,8 @@
-"""SAM 2's task: what it has that SAM's has not, in every way of using it."""
+"""SAM 2's task: what it has that SAM's has not, in every way of using it.
+
+Every backend predicts and trains with its parts. Files, LoRA and cached features take a model's
+parts as they take SAM's, with which they are tested on every backend; errors and enlarging are numpy.
+"""
 
 import keras
 import numpy as np
@@ -50,6 +54,7 @@ def test_encoded_images_give_the_same(segmenter):
     assert_same_outputs(outputs, segmenter.predict(inputs, verbose=0))
 
 
+@pytest.mark.once
 def test_masks_of_stretched_images_are_the_predictors(segmenter):
     inputs = ragged_inputs()
     outputs = segmenter.predict(inputs, verbose=0)
@@ -66,6 +71,7 @@ def test_masks_of_stretched_images_are_the_predictors(segmenter):
         np.testing.assert_array_equal(again, expected)
 
 
+@pytest.mark.once
 def test_a_model_without_a_preprocessor_takes_its_own_frame(segmenter):
     bare = keras_sam.SAM2ImageSegmenter(segmenter.backbone)
     frame = photograph((64, 96))
@@ -88,6 +94,7 @@ def test_logits_that_go_back_as_prompts_are_bounded(segmenter):
     np.testing.assert_array_equal(tiny_segmenter().logits_as_prompt(logits), logits)
 
 
+@pytest.mark.once
 def test_an_embedding_file_holds_all_features(segmenter, tmp_path):
     image, box = photograph((53, 131)), [10, 5, 90, 40]
     predictor = keras_sam.SAMPredictor(segmenter)
@@ -102,6 +109,7 @@ def test_an_embedding_file_holds_all_features(segmenter, tmp_path):
         keras_sam.SAMPredictor(tiny_segmenter()).load_embedding(tmp_path / "embedding")
 
 
+@pytest.mark.once
 def test_saving(segmenter, tmp_path):
     inputs = ragged_inputs()
     expected = segmenter.predict(inputs, verbose=0)
@@ -118,6 +126,7 @@ def test_saving(segmenter, tmp_path):
         assert_same_outputs(loaded.predict(inputs, verbose=0), expected)
 
 
+@pytest.mark.once
 def test_the_generator_starts_with_the_settings_of_sam2(segmenter):
     assert segmenter.generator_settings == {"pred_iou_thresh": 0.8}
     generator = keras_sam.SAMAutomaticMaskGenerator(segmenter)
@@ -168,23 +177,35 @@ def test_fit_learns_where_an_object_is_and_that_there_is_none():
     assert scores[0] > scores[1]
 
 
-@needs_training
-def test_the_trainer_and_cached_features(tmp_path):
+def trainer_of_two_clicks():
     segmenter = tiny_sam2_segmenter()
     segmenter.freeze("image_encoder")
-    images, targets = training_data()
-    source = list(zip(images, targets, strict=True))[:1]
-    cache = CachedEmbeddings(segmenter, source, tmp_path, verbose=0)
     trainer = SAMTrainer(segmenter, num_clicks=1, seed=1)
     trainer.compile(optimizer=keras.optimizers.Adam(3e-3))
+    return trainer
+
+
+@pytest.mark.once
+@needs_training
+def test_the_trainer_takes_cached_features(tmp_path):
+    trainer = trainer_of_two_clicks()
+    images, targets = training_data()
+    source = list(zip(images, targets, strict=True))[:1]
+    cache = CachedEmbeddings(trainer.segmenter, source, tmp_path, verbose=0)
     history = trainer.fit(ObjectBatches(cache, seed=1), epochs=2, verbose=0).history
     assert np.isfinite(history["loss"]).all()
-    # An empty target is asked for with a click beside the object.
+
+
+@needs_training
+def test_the_trainer_asks_for_an_empty_target_with_a_click_beside_the_object():
+    trainer = trainer_of_two_clicks()
+    images, targets = training_data()
     history = trainer.fit({"images": images}, {"masks": targets}, epochs=1, verbose=0).history
     assert np.isfinite(history["loss"]).all()
     assert trainer._fit_state.loss == SAM2Loss()
 
 
+@pytest.mark.once
 @needs_training
 def test_lora():
     segmenter = tiny_sam2_segmenter()
@@ -201,6 +222,7 @@ def test_lora():
 # --- bad input ---
 
 
+@pytest.mark.once
 def test_features_that_are_missing(segmenter):
     encoded = segmenter.encode([photograph((53, 131))])
     prompts = {"points": [[[20, 30]]], "labels": [[1]]}
@@ -211,6 +233,7 @@ def test_features_that_are_missing(segmenter):
         segmenter.decode(encoded, prompts)
 
 
+@pytest.mark.once
 def test_features_of_another_model(segmenter):
     sams = tiny_segmenter().encode([photograph((53, 131))])
     prompts = {"points": [[[20, 30]]], "labels": [[1]]}
@@ -221,6 +244,7 @@ def test_features_of_another_model(segmenter):
         tiny_segmenter(image_shape=segmenter.image_shape).decode(encoded, prompts)
 
 
+@pytest.mark.once
 def test_parts_of_another_model(segmenter):
     backbone = segmenter.backbone
     with pytest.raises(ValueError, match="an encoder of `high_res_features_0` and"):
@@ -235,6 +259,7 @@ def test_parts_of_another_model(segmenter):
         keras_sam.SAM2ImageSegmenter(tiny_segmenter().backbone)
 
 
+@pytest.mark.once
 def test_a_stretching_converter_has_no_padding():
     for settings in ({"pad_size": 128}, {"do_resize": False}):
         with pytest.raises(ValueError, match="`stretch` needs"):
@@ -254,6 +279,7 @@ def test_inside_tf_data():
         np.testing.assert_allclose(made[name], expected[name], atol=1e-4)
 
 
+@pytest.mark.once
 def test_the_functional_graph():
     backbone = tiny_sam2_backbone()
     inputs = {

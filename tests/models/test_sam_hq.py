@@ -121,7 +121,10 @@ def test_what_is_kept_of_an_image_follows_image_and_weights(encoded):
     assert_different(segmenter.decode(encoded, CLICKS)["masks"], first)
 
 
-@pytest.mark.parametrize("light", [False, True], ids=["ViT", "TinyViT"])
+@pytest.mark.parametrize(
+    "light",
+    [pytest.param(False, id="ViT"), pytest.param(True, id="TinyViT", marks=pytest.mark.once)],
+)
 def test_files_keep_everything(tmp_path, light):
     segmenter = hq_segmenter(light)
     segmenter.hq_token_only = True
@@ -175,6 +178,7 @@ def test_training_as_its_authors_did_changes_sam_hq_s_layers_alone(tmp_path):
         segmenter.freeze("decoder")
 
 
+@pytest.mark.once
 @TRAINS
 def test_cached_features_and_the_trainer(tmp_path):
     segmenter = hq_segmenter()
@@ -195,6 +199,7 @@ def message(error, function, *arguments, **named):
     return str(caught.value)
 
 
+@pytest.mark.once
 def test_parts_that_do_not_fit_are_refused():
     hq, sam = hq_segmenter(), tiny_segmenter(image_shape=(64, 96, 3))
     parts = (sam.image_encoder, sam.prompt_encoder)
@@ -230,6 +235,7 @@ def _decoder_of_another_width():
     )
 
 
+@pytest.mark.once
 def test_features_of_the_other_model_are_refused(segmenter, encoded, tmp_path):
     sam = tiny_segmenter(image_shape=(64, 96, 3))
     said = message(ValueError, segmenter.decode, sam.encode([PHOTO]), CLICKS)
@@ -245,6 +251,7 @@ def test_features_of_the_other_model_are_refused(segmenter, encoded, tmp_path):
         assert "made by another model" in said
 
 
+@pytest.mark.once
 def test_a_file_of_sam_is_refused_and_one_of_sam_hq_is_recognised(segmenter, tmp_path):
     sam = tiny_segmenter(image_shape=(64, 96, 3))
     sam.save_to_preset(tmp_path / "sam")

@@ -62,6 +62,7 @@ def test_segmenter_file_gives_the_same_model(segmenter, written):
     np.testing.assert_array_equal(masks_of(loaded), masks_of(segmenter))
 
 
+@pytest.mark.once
 def test_what_is_not_a_weight_is_in_the_file_too(tmp_path):
     backbone = tiny_backbone(drop_path_rate=0.2, layer_norm_epsilon=1e-4, pixel_mean=(1, 2, 3))
     segmenter = keras_sam.SAMImageSegmenter(backbone, mask_threshold=0.25)
@@ -123,8 +124,10 @@ def test_parts_inside_a_model_of_the_users_own(tmp_path):
     "given",
     [
         {"boxes": (1, 1, 2, 2)},  # one prompt alone, of the model's four
-        {"points": (1, 3, 2), "labels": (1, 3)},  # as KerasHub's models take them
-        {"boxes": (1, 5, 4)},  # several objects: the axis P stays
+        # as KerasHub's models take them
+        pytest.param({"points": (1, 3, 2), "labels": (1, 3)}, marks=pytest.mark.once),
+        # several objects: the axis P stays
+        pytest.param({"boxes": (1, 5, 4)}, marks=pytest.mark.once),
         {"points": (1, 2, 3, 2), "labels": (1, 2, 3), "masks": (1, 2, 28, 36, 1)},  # and masks
     ],
 )
@@ -152,6 +155,7 @@ def trainable(segmenter):
     return [v.path for v in segmenter.trainable_variables]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "frozen",
     [
@@ -192,7 +196,9 @@ def test_training_goes_on_from_a_file_with_the_optimizers_state(tmp_path, recwar
         np.testing.assert_array_equal(np.array(variable), old)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param("mixed_bfloat16", marks=pytest.mark.once), "bfloat16"]
+)
 def test_dtype_policy_is_in_the_file(tmp_path, policy):
     segmenter = tiny_segmenter(dtype=policy)
     segmenter.save(tmp_path / "model.keras")
@@ -203,6 +209,7 @@ def test_dtype_policy_is_in_the_file(tmp_path, policy):
     same_weights(loaded, segmenter)
 
 
+@pytest.mark.once
 def test_weights_file_of_another_model_is_refused(written):
     deeper = tiny_segmenter(num_layers=4)
     wanted = "must hold what a SAMImageSegmenter of the same config saved.*could not be loaded"
