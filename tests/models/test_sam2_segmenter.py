@@ -1,7 +1,8 @@
 """SAM 2's task: what it has that SAM's has not, in every way of using it.
 
 Every backend predicts and trains with its parts. Files, LoRA and cached features take a model's
-parts as they take SAM's, with which they are tested on every backend; errors and enlarging are numpy.
+parts as they take SAM's, with which they are tested on every backend; errors and enlarged masks are
+numpy.
 """
 
 import keras
