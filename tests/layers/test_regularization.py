@@ -24,7 +24,13 @@ RATES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "argument"), RATES)
+WHOLES = ("TwoWayTransformer", "SAMMaskDecoder", "ViTDetBackbone")  # hand it to their layers
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [pytest.param(*row, marks=[pytest.mark.once] * (row[0] in WHOLES)) for row in RATES],
+)
 def test_rate_acts_in_training_and_only_there(name, argument):
     keras.utils.set_random_seed(3)
     part, plain = make(name, **{argument: 0.5}), make(name)
