@@ -7,6 +7,8 @@ import keras_sam
 from keras_sam.encode_decode import join_batches
 from tests.closeness import assert_same_outputs
 
+pytestmark = pytest.mark.once
+
 K = 4
 
 

@@ -11,6 +11,8 @@ from PIL import Image
 import keras_sam
 from tests.tiny import photograph, tiny_backbone
 
+pytestmark = pytest.mark.once
+
 SIZE = (53, 80)
 PHOTO = photograph(SIZE)
 NAN_PHOTO = PHOTO.astype("float32")
@@ -326,6 +328,7 @@ def test_a_key_that_means_nothing_without_a_preprocessor(without_preprocessor):
         without_preprocessor.predict(x, verbose=0)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize(
     "prompts, message",
     [
@@ -430,6 +433,7 @@ def test_a_preprocessor_of_another_frame():
 # --- after an error ---
 
 
+@pytest.mark.every_backend
 def test_after_an_error_everything_goes_on_as_before(segmenter):
     expected = segmenter.predict(GOOD, verbose=0)
 
