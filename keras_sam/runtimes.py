@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -17,19 +18,24 @@ _INSTALL = {
     "openvino": 'pip install "keras-sam[openvino]"',
     "ai_edge_litert": 'pip install "keras-sam[tensorflow,export]"',
 }
+_MOST_PROGRAMS = 16  # that are kept of an OpenVINO model, one per shape of its inputs
 
 
 class Runtime(Protocol):
     """A file that is loaded: a function of arrays by name. Threads may share it.
 
     `inputs` are the shapes of its inputs, in which what is no int is of any length, and `outputs`
-    the names of its outputs.
+    the names of its outputs. With `fixed_shapes` every new shape of an input takes a moment once.
+    A call may name inputs that are `zeros`, which costs less where the runtime can make use of it.
     """
 
+    fixed_shapes: bool
     inputs: dict[str, Sequence[Any]]
     outputs: list[str]
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+    def __call__(
+        self, inputs: dict[str, np.ndarray], zeros: Sequence[str] = ()
+    ) -> dict[str, np.ndarray]: ...
 
 
 class OnnxRuntime:
@@ -46,6 +52,8 @@ class OnnxRuntime:
         ImportError: if onnxruntime is not installed.
         ValueError: if the file is damaged, or needs operators that this version lacks.
     """
+
+    fixed_shapes = False
 
     def __init__(
         self, path: str | os.PathLike, providers: Sequence[Any] | None = None, threads: int = 0
@@ -77,7 +85,9 @@ class OnnxRuntime:
             x.name for x in self._session.get_inputs() if x.type == "tensor(float)"
         }
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, inputs: dict[str, np.ndarray], zeros: Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
         given = {
             name: np.asarray(inputs[name], "float32" if name in self._takes_floats else None)
             for name in self.inputs
@@ -94,23 +104,37 @@ class OpenVino:
         precision: optional str, `"f32"` or `"bf16"`. What is computed in; by default the fastest
             that the processor has.
         threads: as in `OnnxRuntime`.
+        fixed_shapes: bool. Whether a program is compiled for every shape of the inputs, which takes
+            a moment once for each, and is faster from then on.
 
     Raises:
         ImportError: if openvino is not installed.
         ValueError: if the file is damaged.
     """
 
-    def __init__(self, path: str | os.PathLike, precision: str | None = "f32", threads: int = 0):
-        openvino = _import("openvino")
-        settings: dict[str, Any] = (
-            {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
-        )
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        precision: str | None = "f32",
+        threads: int = 0,
+        fixed_shapes: bool = False,
+    ):
+        self._openvino = _import("openvino")
+        self._settings: dict[str, Any] = {}
+        if precision is not None:
+            self._settings["INFERENCE_PRECISION_HINT"] = precision
         if threads:
-            settings["INFERENCE_NUM_THREADS"] = threads
+            self._settings["INFERENCE_NUM_THREADS"] = threads
+        self.fixed_shapes = fixed_shapes
+        self._requests: OrderedDict[Any, Any] = OrderedDict()  # those used last are at the end
+        self._core = self._openvino.Core()
         try:
-            self._model = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
+            self._model = self._core.read_model(os.fspath(path))
+            if not fixed_shapes:
+                self._requests[None] = self._compile(self._model)
         except Exception as error:
-            raise _cannot_load(path, f"OpenVINO {openvino.__version__}", error) from error
+            version = self._openvino.__version__
+            raise _cannot_load(path, f"OpenVINO {version}", error) from error
         # A tensor may have several names, where a step between two of them did nothing.
         self._inputs = [sorted(x.get_names()) for x in self._model.inputs]
         self._outputs = [sorted(x.get_names()) for x in self._model.outputs]
@@ -120,17 +144,48 @@ class OpenVino:
             for name in names
         }
         self.outputs = [name for names in self._outputs for name in names]
-        self._request = self._model.create_infer_request()
         self._lock = threading.Lock()  # a request is for one thread
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        given = [next(inputs[n] for n in names if n in inputs) for names in self._inputs]
+    def __call__(
+        self, inputs: dict[str, np.ndarray], zeros: Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
+        given = [next((n, inputs[n]) for n in names if n in inputs) for names in self._inputs]
         with self._lock:
-            self._request.infer(given, share_inputs=True)
+            request, left_out = self._request(given, zeros)
+            arrays = [array for name, array in given if name not in left_out]
+            request.infer(arrays, share_inputs=True)
             # Copies: the next answer is written to the same memory.
-            arrays = [np.array(tensor.data) for tensor in self._request.output_tensors]
+            arrays = [np.array(tensor.data) for tensor in request.output_tensors]
         pairs = zip(self._outputs, arrays, strict=True)
         return {name: array for names, array in pairs for name in names}
+
+    def _request(self, given, zeros):
+        """The request for these inputs, and those that it has no need of."""
+        if not self.fixed_shapes:
+            return self._requests[None], ()
+        key = (tuple(zeros), *(array.shape for _, array in given))
+        if key not in self._requests:
+            self._requests[key] = self._compile(self._specialised(given, zeros))
+            if len(self._requests) > _MOST_PROGRAMS:
+                self._requests.popitem(last=False)
+        self._requests.move_to_end(key)
+        return self._requests[key], zeros
+
+    def _specialised(self, given, zeros):
+        """The model for arrays of these shapes, in which inputs that are zeros are constants."""
+        model = self._model.clone()
+        pairs = list(zip(model.inputs, given, strict=True))
+        model.reshape({x: array.shape for x, (_, array) in pairs})
+        for x, (name, array) in pairs:
+            if name in zeros:
+                constant = self._openvino.op.Constant(array)
+                for target in x.get_target_inputs():
+                    target.replace_source_output(constant.output(0))
+                model.remove_parameter(x.get_node())
+        return model
+
+    def _compile(self, model):
+        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
 
 
 class LiteRT:
@@ -144,6 +199,8 @@ class LiteRT:
         ImportError: if ai-edge-litert is not installed.
         ValueError: if the file is damaged, or needs operators that this version lacks.
     """
+
+    fixed_shapes = False
 
     def __init__(self, path: str | os.PathLike, threads: int = 0):
         interpreter = _import("ai_edge_litert.interpreter")
@@ -159,7 +216,9 @@ class LiteRT:
         self.outputs = list(self._run.get_output_details())
         self._lock = threading.Lock()  # an interpreter is for one thread
 
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, inputs: dict[str, np.ndarray], zeros: Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
         given = {name: np.asarray(inputs[name]) for name in self.inputs}
         with self._lock:
             return self._run(**given)

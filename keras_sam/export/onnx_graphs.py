@@ -19,7 +19,10 @@ LARGEST_FILE = 2**31 - 2**24  # bytes of weights; a protobuf cannot have 2 GB
 
 
 def trace(graph: Graph, opset: int) -> Any:
-    """The ONNX model of a graph, on the torch backend."""
+    """The ONNX model of a graph, on the torch backend.
+
+    Raises a ValueError for an operator set that PyTorch and onnx cannot write it with.
+    """
     import torch
 
     class Module(torch.nn.Module):
@@ -39,7 +42,7 @@ def trace(graph: Graph, opset: int) -> Any:
         {i: axes[n] for i, n in enumerate(a.shape) if isinstance(n, str)} or None
         for a in graph.arguments
     )
-    with warnings.catch_warnings(), torch.no_grad(), _quiet("torch.onnx"):
+    with warnings.catch_warnings(), torch.no_grad(), _quiet("torch.onnx"), _quiet("onnxscript"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             Module().eval(),
@@ -52,6 +55,12 @@ def trace(graph: Graph, opset: int) -> Any:
             verbose=False,
         )
     model = program.model_proto
+    written = next(x.version for x in model.opset_import if not x.domain)
+    if written != opset:  # PyTorch only logs that it could not
+        raise ValueError(
+            "`opset` must be an operator set that the installed PyTorch and onnx can write, such "
+            f"as the default, 20. Received: opset={opset}."
+        )
     for node in model.graph.node:  # where in our code it came from, with paths of this machine
         del node.metadata_props[:]
     del model.metadata_props[:]

@@ -146,7 +146,8 @@ class ExportedSegmenter(EncodesAndDecodes):
         paths = [checked_file(folder, manifest, name) for name in (ENCODER, DECODER)]
         if runtime == "openvino":
             options = {"precision": _PRECISIONS[precision], "threads": threads}
-            encoder, decoder = (OpenVino(path, **options) for path in paths)
+            encoder = OpenVino(paths[0], **options)
+            decoder = OpenVino(paths[1], **options, fixed_shapes=True)
         else:
             options = {"providers": providers, "threads": threads}
             encoder, decoder = (OnnxRuntime(path, **options) for path in paths)
@@ -246,18 +247,21 @@ class _Programs:
                 for name, x in features.items()
             }
             parts = [
-                self._model.choose(self._decode_some(image, part, i), multimask_output)
-                for _, part in chunks(prompts, chunk, pad_sets=False)
+                self._model.choose(self._decode_some(image, part, i, sets), multimask_output)
+                for sets, part in chunks(prompts, chunk, self._decoder.fixed_shapes)
             ]
             of_images.append(_joined(parts, axis=1))
         return with_prompt_info(_joined(of_images, axis=0), prompts)
 
-    def _decode_some(self, image, prompts, i):
-        sets = prompts.labels.shape[1]
-        masks = np.zeros((1, sets, *self._model.mask_size), "float32")
-        given = np.zeros((1, sets), "float32")
+    def _decode_some(self, image, prompts, i, sets):
+        """The outputs for a chunk of prompt sets, without its padding."""
+        count = prompts.labels.shape[1]
+        masks = np.zeros((1, count, *self._model.mask_size), "float32")
+        given = np.zeros((1, count), "float32")
+        zeros = ("mask_prompts", "mask_given")
         if prompts.mask_given.shape[1]:
             masks[0], given[0] = prompts.masks[i, ..., 0], prompts.mask_given[i]
+            zeros = ()
         outputs = self._decoder(
             {
                 **image,
@@ -265,9 +269,11 @@ class _Programs:
                 "labels": np.asarray(prompts.labels[i : i + 1], "int32"),
                 "mask_prompts": masks,
                 "mask_given": given,
-            }
+            },
+            zeros,
         )
-        return {name: outputs[name] for name in ("masks", "iou_pred", *self._model.extra_outputs)}
+        names = ("masks", "iou_pred", *self._model.extra_outputs)
+        return {name: outputs[name][:, : sets.stop - sets.start] for name in names}
 
     def _decode_nothing(self, prompts, multimask_output):
         shape = prompts.labels.shape[:2]

@@ -10,7 +10,7 @@ from keras_sam import backends
 from keras_sam.layers.arguments import Activation, KeptArguments, Shape, Tensor
 from keras_sam.layers.dense import LayerNormalization
 from keras_sam.layers.initialization import build_part
-from keras_sam.layers.mask_decoder import SAMMaskDecoder, to_masks
+from keras_sam.layers.mask_decoder import SAMMaskDecoder, first_of_best, to_masks
 from keras_sam.layers.mask_upscaler import MaskUpscaler, depth_to_space
 
 
@@ -228,9 +228,7 @@ class SAMHQMaskDecoder(SAMMaskDecoder):
         grid = self._grid(image)
         weights, scores = self._read_tokens(tokens, self._mask_numbers(multimask_output))
         if multimask_output:
-            numbers = ops.arange(scores.shape[-1])
-            best = ops.expand_dims(ops.argmax(scores, axis=-1), -1)
-            is_best = ops.cast(ops.equal(numbers, ops.cast(best, numbers.dtype)), scores.dtype)
+            is_best = first_of_best(scores)
             weights = ops.sum(weights * ops.expand_dims(is_best, 2), axis=-1, keepdims=True)
             scores = ops.sum(scores * is_best, axis=-1, keepdims=True)
         masks = self._read_hq_mask(tokens, pixels, image["hq_features"], grid, training)

@@ -387,3 +387,16 @@ def to_masks(products: Tensor, grid: tuple[int, int]) -> Tensor:
     (eh, ew), lead, count = grid, ops.shape(products)[:2], products.shape[-1]
     masks = depth_to_space(ops.reshape(products, (-1, 16 * eh * ew, count)), grid)
     return ops.reshape(ops.transpose(masks, (0, 3, 1, 2)), (*lead, count, 4 * eh, 4 * ew))
+
+
+def first_of_best(scores: Tensor) -> Tensor:
+    """1 for the highest score, of equal ones the first, and 0 for the others of `(B, P, K)`.
+
+    By comparisons alone: LiteRT lacks an operator of Keras's `argmax` on TensorFlow, and for
+    `one_hot` torch looks at the numbers, which no recorded program may.
+    """
+    count = scores.shape[-1]
+    numbers = ops.arange(count)
+    highest = ops.equal(scores, ops.max(scores, axis=-1, keepdims=True))
+    first = ops.min(ops.where(highest, numbers, count), axis=-1, keepdims=True)
+    return ops.cast(ops.equal(numbers, first), scores.dtype)

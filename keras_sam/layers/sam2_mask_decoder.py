@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_sam import backends
 from keras_sam.layers.arguments import Shape, Tensor
-from keras_sam.layers.mask_decoder import SAMMaskDecoder, to_masks
+from keras_sam.layers.mask_decoder import SAMMaskDecoder, first_of_best, to_masks
 from keras_sam.layers.mask_upscaler import cells_of
 
 
@@ -198,11 +198,7 @@ class SAM2MaskDecoder(SAMMaskDecoder):
         Products of unordered pixels `(B, P, 16 Eh Ew, 1)` and scores `(B, P, 1)`.
         """
         weights, scores = self._read_tokens(tokens, self._mask_numbers(None))
-        # Not `one_hot`, for which torch looks at the numbers, which no recorded program may.
-        best = ops.argmax(scores[..., 1:], axis=-1, keepdims=True)  # (B, P, 1)
-        numbers = ops.arange(self.num_multimask_outputs)
-        best = ops.cast(ops.equal(numbers, ops.cast(best, numbers.dtype)), weights.dtype)
-        best = ops.expand_dims(best, 2)  # (B, P, 1, K - 1)
+        best = ops.cast(ops.expand_dims(first_of_best(scores[..., 1:]), 2), weights.dtype)
         # The candidates that are not chosen are never multiplied with the pixels.
         weights = ops.stack([weights[..., 0], ops.sum(weights[..., 1:] * best, axis=-1)], axis=-1)
         products = backends.matmul(pixels, weights)  # (B, P, 16 Eh Ew, 2)

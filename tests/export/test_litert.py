@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from keras_sam.export import export_model
-from keras_sam.export.checking import check_encoder
-from keras_sam.export.graphs import ImageEncoderGraph
+from keras_sam.export.checking import check_decoder, check_encoder
+from keras_sam.export.graphs import ImageEncoderGraph, PromptDecoderGraph
 from keras_sam.export.tensorflow_graphs import as_litert
 from keras_sam.runtimes import LiteRT
 from tests.closeness import assert_same
@@ -73,6 +73,15 @@ def test_hiera_runs_in_litert(tmp_path):
     differences = check_encoder(LiteRT(path), segmenter, False, "float32")
     assert set(differences) == {*segmenter.feature_shapes}
     assert max(differences.values()) < 1e-4
+
+
+@pytest.mark.parametrize("make, choice", [(hq_segmenter, True), (tiny_sam2_segmenter, False)])
+def test_decoders_that_choose_among_masks_run_in_litert(make, choice, tmp_path):
+    segmenter, path = make(), tmp_path / "prompt_decoder.tflite"
+    graph = PromptDecoderGraph(segmenter, choice)
+    path.write_bytes(as_litert(graph, "float32"))
+    differences = check_decoder(LiteRT(path), graph, segmenter, "float32")
+    assert set(differences) == {*graph.outputs} and max(differences.values()) < 1e-4
 
 
 def test_a_damaged_file_is_named(tmp_path):

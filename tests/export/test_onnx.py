@@ -20,7 +20,7 @@ from tests.closeness import assert_same
 from tests.meta_oracle import import_segment_anything
 from tests.models.test_sam_hq import hq_segmenter
 from tests.parity import oracles
-from tests.tiny import photograph
+from tests.tiny import photograph, tiny_segmenter
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="the files are written on torch"
@@ -274,6 +274,23 @@ def test_files_compute_in_float32_whatever_the_model_does(tmp_path):
         segmenter.image_encoder.export(tmp_path / "x.onnx", format="onnx")
 
 
+def test_how_far_an_encoder_of_pictures_may_be_off_is_what_a_grey_level_changes():
+    segmenter = tiny_segmenter(image_shape=(112, 144, 1))  # which one grey level moves by 2 %
+
+    def off_by(levels):
+        def run(inputs):
+            frames = segmenter.preprocessor.image_converter.convert([inputs["image"]])[0]
+            moved = np.random.default_rng(1).random(frames.shape) < 0.01
+            features = segmenter.encode_frames(frames + np.float32(levels * moved))
+            return graphs.as_files_have_them(segmenter, features)
+
+        return checking.check_encoder(run, segmenter, True, "float32")
+
+    assert 1e-2 < off_by(1)["image_embeddings"] < 5e-2
+    with pytest.raises(RuntimeError, match="`image_embeddings` of the exported file is off"):
+        off_by(20)
+
+
 # --- bad input ---
 
 
@@ -288,6 +305,7 @@ def test_files_compute_in_float32_whatever_the_model_does(tmp_path):
         ({"image_input": "uint16"}, "`image_input` must be True, False, or"),
         ({"multimask_output": "all"}, "`multimask_output` must be True, False, or None"),
         ({"opset": 11}, "`opset` must be at least 18"),  # too old for the encoder
+        ({"opset": 99}, "`opset` must be an operator set that .* opset=99"),  # not there yet
     ],
 )
 def test_settings_that_no_file_can_have_are_refused(segmenter, tmp_path, arguments, message):
