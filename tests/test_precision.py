@@ -14,6 +14,8 @@ from tests.tiny import photograph, tiny_backbone, tiny_segmenter, without_random
 # code.
 BOUNDS = {"bfloat16": 16 * 2**-8, "float16": 16 * 2**-11}
 POLICIES = ("bfloat16", "mixed_bfloat16", "float16", "mixed_float16")
+# Each format, and each place of the weights; `test_the_loss_is_metas` has all four everywhere.
+ON_EVERY_BACKEND = ("bfloat16", "mixed_float16")
 
 IMAGES = [photograph((60, 90), 1), photograph((131, 74), 2)]
 PROMPTS = {
@@ -39,7 +41,13 @@ def with_the_weights_of(source, target):
     return target
 
 
-@pytest.fixture(scope="module", params=POLICIES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(policy, marks=[pytest.mark.once] * (policy not in ON_EVERY_BACKEND))
+        for policy in POLICIES
+    ],
+)
 def precise_and_not(request, segmenter):
     """A segmenter in float32, and one with its weights in another policy."""
     skip_where_missing(request.param)

@@ -52,10 +52,10 @@ def test_evaluation_runs_all_rounds(trained):
 @pytest.mark.parametrize(
     "settings, rounds",
     [
-        ({}, 11),  # the paper's
+        pytest.param({}, 11, marks=pytest.mark.once),  # the paper's
         ({"num_clicks": 2}, 5),
-        ({"num_clicks": 2, "mask_rounds": False}, 3),
-        ({"num_clicks": 0, "mask_rounds": False}, 1),
+        pytest.param({"num_clicks": 2, "mask_rounds": False}, 3, marks=pytest.mark.once),
+        pytest.param({"num_clicks": 0, "mask_rounds": False}, 1, marks=pytest.mark.once),
     ],
 )
 def test_rounds_are_as_many_as_in_the_paper(settings, rounds):
