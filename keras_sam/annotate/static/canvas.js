@@ -335,7 +335,7 @@ function wordOf(colour, opacity = 1) {
 
 // --- the canvas ---
 
-const PATH_LINES = 2000; // of an outline that is stroked: with more of them, pixels are faster
+const PATH_LINES = 4000; // of an outline that is stroked: with more of them, pixels are faster
 const EDGE_WIDTH = 1; // CSS pixels, of what is dark on both sides of a line
 const EDGE_OPACITY = 0.55;
 const CLICK_REACH = 6; // CSS pixels: a pointer that moves further draws a box
@@ -965,7 +965,7 @@ export class SegmentCanvas extends EventTarget {
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, canvas.width, canvas.height);
     canvas.style.cursor = this._cursorStyle();
-    if (!this.image) return;
+    if (!this.image || !canvas.width || !canvas.height) return; // in a tab that is not shown, say
     const { scale, x, y } = this.view;
     context.setTransform(dots * scale, 0, 0, dots * scale, dots * x, dots * y);
     this._drawKept(context);
