@@ -763,7 +763,7 @@ export class SegmentCanvas extends EventTarget {
       } else if (this.drag?.kind === "point") this.drag.now = at;
       else if (this.drag?.kind === "stroke") this._stroke(at);
     } else if (this.proposals.length) this.proposal = this._proposalAt(at, this.proposal);
-    this._changed(false);
+    if (before || this.painting || this.proposals.length) this._changed(false);
   }
 
   _pinch(id, at) {
@@ -986,29 +986,33 @@ export class SegmentCanvas extends EventTarget {
 
   /** The photograph and its objects, drawn once for all frames in which they are the same. */
   _drawKept(context) {
-    const photograph = this._photograph(context.getTransform());
+    const view = context.getTransform();
+    const photograph = this._photograph(view);
+    context.save();
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.drawImage(this.objects.length ? this._withObjects(photograph, view) : photograph.copy, 0, 0);
+    context.restore();
+  }
+
+  _withObjects(photograph, view) {
     const { objects, draft } = this;
     const opacity = this.hasDraft || this.proposals.length ? 0.22 : 0.38;
     const made = { photograph, objects, editing: draft.editing, opacity };
-    if (!this._kept || Object.keys(made).some((key) => this._kept.made[key] !== made[key])) {
-      const { width, height } = this.canvas;
-      const copy = this._kept?.copy || document.createElement("canvas");
-      Object.assign(copy, { width, height }); // which clears it
-      const on = copy.getContext("2d");
-      on.drawImage(photograph.copy, 0, 0);
-      on.setTransform(context.getTransform());
-      on.imageSmoothingEnabled = on.getTransform().a < 2;
-      for (const { mask, colour, hidden, id } of objects) {
-        if (hidden || id === draft.editing) continue;
-        mask.draw(on, colour, opacity);
-        this._outline(on, mask, colour, 1.5);
-      }
-      this._kept = { made, copy };
+    if (this._kept && Object.keys(made).every((key) => this._kept.made[key] === made[key])) return this._kept.copy;
+    const { width, height } = this.canvas;
+    const copy = this._kept?.copy || document.createElement("canvas");
+    Object.assign(copy, { width, height }); // which clears it
+    const on = copy.getContext("2d");
+    on.drawImage(photograph.copy, 0, 0);
+    on.setTransform(view);
+    on.imageSmoothingEnabled = view.a < 2;
+    for (const { mask, colour, hidden, id } of objects) {
+      if (hidden || id === draft.editing) continue;
+      mask.draw(on, colour, opacity);
+      this._outline(on, mask, colour, 1.5);
     }
-    context.save();
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.drawImage(this._kept.copy, 0, 0);
-    context.restore();
+    this._kept = { made, copy };
+    return copy;
   }
 
   /** The photograph as it is in view, scaled once for all frames of this view. */
