@@ -3,11 +3,14 @@
 
     .check/venv/bin/python tools/measure_clicks.py
     .check/venv/bin/python tools/measure_clicks.py --photo truck.jpg --model sam_vit_b_01ec64.pth
+    .check/venv/bin/python tools/measure_clicks.py --photo truck.jpg --image-shape 1024 1024
 
 The same clicks are made in turn by the predictor in a thread of this process (`predictor`), by the
 engine of the page, which makes run lengths of the masks, too (`engine`), by an HTTP client
 (`http`), and in Chromium, from the pointer's release to the frame that shows the mask (`page`). It
-prints the medians and their ratios to the predictor's.
+prints the medians and their ratios to the predictor's, and how many runs the masks have, on
+average: one of random weights has a hundred times those of an object. `--image-shape` loads a
+preset at a larger frame, where a click takes longer, and the masks are still those of objects.
 """
 
 from __future__ import annotations
@@ -47,6 +50,9 @@ WATCH = """() => {
 def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="sam_tiny_demo", help="(default: sam_tiny_demo)")
+    parser.add_argument(
+        "--image-shape", type=int, nargs=2, metavar=("H", "W"), help="(default: the model's own)"
+    )
     parser.add_argument("--photo", type=Path, help="a photograph (default: coins of scikit-image)")
     parser.add_argument("--clicks", type=int, default=40, help="clicks of each (default: 40)")
     return parser.parse_args(words)
@@ -59,11 +65,14 @@ def main(words: list[str]) -> int:
     from playwright.sync_api import sync_playwright
 
     import keras_sam
+    from keras_sam.annotate.engine import Answer
     from keras_sam.annotate.worker import Worker
+    from keras_sam.masks.rle import read_counts
     from tests.annotate.serving import serving
     from tools.browser import FLAGS, find_chromium
 
-    segmenter = keras_sam.SAMImageSegmenter.from_preset(options.model)
+    frame = {"image_shape": options.image_shape} if options.image_shape else {}
+    segmenter = keras_sam.SAMImageSegmenter.from_preset(options.model, **frame)
     with tempfile.TemporaryDirectory() as place, sync_playwright() as driver:
         folder = Path(place) / "photos"
         folder.mkdir()
@@ -81,6 +90,7 @@ def main(words: list[str]) -> int:
         browser = driver.chromium.launch(executable_path=find_chromium(), args=list(FLAGS))
         with serving(segmenter, folder, Path(place) / "out.json", ["object"]) as served:
             page = browser.new_page(viewport={"width": 1200, "height": 800})
+            page.set_default_timeout(600_000)  # a large model encodes for a while
             page.goto(served.page)
             page.locator("#photo option").first.wait_for(state="attached")
             page.locator("#progress").wait_for(state="hidden")
@@ -93,7 +103,8 @@ def main(words: list[str]) -> int:
                 alone.submit(lambda: predictor.predict(points=[point], labels=[1])).result()
 
             def by_engine(point):
-                served.engine.predict("photo.png", points=[point], labels=[1]).result()
+                prompt = {"points": [point], "labels": [1]}
+                answers.append(served.engine.predict("photo.png", **prompt).result())
 
             def by_http(point):
                 prompt = {"photo": "photo.png", "points": [point], "labels": [1]}
@@ -120,6 +131,7 @@ def main(words: list[str]) -> int:
                 "http": timed(by_http),
                 "page": by_page,
             }
+            answers: list[Answer] = []
             took: dict[str, list[float]] = {name: [] for name in ways}
             points = np.random.default_rng(0).uniform(0.1, 0.9, (options.clicks + 3, 2))
             for number, (x, y) in enumerate(points.tolist()):
@@ -130,6 +142,9 @@ def main(words: list[str]) -> int:
                         took[name].append(ms)
         browser.close()
         alone.close()
+    shown = [answer.candidates[answer.best]["segmentation"] for answer in answers]
+    runs = statistics.mean(len(read_counts(mask)[0]) // 2 for mask in shown)
+    print(f"{width} x {height} pixels, masks of {runs:.0f} runs")
     base = statistics.median(took["predictor"])
     for name, all_ms in took.items():
         median = statistics.median(all_ms)

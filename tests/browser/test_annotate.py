@@ -1,5 +1,6 @@
 """The page of `keras-sam annotate` in Chromium: what people do there, and what is then kept."""
 
+import base64
 import contextlib
 import json
 
@@ -25,6 +26,36 @@ ROUND_TRIP = """async ([rles, size]) => {
     painted.stroke({x: 10, y: 8}, {x: 10, y: 8}, 5, 1);
     painted.stroke({x: 12, y: 8}, {x: 20, y: 8}, 2, 0);
     return [written, painted.toRle()];
+}"""
+
+# Shows objects on a white photograph, as a whole and zoomed in; gives the bytes of the canvas.
+DRAWN = """async ([segmentations, zooms]) => {
+    const { SegmentCanvas } = await import("/static/canvas.js");
+    const [height, width] = segmentations[0].size;
+    const white = new OffscreenCanvas(width, height);
+    const context = white.getContext("2d");
+    context.fillStyle = "#fff";
+    context.fillRect(0, 0, width, height);
+    const room = document.createElement("div");
+    room.style = "position: fixed; width: 339px; height: 339px";
+    document.body.append(room);
+    const shown = new SegmentCanvas(room, {
+        picture: () => white.convertToBlob(), embed: async () => ({}),
+    });
+    await shown.open("white");
+    shown.setObjects(segmentations.map(
+        (segmentation, id) => ({ id, segmentation, colour: "#3b82f6", hidden: false })
+    ));
+    const pictures = [];
+    for (const zoom of zooms) {
+        shown.zoom(zoom);
+        await new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+        const { data } = shown.canvas.getContext("2d").getImageData(0, 0, 339, 339);
+        pictures.push(btoa(Array.from(data, (byte) => String.fromCharCode(byte)).join("")));
+    }
+    shown.destroy();
+    room.remove();
+    return pictures;
 }"""
 
 
@@ -104,6 +135,25 @@ def test_run_lengths_of_the_page_are_ours(page):
     rubbed = (np.clip(x, 12, 20) - x) ** 2 + (y - 8) ** 2 <= 4
     differ = masks.decode_rle(painted) != (disc & ~rubbed)
     assert differ.sum() <= 2  # strokes are discs, one beside the other
+
+
+def test_a_ragged_outline_is_drawn_as_its_parts_are(page):
+    """A mask of more lines than are stroked looks as two do that have half of them each."""
+    specks = np.zeros((105, 105), bool)
+    specks[1::3, 1::3] = True
+    left = specks & (np.arange(105) < 52)
+    zooms = [1, 1.13, 4]
+    whole, parts = (
+        [
+            np.frombuffer(base64.b64decode(picture), np.uint8).reshape(339, 339, 4).astype(int)
+            for picture in page.evaluate(DRAWN, [masks.encode_rle(np.stack(shown)), zooms])
+        ]
+        for shown in ([specks], [left, specks & ~left])
+    )
+    assert (abs(whole[0] - [59, 130, 246, 255]).max(-1) < 8).mean() > 0.1  # of lines
+    for zoom, one, other in zip(zooms, whole, parts, strict=True):
+        assert (abs(one - other).max(-1) > 100).mean() < 0.01, zoom  # strokes have soft edges
+    assert abs(whole[2] - parts[2]).max() <= 1  # with few lines in view both are stroked
 
 
 def test_click_choose_accept_undo_and_reload(page, served):

@@ -60,7 +60,8 @@ export class Mask {
     for (let i = 1, at = counts[0]; i < counts.length; at += counts[i] + (counts[i + 1] || 0), i += 2) {
       if (!counts[i]) continue;
       const last = at + counts[i] - 1;
-      const [first, end] = [Math.floor(at / height), Math.floor(last / height)];
+      const first = Math.floor(at / height);
+      const end = Math.floor(last / height);
       left = Math.min(left, first);
       right = Math.max(right, end);
       top = first === end ? Math.min(top, at % height) : 0;
@@ -145,7 +146,7 @@ export class Mask {
       const y = from.y + ((to.y - from.y) * step) / steps;
       this._disc(x, y, radius, value);
     }
-    this._outline = this._picture = this._known = null;
+    this._edges = this._picture = this._known = null;
   }
 
   _disc(x, y, radius, value) {
@@ -178,15 +179,12 @@ export class Mask {
     Object.assign(this, { x: a, y: b, w, h, data });
   }
 
-  /** The edges between inside and outside, in pixels of the image. */
-  outline() {
-    if (this._outline) return this._outline;
-    const path = new Path2D();
+  /** The edges between inside and outside, `Lines` in pixels of the image. */
+  edges() {
+    if (this._edges) return this._edges;
+    const lines = [];
     const { x, y, h } = this;
-    const line = (a, b, c, d) => {
-      path.moveTo(x + a, y + b);
-      path.lineTo(x + c, y + d);
-    };
+    const line = (a, b, c, d) => lines.push(x + a, y + b, x + c, y + d);
     const runs = this._runs();
     // Of the horizontal edge above each row: its first column, and the last one so far.
     const [first, last] = [new Int32Array(h + 1), new Int32Array(h + 1).fill(-2)];
@@ -212,8 +210,8 @@ export class Mask {
     }
     unlike(before, [], (top, bottom) => line(at + 1, top, at + 1, bottom));
     last.forEach((column, row) => column >= 0 && line(first[row], row, column + 1, row));
-    this._outline = path;
-    return path;
+    this._edges = new Lines(lines);
+    return this._edges;
   }
 
   /** The mask in one colour, on a canvas whose rows are the columns of this part of the image. */
@@ -226,8 +224,7 @@ export class Mask {
     const context = canvas.getContext("2d");
     const pixels = context.createImageData(h, w);
     const words = new Uint32Array(pixels.data.buffer);
-    const [red, green, blue] = rgb(colour);
-    const word = (255 << 24) | (blue << 16) | (green << 8) | red;
+    const word = wordOf(colour);
     const runs = this._runs();
     for (let i = 0; i < runs.length; i += 3) {
       if (runs[i] % step) continue;
@@ -250,11 +247,67 @@ export class Mask {
   }
 }
 
+/** Lines along rows and columns: a flat list of x1, y1, x2, y2, from the lesser to the greater. */
+class Lines {
+  constructor(list) {
+    this.list = list;
+  }
+
+  get count() {
+    return this.list.length / 4;
+  }
+
+  get path() {
+    if (this._path) return this._path;
+    const { list } = this;
+    this._path = new Path2D();
+    for (let i = 0; i < list.length; i += 4) {
+      this._path.moveTo(list[i], list[i + 1]);
+      this._path.lineTo(list[i + 2], list[i + 3]);
+    }
+    return this._path;
+  }
+
+  /** Those seen on a canvas, in its pixels, up to `reach` thick; null if they are more than `most`. */
+  within({ width, height }, { a: scale, e: x, f: y }, reach, most) {
+    const { list } = this;
+    const [left, top] = [(-reach - x) / scale, (-reach - y) / scale];
+    const [right, bottom] = [(width + reach - x) / scale, (height + reach - y) / scale];
+    const seen = [];
+    for (let i = 0; i < list.length; i += 4) {
+      if (list[i] > right || list[i + 1] > bottom || list[i + 2] < left || list[i + 3] < top) continue;
+      if (seen.length === 4 * most) return null;
+      seen.push(list[i] * scale + x, list[i + 1] * scale + y, list[i + 2] * scale + x, list[i + 3] * scale + y);
+    }
+    return new Lines(seen);
+  }
+
+  /**
+   * Sets pixels, the words of an image, where a line is that thick, with square ends; `scale`, `x`
+   * and `y` tell where on the image a place of the lines is.
+   */
+  fill(words, { width, height }, { scale, x, y }, thick, word) {
+    const { list } = this;
+    const [before, after] = [0.5 - thick / 2, 0.5 + thick / 2]; // which rounds, too
+    for (let i = 0; i < list.length; i += 4) {
+      // Whole numbers by `|`, which the loops below need to be fast; what is negative is cut off.
+      const left = Math.max(0, (list[i] * scale + x + before) | 0);
+      const top = Math.max(0, (list[i + 1] * scale + y + before) | 0);
+      const right = Math.min(width, (list[i + 2] * scale + x + after) | 0);
+      const bottom = Math.min(height, (list[i + 3] * scale + y + after) | 0);
+      for (let row = top; row < bottom; row++) {
+        for (let at = row * width + left, end = row * width + right; at < end; at++) words[at] = word;
+      }
+    }
+  }
+}
+
 /** Calls `found(from, to)` where one of two ascending lists of changes is inside, not both. */
 function unlike(a, b, found) {
   let [i, j, from] = [0, 0, -1];
   while (i < a.length || j < b.length) {
-    const [next, other] = [a[i] ?? Infinity, b[j] ?? Infinity];
+    const next = i < a.length ? a[i] : Infinity;
+    const other = j < b.length ? b[j] : Infinity;
     if (next <= other) i++;
     if (other <= next) j++;
     if (next === other) continue; // both change: unlike as before, or alike as before
@@ -273,13 +326,18 @@ function maskOf(candidate) {
   return candidate.mask;
 }
 
-function rgb(colour) {
+/** A pixel of a picture of words. */
+function wordOf(colour, opacity = 1) {
   const number = parseInt(colour.slice(1), 16);
-  return [number >> 16, (number >> 8) & 255, number & 255];
+  const [red, green, blue] = [number >> 16, (number >> 8) & 255, number & 255];
+  return (Math.round(255 * opacity) << 24) | (blue << 16) | (green << 8) | red;
 }
 
 // --- the canvas ---
 
+const PATH_LINES = 4000; // of an outline that is stroked: with more of them, pixels are faster
+const EDGE_WIDTH = 1; // CSS pixels, of what is dark on both sides of a line
+const EDGE_OPACITY = 0.55;
 const CLICK_REACH = 6; // CSS pixels: a pointer that moves further draws a box
 const SETTLED = 150; // ms without a movement, after which the photograph is scaled well
 const WHEEL_STEP = 60; // of a wheel's delta, for the next candidate
@@ -623,7 +681,8 @@ export class SegmentCanvas extends EventTarget {
       const { score } = candidates[chosen];
       const mask = maskOf(candidates[chosen]);
       this.draft = { ...draft, candidates, chosen, number, mask, score, edited: false, waits: false };
-      this._changed();
+      this._draw(); // the next frame may be about to begin: what it shows is then done
+      this._changed(true, false);
     } catch (error) {
       if (this.draft !== draft || this.photo !== photo) return;
       this.draft = this.past.pop() || EMPTY; // the click that could not be answered
@@ -704,7 +763,7 @@ export class SegmentCanvas extends EventTarget {
       } else if (this.drag?.kind === "point") this.drag.now = at;
       else if (this.drag?.kind === "stroke") this._stroke(at);
     } else if (this.proposals.length) this.proposal = this._proposalAt(at, this.proposal);
-    this._changed(false);
+    if (before || this.painting || this.proposals.length) this._changed(false);
   }
 
   _pinch(id, at) {
@@ -878,7 +937,7 @@ export class SegmentCanvas extends EventTarget {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
 
-  _changed(tell = true) {
+  _changed(tell = true, draw = true) {
     if (this.draftsWait && this.draft === EMPTY && !this.drag && !this.corner) {
       Object.assign(this, { draft: this._refused.shift(), past: [], future: [] });
       tell = true;
@@ -889,13 +948,12 @@ export class SegmentCanvas extends EventTarget {
       this.propose(proposals);
     }
     if (tell) this._tell("change", {});
-    this._frame ??= requestAnimationFrame(() => {
-      this._frame = null;
-      this._draw();
-    });
+    if (draw) this._frame ??= requestAnimationFrame(() => this._draw());
   }
 
   _draw() {
+    if (this._frame) cancelAnimationFrame(this._frame);
+    this._frame = null;
     const { clientWidth: w, clientHeight: h } = this.root;
     const dots = window.devicePixelRatio || 1;
     const { canvas } = this;
@@ -907,34 +965,59 @@ export class SegmentCanvas extends EventTarget {
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, canvas.width, canvas.height);
     canvas.style.cursor = this._cursorStyle();
-    if (!this.image) return;
+    if (!this.image || !canvas.width || !canvas.height) return; // in a tab that is not shown, say
     const { scale, x, y } = this.view;
     context.setTransform(dots * scale, 0, 0, dots * scale, dots * x, dots * y);
-    this._drawPhotograph(context);
+    this._drawKept(context);
     context.imageSmoothingEnabled = scale * dots < 2;
-    for (const { mask, colour, hidden, id } of this.objects) {
-      if (hidden || id === this.draft.editing) continue;
-      mask.draw(context, colour, this.hasDraft || this.proposals.length ? 0.22 : 0.38);
-      this._line(context, mask.outline(), colour, 1.5);
-    }
     this.proposals.forEach(({ mask }, index) => {
       const chosen = index === this.proposal;
       mask.draw(context, this.colour, chosen ? 0.5 : 0.12);
-      this._line(context, mask.outline(), chosen ? this.colour : "#ffffff", chosen ? 2.5 : 1.25, !chosen);
+      this._outline(context, mask, chosen ? this.colour : "#ffffff", chosen ? 2.5 : 1.25, !chosen);
     });
     const mask = this.drag?.kind === "stroke" ? this.drag.mask : this.draft.mask;
     if (mask) {
       mask.draw(context, this.colour, 0.5);
-      this._line(context, mask.outline(), this.colour, 2.25);
+      this._outline(context, mask, this.colour, 2.25);
     }
     this._drawPrompts(context);
     this._drawPointers(context);
   }
 
-  /** The photograph as it is in view, scaled once for all frames of this view. */
-  _drawPhotograph(context) {
+  /** The photograph and its objects, drawn once for all frames in which they are the same. */
+  _drawKept(context) {
+    const view = context.getTransform();
+    const photograph = this._photograph(view);
+    context.save();
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    context.drawImage(this.objects.length ? this._withObjects(photograph, view) : photograph.copy, 0, 0);
+    context.restore();
+  }
+
+  _withObjects(photograph, view) {
+    const { objects, draft } = this;
+    const opacity = this.hasDraft || this.proposals.length ? 0.22 : 0.38;
+    const made = { photograph, objects, editing: draft.editing, opacity };
+    if (this._kept && Object.keys(made).every((key) => this._kept.made[key] === made[key])) return this._kept.copy;
     const { width, height } = this.canvas;
-    const { a: scale, e: x, f: y } = context.getTransform();
+    const copy = this._kept?.copy || document.createElement("canvas");
+    Object.assign(copy, { width, height }); // which clears it
+    const on = copy.getContext("2d");
+    on.drawImage(photograph.copy, 0, 0);
+    on.setTransform(view);
+    on.imageSmoothingEnabled = view.a < 2;
+    for (const { mask, colour, hidden, id } of objects) {
+      if (hidden || id === draft.editing) continue;
+      mask.draw(on, colour, opacity);
+      this._outline(on, mask, colour, 1.5);
+    }
+    this._kept = { made, copy };
+    return copy;
+  }
+
+  /** The photograph as it is in view, scaled once for all frames of this view. */
+  _photograph({ a: scale, e: x, f: y }) {
+    const { width, height } = this.canvas;
     const view = [width, height, scale, x, y].join();
     const moved = this._scaled?.view !== view;
     if (this._scaled?.image !== this.image || moved || this._scaled.settled === false) {
@@ -952,10 +1035,7 @@ export class SegmentCanvas extends EventTarget {
       clearTimeout(this._settling);
       if (!settled) this._settling = setTimeout(() => this._changed(false), SETTLED);
     }
-    context.save();
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.drawImage(this._scaled.copy, 0, 0);
-    context.restore();
+    return this._scaled;
   }
 
   _cursorStyle() {
@@ -965,13 +1045,50 @@ export class SegmentCanvas extends EventTarget {
     return this.tool === "select" ? "crosshair" : "none";
   }
 
-  /** A line that shows on bright and on dark: coloured, on a dark edge and a light one. */
-  _line(context, path, colour, width, dashed = false) {
-    const pixel = 1 / this.view.scale;
+  /** The outline of a mask; of a ragged one only what is in view, as pixels while that is a lot. */
+  _outline(context, mask, colour, width, dashed = false) {
+    const lines = mask.edges();
+    if (lines.count <= PATH_LINES) return this._line(context, lines.path, colour, width, dashed);
+    const [view, dots] = [context.getTransform(), window.devicePixelRatio || 1];
+    const { width: w, height: h } = context.canvas;
+    const key = [view.a, view.e, view.f, w, h, colour, width].join();
+    if (this._ragged?.lines !== lines || this._ragged.key !== key) {
+      const seen = lines.within(context.canvas, view, (width / 2 + EDGE_WIDTH) * dots, PATH_LINES);
+      const drawn = seen ? null : this._pixels(mask, view, context.canvas, colour, width * dots, EDGE_WIDTH * dots);
+      this._ragged = { lines, key, seen, drawn };
+    }
+    const { seen, drawn } = this._ragged;
+    context.save();
+    context.setTransform(1, 0, 0, 1, 0, 0);
+    if (seen) this._line(context, seen.path, colour, width, dashed, dots);
+    else context.drawImage(drawn.canvas, drawn.x, drawn.y);
+    context.restore();
+  }
+
+  /** What `_line` would stroke of an outline, all in pixels of the screen, on a canvas for its part. */
+  _pixels(mask, { a: scale, e, f }, screen, colour, thick, edge) {
+    const reach = thick / 2 + edge + 1;
+    const x = Math.max(0, Math.floor(mask.x * scale + e - reach));
+    const y = Math.max(0, Math.floor(mask.y * scale + f - reach));
+    const width = Math.min(screen.width, Math.ceil((mask.x + mask.w) * scale + e + reach)) - x;
+    const height = Math.min(screen.height, Math.ceil((mask.y + mask.h) * scale + f + reach)) - y;
+    const image = new ImageData(width, height);
+    const words = new Uint32Array(image.data.buffer);
+    const place = { scale, x: e - x, y: f - y };
+    mask.edges().fill(words, image, place, thick + 2 * edge, wordOf("#000000", EDGE_OPACITY));
+    mask.edges().fill(words, image, place, thick, wordOf(colour));
+    const canvas = document.createElement("canvas");
+    Object.assign(canvas, { width, height });
+    canvas.getContext("2d").putImageData(image, 0, 0);
+    return { canvas, x, y };
+  }
+
+  /** A line that shows on bright and on dark: coloured, on a dark edge. */
+  _line(context, path, colour, width, dashed = false, pixel = 1 / this.view.scale) {
     context.lineCap = "square";
     context.setLineDash([]);
-    context.strokeStyle = "rgba(0, 0, 0, 0.55)";
-    context.lineWidth = (width + 2) * pixel;
+    context.strokeStyle = `rgba(0, 0, 0, ${EDGE_OPACITY})`;
+    context.lineWidth = (width + 2 * EDGE_WIDTH) * pixel;
     context.stroke(path);
     context.setLineDash(dashed ? [5 * pixel, 4 * pixel] : []);
     context.strokeStyle = colour;
