@@ -165,6 +165,9 @@ class ClickToSegment(anywidget.AnyWidget):
         number, question = message.get("number"), message.get("question")
         content = message.get("content") or {}
         try:
+            if question == "here":
+                self._answer(number, {})
+                return
             if question == "picture":
                 picture, kind = self._engine.photos.picture(content["photo"])
                 self._answer(number, {"type": kind}, [picture])

@@ -28,7 +28,7 @@ LOGS = {"info": "log", "debug": "log", "warning": "log", "exception": "log"}
 SAID = {"say": "printed", "print": "printed"}
 # What the page's JavaScript says: all up to the end of the statement, and the texts in it.
 SHOWN = re.compile(
-    r'(?:\btoast\(|\bnew \w*Error\(|"fail", \{ text: |\.textContent = )'
+    r'(?:\b(?:toast|tell)\(|\bnew \w*Error\(|"fail", \{ text: |\.textContent = )'
     r'((?:[^;"`]|"(?:[^"\\]|\\.)*"|`(?:[^`\\]|\\.)*`)*)'
 )
 QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"|`((?:[^`\\]|\\.)*)`')

@@ -653,6 +653,8 @@ export function openEditor(root, server, { first = null, turned = () => {}, whee
     get holdsWork() {
       return canvas.hasDraft || !state.saved || state.pending > 0;
     },
+    /** Shows a sentence for a while. */
+    tell: toast,
     close() {
       clearInterval(state.timer);
       clearTimeout(state.toast);

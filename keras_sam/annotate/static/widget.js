@@ -15,8 +15,13 @@ class KernelError extends Error {
   }
 }
 
-/** Asks Python; answers come with the number of their question, to all views of a widget. */
-function connect(model) {
+/**
+ * Asks Python; answers come with the number of their question, to all views of a widget.
+ *
+ * While nothing at all is answered, `wait` is called from time to time: Python runs a cell, or was
+ * restarted, which JupyterLab tells only of its own restarts. The questions stay, for a cell may end.
+ */
+function connect(model, wait) {
   const waiting = new Map();
   const view = crypto.getRandomValues(new Uint32Array(2)).join("-");
   let count = 0;
@@ -30,8 +35,22 @@ function connect(model) {
     doubted = true;
     for (const number of waiting.keys()) giveUpSoon(number);
   }
+  /** Sends a message; where that cannot be, the way to Python is closed, and nothing will come. */
+  function send(message) {
+    try {
+      model.send(message);
+    } catch {
+      for (const number of [...waiting.keys()]) giveUp(number);
+    }
+  }
+  let unsure = false; // whether it was asked if anybody is there, and nothing heard since
+  const watch = setInterval(() => {
+    if (unsure && waiting.size) wait();
+    unsure = waiting.size > 0;
+    if (unsure) send({ number: view, question: "here" });
+  }, PATIENCE * 1000);
   function hear({ number, answer, error, status }, buffers) {
-    doubted = false;
+    doubted = unsure = false;
     const asked = waiting.get(number);
     if (!waiting.delete(number)) return;
     if (error === undefined) asked.resolve({ answer, buffers });
@@ -42,7 +61,7 @@ function connect(model) {
     return new Promise((resolve, reject) => {
       waiting.set(number, { resolve, reject });
       if (doubted) giveUpSoon(number);
-      model.send({ number, question, content });
+      send({ number, question, content });
     });
   }
   model.on("msg:custom", hear);
@@ -55,6 +74,7 @@ function connect(model) {
     return new Blob([buffers[0]], { type: answer.type });
   };
   const disconnect = () => {
+    clearInterval(watch);
     model.off("msg:custom", hear);
     model.off("comm_live_update", doubt);
   };
@@ -93,7 +113,9 @@ function render({ model, el }) {
   const themes = new MutationObserver(shade);
   for (const one of [document.documentElement, document.body]) themes.observe(one, { attributes: true });
 
-  const { server, disconnect } = connect(model);
+  const { server, disconnect } = connect(model, () =>
+    editor.tell("Python does not answer. If a cell is running, this goes on after it; if Python was restarted, run the cell again."),
+  );
   const silent = setTimeout(() => {
     root.getElementById("broken").hidden = false;
     root.getElementById("broken-text").textContent = "Python does not answer. If no cell is running, run this one again.";
