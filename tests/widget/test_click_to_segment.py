@@ -207,6 +207,12 @@ def test_answers_leave_in_the_thread_of_the_notebook(asked):
     assert asyncio.run(asyncio.wait_for(click(), SECONDS)) is threading.current_thread()
 
 
+def test_the_page_hears_at_once_that_python_is_there(asked):
+    one = asked(IMAGE)
+    number = one.send("here")
+    assert one.answers[number][0] == {"number": number, "answer": {}}
+
+
 def test_images_that_cannot_be_read_are_refused_at_once(segmenter, tmp_path):
     (tmp_path / "b.jpg").write_bytes(b"\xff\xd8 no picture")
     for image, said in (([], "empty list"), (tmp_path / "b.jpg", "b.jpg"), ("no.png", "no.png")):
